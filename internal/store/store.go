@@ -174,7 +174,7 @@ var (
 	ErrUnknown = errors.New("outcome of the write is unknown")
 	ErrClosed  = errors.New("store is closed")
 	// ErrNoSpace: the store's quota or its disk is full; reads and deletions work.
-	ErrNoSpace = errors.New("store is out of space")
+	ErrNoSpace  = errors.New("store is out of space")
 	ErrTooLarge = errors.New("value is too large")
 )
 
