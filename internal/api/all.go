@@ -1,0 +1,15 @@
+// Package api lists the built-in API resources. Each is declared in one file (or,
+// for the few large ones, one folder) below.
+package api
+
+import (
+	"skiff/internal/api/core"
+	"skiff/internal/api/resource"
+)
+
+// All returns the built-in resources, in the order of discovery.
+func All() []*resource.Resource {
+	return []*resource.Resource{
+		core.ConfigMap(),
+	}
+}
