@@ -1,0 +1,36 @@
+package etcd
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"skiff/internal/store"
+	"skiff/internal/store/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, c Config) *Store {
+	t.Helper()
+	if c.Dir == "" {
+		c.Dir = t.TempDir()
+	}
+	s, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestContractEmbedded(t *testing.T) {
+	storetest.Run(t, storetest.Harness{
+		New:      func(t *testing.T) store.Store { return open(t, Config{}) },
+		MaxValue: defaultMaxRequestBytes,
+	})
+}
