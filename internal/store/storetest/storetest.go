@@ -32,10 +32,26 @@ type Harness struct {
 
 // Run runs the suite.
 func Run(t *testing.T, h Harness) {
-	tests := []struct {
-		name string
-		test func(*testing.T, Harness, store.Store)
-	}{
+	for _, tt := range suite() {
+		t.Run(tt.name, func(t *testing.T) { tt.test(t, h, h.New(t)) })
+	}
+}
+
+// Each calls f with every test of the suite, for a caller that makes the stores
+// itself; they must have the limits of a zero Harness.
+func Each(f func(name string, test func(*testing.T, store.Store))) {
+	for _, tt := range suite() {
+		f(tt.name, func(t *testing.T, s store.Store) { tt.test(t, Harness{}, s) })
+	}
+}
+
+type contractTest struct {
+	name string
+	test func(*testing.T, Harness, store.Store)
+}
+
+func suite() []contractTest {
+	return []contractTest{
 		{"Empty", testEmpty},
 		{"CreateGet", testCreateGet},
 		{"UpdateConflict", testUpdateConflict},
@@ -64,9 +80,6 @@ func Run(t *testing.T, h Harness) {
 		{"TooLarge", testTooLarge},
 		{"ContextEnded", testContextEnded},
 		{"Closed", testClosed},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { tt.test(t, h, h.New(t)) })
 	}
 }
 
