@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"errors"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -34,3 +35,5 @@ func TestContractEmbedded(t *testing.T) {
 		MaxValue: defaultMaxRequestBytes,
 	})
 }
+
+func isUnknown(err error) bool { return errors.Is(err, store.ErrUnknown) }

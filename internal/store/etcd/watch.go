@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"skiff/internal/store"
 )
@@ -197,4 +198,13 @@ func toBatch(evs []*mvccpb.Event, rev int64) store.Batch {
 		b.Revision = max(b.Revision, e.Kv.ModRevision)
 	}
 	return b
+}
+
+// clientEvents turns the client's events, which are the same, into etcd's.
+func clientEvents(evs []*clientv3.Event) []*mvccpb.Event {
+	out := make([]*mvccpb.Event, len(evs))
+	for i, e := range evs {
+		out[i] = (*mvccpb.Event)(e)
+	}
+	return out
 }
