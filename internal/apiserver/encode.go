@@ -105,7 +105,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if aerr != nil {
 		a = answer{media: codec.JSON}
 	}
-	s.send(w, a, int(st.Code), &st, metav1.SchemeGroupVersion.WithKind("Status"))
+	s.send(w, a, int(st.Code), &st, statusKind)
 }
 
 // send encodes and writes one object that is not an item of the cache.
@@ -250,7 +250,7 @@ func (s *Server) writeAny(w http.ResponseWriter, r *http.Request, rq *request, c
 			code = int(st.Code)
 		}
 		s.writeWarnings(w, rq)
-		s.send(w, a, code, st, metav1.SchemeGroupVersion.WithKind("Status"))
+		s.send(w, a, code, st, statusKind)
 		return nil
 	}
 	o, ok := obj.(Object)
@@ -492,7 +492,7 @@ func (e *frameWriter) fail(err error) error {
 		api = apierrors.NewInternalError(err)
 	}
 	st := api.Status()
-	gvk := metav1.SchemeGroupVersion.WithKind("Status")
+	gvk := statusKind
 	if e.a.media == codec.Protobuf {
 		bare, err := codec.Bare(&st)
 		if err != nil {
@@ -510,3 +510,6 @@ func (e *frameWriter) fail(err error) error {
 	}
 	return e.json(watch.Error, gvk, b)
 }
+
+// statusKind is how a Status names itself.
+var statusKind = schema.GroupVersionKind{Version: "v1", Kind: "Status"}

@@ -189,4 +189,3 @@ func (s *Server) impersonate(r *http.Request, u resource.User) (*resource.User, 
 	}
 	return &as, nil
 }
-

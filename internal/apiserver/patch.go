@@ -237,4 +237,3 @@ func strategicError(err error) error {
 	}
 	return err
 }
-
