@@ -121,11 +121,10 @@ const (
 )
 
 // Store changes a dynamic map from the packet path: key from the registers at,
-// value from those at data.
+// value from those at data (the kernel wants one for a deletion as well).
 func (r Rule) Store(m *nftables.Set, op uint32, at, data int) Rule {
-	d := &expr.Dynset{SrcRegKey: reg(at), SetName: m.Name, SetID: m.ID, Operation: op}
+	d := &expr.Dynset{SrcRegKey: reg(at), SrcRegData: reg(data), SetName: m.Name, SetID: m.ID, Operation: op}
 	if op != OpDelete {
-		d.SrcRegData = reg(data)
 		d.Timeout = m.Timeout
 	}
 	return append(r, d)
