@@ -23,9 +23,9 @@ import (
 // services has some 10 MiB) and the acknowledgements of them.
 const socketBuffer = 64 << 20
 
-// chunk is how many elements fit one message: a netlink attribute holds at most
+// Chunk is how many elements fit one message: a netlink attribute holds at most
 // 64 KiB.
-const chunk = 400
+const Chunk = 400
 
 // Conn is a connection to nftables of one network namespace. It is safe for
 // concurrent use; transactions are applied one after the other.
@@ -178,7 +178,7 @@ func (t *Txn) Rule(ch *nftables.Chain, r Rule) {
 // Add adds elements to a set.
 func (t *Txn) Add(s *nftables.Set, elems []nftables.SetElement) {
 	for len(elems) > 0 {
-		n := min(chunk, len(elems))
+		n := min(Chunk, len(elems))
 		t.fail(t.c.SetAddElements(s, elems[:n]))
 		elems = elems[n:]
 	}
@@ -187,7 +187,7 @@ func (t *Txn) Add(s *nftables.Set, elems []nftables.SetElement) {
 // Delete deletes elements that are in a set.
 func (t *Txn) Delete(s *nftables.Set, elems []nftables.SetElement) {
 	for len(elems) > 0 {
-		n := min(chunk, len(elems))
+		n := min(Chunk, len(elems))
 		t.fail(t.c.SetDeleteElements(s, elems[:n]))
 		elems = elems[n:]
 	}

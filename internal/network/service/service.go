@@ -213,7 +213,7 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 		}
 		next[s.Key] = frag
 	}
-	d := p.state.change(next)
+	d := p.state.change(next, !p.synced)
 	p.state.complete = true
 	if err := p.write(d); err != nil {
 		p.synced = false
@@ -236,7 +236,7 @@ func (p *Proxy) write(d *delta) error {
 		}
 		err := p.nft.Do(func(t *nft.Txn) {
 			for _, f := range p.families {
-				p.layout(f).writeDelta(t, d)
+				p.layout(f).write(t, d.chains, d.dels(), d.adds())
 			}
 		})
 		if err == nil {
@@ -254,12 +254,12 @@ func (p *Proxy) write(d *delta) error {
 	if err != nil {
 		return err
 	}
-	all := p.state.all()
+	chains, all := p.state.all()
 	err = p.nft.Do(func(t *nft.Txn) {
 		for i, f := range p.families {
 			l := p.layout(f)
 			l.writeBase(t, p.deps)
-			l.writeDelta(t, all)
+			l.write(t, chains, content{}, all)
 			l.writeAffinity(t, kept[i])
 		}
 	})

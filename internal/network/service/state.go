@@ -1,6 +1,8 @@
 package service
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -21,14 +23,35 @@ type state struct {
 	// endpoint's address.
 	clusterIPs map[netip.Addr]int
 	hairpin    map[netip.Addr]int
-	chains     map[chain]bool
+	// classes number the kinds of fronts that the rules have.
+	classes map[chain]uint32
 }
 
 func newState() *state {
 	return &state{
 		fragments: map[string]*fragment{}, owner: map[frontend]string{}, waiting: map[frontend][]string{},
-		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]int{}, chains: map[chain]bool{},
+		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]int{}, classes: fixedClasses(),
 	}
+}
+
+// Classes of fronts that need no endpoint; others are numbered after them.
+const (
+	classReject = iota + 1
+	classDrop
+)
+
+func fixedClasses() map[chain]uint32 {
+	return map[chain]uint32{{verdict: verdictReject}: classReject, {verdict: verdictDrop}: classDrop}
+}
+
+// class returns the number of a kind, and whether it is new.
+func (s *state) class(c chain) (id uint32, fresh bool) {
+	if id, ok := s.classes[c]; ok {
+		return id, false
+	}
+	id = uint32(len(s.classes)) + 1
+	s.classes[c] = id
+	return id, true
 }
 
 // slot is a key of the map of endpoints.
@@ -50,6 +73,8 @@ type pinned struct {
 // delta is a change of the rules' sets. A key whose value changes is in both
 // halves.
 type delta struct {
+	// discard counts and drops the rest: everything is going to be written anew.
+	discard              bool
 	chains               []chain
 	addFronts, delFronts map[frontend]chain
 	addSlots, delSlots   map[slot]netip.AddrPort
@@ -72,10 +97,27 @@ func (d *delta) empty() bool {
 		len(d.addIPs)+len(d.delIPs)+len(d.addPairs)+len(d.delPairs) == 0
 }
 
+// content is what goes into the sets, or out of them.
+type content struct {
+	fronts     iter.Seq2[frontend, chain]
+	slots      iter.Seq2[slot, netip.AddrPort]
+	pins       iter.Seq2[pinned, bool]
+	ips, pairs iter.Seq[netip.Addr]
+}
+
+func (d *delta) adds() content {
+	return content{maps.All(d.addFronts), maps.All(d.addSlots), maps.All(d.addPins), slices.Values(d.addIPs), slices.Values(d.addPairs)}
+}
+
+func (d *delta) dels() content {
+	return content{maps.All(d.delFronts), maps.All(d.delSlots), maps.All(d.delPins), slices.Values(d.delIPs), slices.Values(d.delPairs)}
+}
+
 // change moves the state to new fragments (nil: gone) and returns the
-// difference.
-func (s *state) change(next map[string]*fragment) *delta {
+// difference, if it is wanted.
+func (s *state) change(next map[string]*fragment, discard bool) *delta {
 	d := newDelta()
+	d.discard = discard
 	ips, pairs := counts{}, counts{}
 	keys := make([]string, 0, len(next))
 	for key := range next {
@@ -153,8 +195,7 @@ func (s *state) change(next map[string]*fragment) *delta {
 	d.addPairs, d.delPairs = pairs.applyTo(s.hairpin)
 	d.reduce()
 	for _, c := range d.addFronts {
-		if c.verdict == "" && !s.chains[c] {
-			s.chains[c] = true
+		if _, fresh := s.class(c); fresh {
 			d.chains = append(d.chains, c)
 		}
 	}
@@ -176,31 +217,56 @@ func (s *state) unwait(at frontend, key string) {
 	}
 }
 
-// all returns the state as the difference from nothing.
-func (s *state) all() *delta {
-	d := newDelta()
-	pairs := counts{}
+// effective yields the fronts that are in effect.
+func (s *state) effective(yield func(front) bool) {
 	for key, frag := range s.fragments {
 		for _, f := range frag.fronts {
-			if s.owner[f.frontend] == key {
-				d.addFront(f, pairs)
+			if s.owner[f.frontend] == key && !yield(f) {
+				return
 			}
 		}
 	}
-	for ip := range s.clusterIPs {
-		d.addIPs = append(d.addIPs, ip)
-	}
-	for ip := range s.hairpin {
-		d.addPairs = append(d.addPairs, ip)
-	}
-	s.chains = map[chain]bool{}
-	for _, c := range d.addFronts {
-		if c.verdict == "" && !s.chains[c] {
-			s.chains[c] = true
-			d.chains = append(d.chains, c)
+}
+
+// all returns all that the rules should have, with the kinds numbered anew.
+func (s *state) all() (chains []chain, c content) {
+	s.classes = fixedClasses()
+	for f := range s.effective {
+		if _, fresh := s.class(f.chain); fresh {
+			chains = append(chains, f.chain)
 		}
 	}
-	return d
+	return chains, content{
+		fronts: func(yield func(frontend, chain) bool) {
+			for f := range s.effective {
+				if !yield(f.frontend, f.chain) {
+					return
+				}
+			}
+		},
+		slots: func(yield func(slot, netip.AddrPort) bool) {
+			for f := range s.effective {
+				for sl, to := range f.slots {
+					if !yield(sl, to) {
+						return
+					}
+				}
+			}
+		},
+		pins: func(yield func(pinned, bool) bool) {
+			for f := range s.effective {
+				if f.chain.affinity == 0 {
+					continue
+				}
+				for sl, to := range f.slots {
+					if !yield(sl.pin(to), true) {
+						return
+					}
+				}
+			}
+		},
+		ips: maps.Keys(s.clusterIPs), pairs: maps.Keys(s.hairpin),
+	}
 }
 
 // front returns what is in effect for a frontend.
@@ -222,42 +288,44 @@ func (f front) has(to netip.AddrPort) bool {
 }
 
 func (d *delta) addFront(f front, pairs counts) {
-	d.addFronts[f.frontend] = f.chain
-	f.each(func(sl slot, pin *pinned, to netip.AddrPort) {
-		d.addSlots[sl] = to
-		if pin != nil {
-			d.addPins[*pin] = true
-		}
-		pairs[to.Addr()]++
-	})
+	d.count(f, pairs, 1, d.addFronts, d.addSlots, d.addPins)
 }
 
 func (d *delta) removeFront(f front, pairs counts) {
-	d.delFronts[f.frontend] = f.chain
-	f.each(func(sl slot, pin *pinned, to netip.AddrPort) {
-		d.delSlots[sl] = to
-		if pin != nil {
-			d.delPins[*pin] = true
-		}
-		pairs[to.Addr()]--
-	})
+	d.count(f, pairs, -1, d.delFronts, d.delSlots, d.delPins)
 }
 
-func (f front) each(do func(slot, *pinned, netip.AddrPort)) {
-	for _, side := range []struct {
-		eps   []netip.AddrPort
-		local bool
-		first uint32
-	}{{f.cluster, false, 0}, {f.local, true, localSlot}} {
-		for i, to := range side.eps {
-			var pin *pinned
-			if f.chain.affinity > 0 {
-				pin = &pinned{f.frontend, side.local, to}
-			}
-			do(slot{f.frontend, side.first + uint32(i)}, pin, to)
+func (d *delta) count(f front, pairs counts, by int, fronts map[frontend]chain, slots map[slot]netip.AddrPort, pins map[pinned]bool) {
+	if !d.discard {
+		fronts[f.frontend] = f.chain
+	}
+	for sl, to := range f.slots {
+		pairs[to.Addr()] += by
+		if d.discard {
+			continue
+		}
+		slots[sl] = to
+		if f.chain.affinity > 0 {
+			pins[sl.pin(to)] = true
 		}
 	}
 }
+
+// slots yields the front's slots with their endpoints.
+func (f front) slots(yield func(slot, netip.AddrPort) bool) {
+	for i, to := range f.cluster {
+		if !yield(slot{f.frontend, uint32(i)}, to) {
+			return
+		}
+	}
+	for i, to := range f.local {
+		if !yield(slot{f.frontend, localSlot + uint32(i)}, to) {
+			return
+		}
+	}
+}
+
+func (s slot) pin(to netip.AddrPort) pinned { return pinned{s.frontend, s.index >= localSlot, to} }
 
 // reduce takes out what is removed and added alike.
 func (d *delta) reduce() {

@@ -1,6 +1,8 @@
 package service
 
 import (
+	"bytes"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,17 +18,23 @@ import (
 //
 // Fields of the keys, in order, each padded to whole registers:
 //
-//	services          address . protocol . port                 -> verdict
+//	services          address . protocol . port                  -> class
+//	classes           class                                      -> verdict
 //	endpoints         address . protocol . port . slot           -> address . port
 //	affinity[-local]  client . address . protocol . port         -> address . port
 //	pinned[-local]    address . protocol . port . address . port
 //	hairpin           address . address
+//
+// Services are not mapped to verdicts at once: for each change of a map of
+// verdicts the kernel walks all of it, to find loops.
 type layout struct {
 	f                   nft.Family
 	mark                uint32
 	knowsPods           bool
 	table               *nftables.Table
-	services, endpoints *nftables.Set
+	classOf             func(chain) uint32
+	services, classes   *nftables.Set
+	endpoints           *nftables.Set
 	affinity, pinned    [2]*nftables.Set // of all endpoints, of local ones
 	hairpin, clusterIPs *nftables.Set
 	clusters            *nftables.Set // addresses of pods
@@ -43,13 +51,16 @@ func (p *Proxy) layout(f nft.Family) layout {
 	l := layout{
 		f: f, mark: p.deps.Mark, knowsPods: len(f.Only(p.deps.ClusterCIDRs)) > 0, table: t,
 		services: &nftables.Set{Table: t, Name: "services", IsMap: true, Concatenation: true,
-			KeyType: concat(ip, proto, port), DataType: nftables.TypeVerdict},
+			KeyType: concat(ip, proto, port), DataType: nftables.TypeMark},
+		classes: &nftables.Set{Table: t, Name: "classes", IsMap: true,
+			KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict},
 		endpoints: &nftables.Set{Table: t, Name: "endpoints", IsMap: true, Concatenation: true,
 			KeyType: concat(ip, proto, port, nftables.TypeMark), DataType: concat(ip, port)},
 		hairpin:    &nftables.Set{Table: t, Name: "hairpin", Concatenation: true, KeyType: concat(ip, ip)},
 		clusterIPs: &nftables.Set{Table: t, Name: "cluster-ips", KeyType: ip},
 		clusters:   &nftables.Set{Table: t, Name: "pods", KeyType: ip, Interval: true},
 	}
+	l.classOf = func(c chain) uint32 { id, _ := p.state.class(c); return id }
 	for i, suffix := range []string{"", "-local"} {
 		l.affinity[i] = &nftables.Set{Table: t, Name: "affinity" + suffix, IsMap: true, Concatenation: true,
 			Dynamic: true, HasTimeout: true, Size: affinitySize,
@@ -64,7 +75,7 @@ func (p *Proxy) layout(f nft.Family) layout {
 func (l layout) writeBase(t *nft.Txn, d Deps) {
 	f, w := l.f, l.f.Words
 	t.ReplaceTable(l.table)
-	for _, s := range []*nftables.Set{l.services, l.endpoints, l.affinity[0], l.affinity[1],
+	for _, s := range []*nftables.Set{l.services, l.classes, l.endpoints, l.affinity[0], l.affinity[1],
 		l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters} {
 		t.AddSet(s)
 	}
@@ -84,15 +95,18 @@ func (l layout) writeBase(t *nft.Txn, d Deps) {
 	t.AddChain(drop)
 	t.Rule(drop, nft.Rule{}.Drop())
 
+	t.Add(l.classes, []nftables.SetElement{
+		classElement(verdictReject, classReject), classElement(verdictDrop, classDrop)})
+
 	lookup := chain("lookup")
 	t.AddChain(lookup)
-	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).VMap(l.services, 0))
+	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	if f.AddrLen == 16 {
 		loopback = netip.MustParsePrefix("::1/128")
 	}
 	t.Rule(lookup, nft.Rule{}.DstLocal(0).DAddr(f, 0).NotInPrefix(f, 0, loopback).
-		Imm(0, f.Any().AsSlice()).L4Proto(w).DPort(w+1).VMap(l.services, 0))
+		Imm(0, f.Any().AsSlice()).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
 	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).In(l.clusterIPs, 0).Goto(verdictReject))
 	for _, p := range f.Only(d.ServiceCIDRs) {
 		t.Rule(lookup, nft.Rule{}.DAddr(f, 0).InPrefix(f, 0, p).Drop())
@@ -114,29 +128,31 @@ func (l layout) writeBase(t *nft.Txn, d Deps) {
 	t.Rule(fwd, nft.Rule{}.CTState(expr.CtStateBitINVALID).SAddr(f, 0).In(l.clusters, 0).Drop())
 }
 
-// writeDelta writes a difference. Elements that go are first, so that a key can
-// get another value.
-func (l layout) writeDelta(t *nft.Txn, d *delta) {
-	for _, c := range d.chains {
+// write writes a difference. Elements that go are first, so that a key can get
+// another value.
+func (l layout) write(t *nft.Txn, chains []chain, del, add content) {
+	for _, c := range chains {
 		l.writeChain(t, c)
+		t.Add(l.classes, []nftables.SetElement{classElement(c.name(), l.classOf(c))})
 	}
-	del := func(s *nftables.Set, elems []nftables.SetElement) { t.Delete(s, elems) }
-	del(l.services, elements(d.delFronts, l.frontElement))
-	del(l.endpoints, elements(d.delSlots, l.slotElement))
-	del(l.clusterIPs, l.addrs(d.delIPs, 1))
-	del(l.hairpin, l.addrs(d.delPairs, 2))
-	t.Add(l.services, elements(d.addFronts, l.frontElement))
-	t.Add(l.endpoints, elements(d.addSlots, l.slotElement))
-	t.Add(l.clusterIPs, l.addrs(d.addIPs, 1))
-	t.Add(l.hairpin, l.addrs(d.addPairs, 2))
-	for i := range l.pinned {
-		pin := func(p pinned, _ bool) (nftables.SetElement, bool) {
-			return nftables.SetElement{Key: slices.Concat(l.frontKey(p.frontend), addrPort(p.to))},
-				p.local == (i == 1) && l.f.Has(p.addr)
-		}
-		del(l.pinned[i], elements(d.delPins, pin))
-		t.Add(l.pinned[i], elements(d.addPins, pin))
+	l.each(del, t.Delete)
+	l.each(add, t.Add)
+}
+
+// each hands the content to do, set by set, in pieces.
+func (l layout) each(c content, do func(*nftables.Set, []nftables.SetElement)) {
+	stream(l.services, c.fronts, l.frontElement, do)
+	stream(l.endpoints, c.slots, l.slotElement, do)
+	for i, set := range l.pinned {
+		stream(set, c.pins, func(p pinned, _ bool) (nftables.SetElement, bool) {
+			if p.local != (i == 1) || !l.f.Has(p.addr) {
+				return nftables.SetElement{}, false
+			}
+			return nftables.SetElement{Key: append(l.frontKey(p.frontend), addrPort(p.to)...)}, true
+		}, do)
 	}
+	l.addrs(l.clusterIPs, c.ips, 1, do)
+	l.addrs(l.hairpin, c.pairs, 2, do)
 }
 
 // writeChain adds the chain for connections of one kind.
@@ -200,14 +216,23 @@ func (l layout) writePick(t *nft.Txn, ch *nftables.Chain, c chain, n, side int) 
 	t.Rule(ch, nft.Rule{}.Drop())
 }
 
-func elements[K comparable, V any](m map[K]V, one func(K, V) (nftables.SetElement, bool)) []nftables.SetElement {
-	out := make([]nftables.SetElement, 0, len(m))
-	for k, v := range m {
-		if e, ok := one(k, v); ok {
-			out = append(out, e)
+func stream[K, V any](s *nftables.Set, in iter.Seq2[K, V], one func(K, V) (nftables.SetElement, bool),
+	do func(*nftables.Set, []nftables.SetElement)) {
+	if in == nil {
+		return
+	}
+	piece := make([]nftables.SetElement, 0, 64)
+	for k, v := range in {
+		e, ok := one(k, v)
+		if !ok {
+			continue
+		}
+		if piece = append(piece, e); len(piece) == nft.Chunk {
+			do(s, piece)
+			piece = piece[:0]
 		}
 	}
-	return out
+	do(s, piece)
 }
 
 func (l layout) frontKey(f frontend) []byte {
@@ -217,8 +242,14 @@ func (l layout) frontKey(f frontend) []byte {
 }
 
 func (l layout) frontElement(f frontend, c chain) (nftables.SetElement, bool) {
-	return nftables.SetElement{Key: l.frontKey(f),
-		VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: c.name()}}, l.f.Has(f.addr)
+	if !l.f.Has(f.addr) {
+		return nftables.SetElement{}, false
+	}
+	return nftables.SetElement{Key: l.frontKey(f), Val: nft.NumKey(l.classOf(c))}, true
+}
+
+func classElement(chain string, id uint32) nftables.SetElement {
+	return nftables.SetElement{Key: nft.NumKey(id), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
 func (l layout) slotElement(s slot, to netip.AddrPort) (nftables.SetElement, bool) {
@@ -232,15 +263,23 @@ func addrPort(a netip.AddrPort) []byte {
 	return slices.Concat(a.Addr().AsSlice(), nft.PortKey(a.Port()))
 }
 
-// addrs returns keys of an address, repeated.
-func (l layout) addrs(ips []netip.Addr, times int) []nftables.SetElement {
-	var out []nftables.SetElement
-	for _, ip := range ips {
-		if l.f.Has(ip) {
-			out = append(out, nftables.SetElement{Key: slices.Repeat(ip.AsSlice(), times)})
-		}
+// addrs hands keys of an address, repeated, to do.
+func (l layout) addrs(s *nftables.Set, ips iter.Seq[netip.Addr], times int, do func(*nftables.Set, []nftables.SetElement)) {
+	if ips == nil {
+		return
 	}
-	return out
+	stream(s, func(yield func(netip.Addr, struct{}) bool) {
+		for ip := range ips {
+			if !yield(ip, struct{}{}) {
+				return
+			}
+		}
+	}, func(ip netip.Addr, _ struct{}) (nftables.SetElement, bool) {
+		if !l.f.Has(ip) {
+			return nftables.SetElement{}, false
+		}
+		return nftables.SetElement{Key: bytes.Repeat(ip.AsSlice(), times)}, true
+	}, do)
 }
 
 // readAffinity returns the clients that the rules in the kernel remember, by
