@@ -267,7 +267,7 @@ func (p *Proxy) write(d *delta) error {
 		return err
 	}
 	p.synced = true
-	d.udp = true // flows may be stale since the former run
+	d.udp = p.state.hasUDP() // flows may be stale since the former run
 	return nil
 }
 

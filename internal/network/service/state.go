@@ -228,6 +228,15 @@ func (s *state) effective(yield func(front) bool) {
 	}
 }
 
+func (s *state) hasUDP() bool {
+	for at := range s.owner {
+		if at.proto == unix.IPPROTO_UDP {
+			return true
+		}
+	}
+	return false
+}
+
 // all returns all that the rules should have, with the kinds numbered anew.
 func (s *state) all() (chains []chain, c content) {
 	s.classes = fixedClasses()
