@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"skiff/internal/scheduler/framework"
 	"skiff/internal/scheduler/plugins"
 )
@@ -121,44 +123,35 @@ func (c *Cycle) pick(s *framework.Snapshot, t *table, p *framework.Pod) (int, bo
 		return c.pickNamed(s, t)
 	}
 	t.refresh(c, s)
-	if name := p.Status.NominatedNodeName; name != "" {
+	if name := s.NominatedNode(p.UID); name != "" {
 		// Victims were evicted for this pod here.
-		if slot, ok := s.SlotOf(name); ok && t.status[slot] == nil {
+		if slot, ok := s.SlotOf(name); ok && t.refilter(s.At(slot), p.UID) == nil {
 			return slot, true
 		}
 	}
 	return t.tree.best()
 }
 
-// pickNamed judges the few nodes that the pod names.
+// pickNamed judges the few nodes that the pod names. Their places in the table
+// are not those in the snapshot.
 func (c *Cycle) pickNamed(s *framework.Snapshot, t *table) (int, bool) {
-	best, bestKey := 0, uint64(0)
-	slots := make([]int, 0, len(t.nodes))
-	t.grow(s.Slots())
+	t.named = t.named[:0]
 	for _, name := range t.nodes {
-		slot, ok := s.SlotOf(name)
-		if !ok {
-			continue
-		}
-		t.judge(s, slot)
-		slots = append(slots, slot)
-	}
-	for i := range t.norms {
-		n := &t.norms[i]
-		n.atLeast, n.atMost = 0, 0
-		for _, slot := range slots {
-			if t.status[slot] == nil {
-				n.include(n.raw[slot])
-			}
+		if slot, ok := s.SlotOf(name); ok {
+			t.named = append(t.named, slot)
 		}
 	}
-	for _, slot := range slots {
-		if k := t.key(c, slot); k > bestKey {
-			best, bestKey = slot, k
-		}
+	t.status = t.status[:0]
+	t.grow(len(t.named))
+	for i, slot := range t.named {
+		t.judgeAt(s, i, s.At(slot))
 	}
-	t.failure = nil
-	return best, bestKey != 0
+	t.rekey(c)
+	i, ok := t.tree.best()
+	if !ok {
+		return 0, false
+	}
+	return t.named[i], true
 }
 
 // table returns the class's table for this snapshot.
@@ -249,26 +242,24 @@ func join(reasons []string) string {
 // explain says why no node can take a pod. For pods of one class the answer is
 // the same until a node changes.
 func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
-	nominated := p.Status.NominatedNodeName != ""
+	nominated := s.NominatedNode(p.UID) != ""
 	if t.failure != nil && !nominated {
 		return t.failure
 	}
 	reasons := framework.Reasons{}
 	refused := map[string]bool{}
-	var judged framework.Judged = tableJudged{t}
+	var judged framework.Judged = tableJudged{t, p.UID}
 	if t.nodes != nil {
 		named := map[int]*framework.Status{}
-		for _, name := range t.nodes {
-			if slot, ok := s.SlotOf(name); ok {
-				named[slot] = t.status[slot]
-			}
+		for i, slot := range t.named {
+			named[slot] = t.status[i]
 		}
 		other := &framework.Status{
 			Code: framework.Unresolvable, Plugin: t.namedBy,
 			Reasons: []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) [%s]", t.namedBy)},
 		}
 		refused[t.namedBy] = true
-		judged = namedJudged{t, named, other}
+		judged = namedJudged{t, p.UID, named, other}
 	}
 	for slot := range s.All() {
 		st := judged.Status(slot)
@@ -307,15 +298,19 @@ func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, 
 	return f
 }
 
-type tableJudged struct{ t *table }
+type tableJudged struct {
+	t   *table
+	uid types.UID
+}
 
 func (j tableJudged) Status(slot int) *framework.Status { return j.t.status[slot] }
 func (j tableJudged) Refilter(n *framework.Node) *framework.Status {
-	return j.t.refilter(n)
+	return j.t.refilter(n, j.uid)
 }
 
 type namedJudged struct {
 	t     *table
+	uid   types.UID
 	named map[int]*framework.Status
 	other *framework.Status
 }
@@ -327,7 +322,7 @@ func (j namedJudged) Status(slot int) *framework.Status {
 	return j.other
 }
 
-func (j namedJudged) Refilter(n *framework.Node) *framework.Status { return j.t.refilter(n) }
+func (j namedJudged) Refilter(n *framework.Node) *framework.Status { return j.t.refilter(n, j.uid) }
 
 type allJudged struct {
 	t  *table
@@ -358,7 +353,7 @@ func (c *Cycle) Explain(s *framework.Snapshot, p *framework.Pod) []Refusal {
 	for _, n := range s.All() {
 		st := t.preFilter
 		if st == nil {
-			st = t.refilter(n)
+			st = t.refilter(n, p.UID)
 		}
 		if !st.Refused() {
 			continue

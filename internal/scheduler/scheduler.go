@@ -74,6 +74,7 @@ type Scheduler struct {
 	preBind  []framework.PreBinder
 	binder   *mailbox[binding]
 	reporter *reporter
+	evictor  *mailbox[eviction]
 
 	in *mailbox[input]
 
@@ -89,6 +90,7 @@ type input struct {
 	pod   *client.Change[*corev1.Pod]
 	node  *client.Change[*corev1.Node]
 	bound *bound
+	kept  *eviction // an eviction that failed
 	ask   *explainRequest
 }
 
@@ -116,7 +118,7 @@ func New(d Deps) (*Scheduler, error) {
 	s := &Scheduler{
 		d: d, pods: client.InformerFor[*corev1.Pod](d.Informers), nodes: client.InformerFor[*corev1.Node](d.Informers),
 		snapshot: framework.NewSnapshot(), classes: framework.NewClasses(), queue: newQueue(),
-		cycle: NewCycle(d.Plugins, d.Seed), binder: newMailbox[binding](), in: newMailbox[input](),
+		cycle: NewCycle(d.Plugins, d.Seed), binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
 	}
 	for _, p := range d.Plugins {
 		if seen[p.Name()] {
@@ -156,6 +158,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.loop(ctx) })
 	g.Go(func() error { return s.bindAll(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx) })
+	g.Go(func() error { return s.evictAll(ctx) })
 	return g.Wait()
 }
 
@@ -217,13 +220,19 @@ func (s *Scheduler) try(batch []*queued) {
 // fail returns a pod to the queue and says why.
 func (s *Scheduler) fail(q *queued, f *Failure) {
 	s.queue.failed(q, f.Plugins, s.d.Now())
-	said := q.early && q.message == f.Message
+	was := s.snapshot.NominatedNode(q.pod.UID)
+	s.nominate(q.pod, f)
+	said := q.early && q.message == f.Message && was == f.Nominated
 	q.message = f.Message
 	if said {
 		// Tried ahead of its time with the same outcome: nothing new to say.
 		return
 	}
-	s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonUnschedulable, message: f.Message})
+	r := report{pod: q.pod.Pod, reason: corev1.PodReasonUnschedulable, message: f.Message}
+	if was != f.Nominated {
+		r.nominated = &f.Nominated
+	}
+	s.reporter.put(r)
 }
 
 func (s *Scheduler) apply(in input) {
@@ -234,6 +243,8 @@ func (s *Scheduler) apply(in input) {
 		s.applyNode(*in.node)
 	case in.bound != nil:
 		s.applyBound(*in.bound)
+	case in.kept != nil:
+		s.applyKept(*in.kept)
 	case in.ask != nil:
 		in.ask.answer <- s.cycle.Explain(s.snapshot, s.classes.Pod(in.ask.pod))
 	}
@@ -269,6 +280,14 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		return
 	}
 	pod := s.classes.Pod(p)
+	if !s.snapshot.Assumed(p.UID) {
+		if name := s.snapshot.NominatedNode(p.UID); name != "" {
+			s.snapshot.Nominate(pod, name)
+		} else if s.queue.pods[p.UID] == nil && p.Status.NominatedNodeName != "" {
+			// Nominated before this scheduler started.
+			s.snapshot.Nominate(pod, p.Status.NominatedNodeName)
+		}
+	}
 	if st := s.queue.set(pod, s.d.Now()); st != nil {
 		s.reporter.put(report{pod: p, reason: corev1.PodReasonSchedulingGated, message: gatedMessage, quiet: true})
 	}
@@ -280,7 +299,10 @@ const gatedMessage = "Scheduling is blocked due to non-empty scheduling gates"
 
 // forget drops a pod that is gone or finished; what it held is free.
 func (s *Scheduler) forget(uid types.UID) {
-	s.queue.remove(uid)
+	if q := s.queue.pods[uid]; q != nil {
+		s.snapshot.Nominate(q.pod, "")
+		s.queue.remove(uid)
+	}
 	old, node, ok := s.snapshot.Placed(uid)
 	if !ok {
 		return

@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"k8s.io/apimachinery/pkg/types"
+
 	"skiff/internal/scheduler/framework"
 )
 
@@ -13,7 +15,8 @@ type table struct {
 	scores  []boundScore
 	// nodes, where not nil, are the only nodes that may be judged (by name).
 	nodes      []string
-	namedBy    string            // the plugin that said so
+	namedBy    string            // the plugins that said so
+	named      []int             // the slots of those that exist
 	preFilter  *framework.Status // a refusal of the class whatever the node
 	cursor     uint64
 	prints     []uint64 // fingerprints of global plugins
@@ -111,8 +114,26 @@ func intersect(a, b []string) []string {
 	return out
 }
 
-// refilter runs the filters on one node; the first refusal is the answer.
-func (t *table) refilter(n *framework.Node) *framework.Status {
+// refilter says whether a node can take a pod of the class, as it is and when the
+// pods that wait for it have come; but is not counted among those.
+func (t *table) refilter(n *framework.Node, but types.UID) *framework.Status {
+	if st := t.filter(n); st != nil || len(n.Nominated) == 0 {
+		return st
+	}
+	var coming []*framework.Pod
+	for _, p := range n.Nominated {
+		if p.Class.Priority >= t.class.Priority && p.UID != but {
+			coming = append(coming, p)
+		}
+	}
+	if len(coming) == 0 {
+		return nil
+	}
+	return t.filter(n.With(coming...))
+}
+
+// filter runs the filters on one node; the first refusal is the answer.
+func (t *table) filter(n *framework.Node) *framework.Status {
 	for i := range t.filters {
 		if st := t.filters[i].Filter(t.filters[i].state, t.class, n); st.Refused() {
 			return st
@@ -173,10 +194,12 @@ func (t *table) judge(s *framework.Snapshot, slot int) {
 		t.status[slot], t.generation[slot] = absent, 0
 		return
 	}
+	t.judgeAt(s, slot, n)
+}
+
+func (t *table) judgeAt(s *framework.Snapshot, slot int, n *framework.Node) {
 	t.generation[slot] = n.Generation
-	st := t.refilter(n)
-	t.status[slot] = st
-	if st != nil {
+	if t.status[slot] = t.refilter(n, ""); t.status[slot] != nil {
 		return
 	}
 	var fixed int64

@@ -18,6 +18,9 @@ type Node struct {
 	// NonZero is CPU and memory requested as scores count them.
 	NonZero Resource
 	Pods    []*Pod
+	// Nominated are pending pods that wait here for victims to end. A pod of no
+	// higher priority must fit beside them.
+	Nominated []*Pod
 	// Images are the sizes of the images that the node holds, by normalized name.
 	Images map[string]int64
 	// Generation grows with every change of this node, within its snapshot.
@@ -32,6 +35,7 @@ type Node struct {
 func (n *Node) clone() *Node {
 	c := *n
 	c.Pods = slices.Clone(n.Pods)
+	c.Nominated = slices.Clone(n.Nominated)
 	c.ports = maps.Clone(n.ports)
 	c.Requested.Scalar = maps.Clone(n.Requested.Scalar)
 	return &c

@@ -50,6 +50,9 @@ type Pod struct {
 	// usage is nil where the pod uses what its class requests; a pod that is
 	// resized in place has its own.
 	usage *usage
+	// Ending tells that this pod is being evicted, though the API may not say
+	// so yet.
+	Ending bool
 }
 
 func (p *Pod) use() *usage {

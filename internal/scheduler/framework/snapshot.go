@@ -20,8 +20,10 @@ type Snapshot struct {
 	byName map[string]int
 	free   []int
 	pods   map[types.UID]placed
-	gen    uint64
-	nodes  int
+	// nominated says where pending pods wait for victims to end.
+	nominated map[types.UID]int
+	gen       uint64
+	nodes     int
 
 	// log holds the slots changed; logStart is the number of its first entry.
 	log      []int32
@@ -39,7 +41,7 @@ type placed struct {
 
 // NewSnapshot returns an empty snapshot.
 func NewSnapshot() *Snapshot {
-	return &Snapshot{byName: map[string]int{}, pods: map[types.UID]placed{}, images: map[string]int{}}
+	return &Snapshot{byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{}}
 }
 
 // Fork returns a snapshot that may be changed without changing s. It costs a
@@ -47,7 +49,7 @@ func NewSnapshot() *Snapshot {
 func (s *Snapshot) Fork() *Snapshot {
 	f := &Snapshot{
 		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),
-		pods: maps.Clone(s.pods), gen: s.gen, nodes: s.nodes,
+		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes,
 		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
 	}
 	for _, n := range s.slots {
@@ -193,7 +195,7 @@ func (s *Snapshot) RemoveNode(name string) {
 
 // release frees a slot that has neither a node nor pods.
 func (s *Snapshot) release(i int) {
-	if n := s.slots[i]; n.Obj == nil && len(n.Pods) == 0 {
+	if n := s.slots[i]; n.Obj == nil && len(n.Pods) == 0 && len(n.Nominated) == 0 {
 		delete(s.byName, n.Name)
 		s.slots[i] = nil
 		s.free = append(s.free, i)
@@ -203,7 +205,9 @@ func (s *Snapshot) release(i int) {
 // SetPod places a pod on a node, as the API says it is; it ends an assumption
 // about that pod. It tells whether the node's resources or ports changed.
 func (s *Snapshot) SetPod(p *Pod, node string) bool {
+	s.Nominate(p, "")
 	if old, ok := s.pods[p.UID]; ok {
+		p.Ending = old.pod.Ending
 		if s.slots[old.slot].Name == node && old.pod.Class == p.Class && old.pod.use().equal(p.use()) {
 			n := s.slots[old.slot]
 			if n.owner != s {
@@ -229,8 +233,41 @@ func (s *Snapshot) SetPod(p *Pod, node string) bool {
 // says otherwise.
 func (s *Snapshot) Assume(p *Pod, slot int) {
 	s.RemovePod(p.UID)
+	s.Nominate(p, "")
 	s.change(slot).add(p)
 	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: true}
+}
+
+// Nominate notes that a pending pod waits for a node; "" ends that.
+func (s *Snapshot) Nominate(p *Pod, node string) {
+	at, ok := s.nominated[p.UID]
+	if ok && s.slots[at].Name == node {
+		n := s.slots[at]
+		if i := slices.IndexFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 && n.Nominated[i] == p {
+			return
+		}
+	}
+	if ok {
+		delete(s.nominated, p.UID)
+		n := s.change(at)
+		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID })
+		s.release(at)
+	}
+	if node == "" {
+		return
+	}
+	i := s.slotFor(node)
+	n := s.change(i)
+	n.Nominated = append(n.Nominated, p)
+	s.nominated[p.UID] = i
+}
+
+// NominatedNode is the node that a pending pod waits for, "" for none.
+func (s *Snapshot) NominatedNode(uid types.UID) string {
+	if at, ok := s.nominated[uid]; ok {
+		return s.slots[at].Name
+	}
+	return ""
 }
 
 // Forget ends an assumption; it does nothing to a pod that the API placed.

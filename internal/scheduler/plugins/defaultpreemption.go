@@ -34,7 +34,7 @@ func (DefaultPreemption) PostFilter(p *framework.Pod, s *framework.Snapshot, jud
 	if p.Class.NoPreemption {
 		return framework.PostFilterResult{Message: "preemption: not eligible due to preemptionPolicy=Never."}
 	}
-	if name := p.Status.NominatedNodeName; name != "" {
+	if name := s.NominatedNode(p.UID); name != "" {
 		if slot, ok := s.SlotOf(name); ok {
 			if st := judged.Status(slot); st == nil || st.Code != framework.Unresolvable {
 				for _, o := range s.At(slot).Pods {
@@ -142,6 +142,9 @@ func better(a, b *candidate) bool {
 }
 
 func endingByPreemption(p *framework.Pod) bool {
+	if p.Ending {
+		return true
+	}
 	if p.DeletionTimestamp == nil {
 		return false
 	}
