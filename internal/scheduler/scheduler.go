@@ -288,7 +288,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 			s.snapshot.Nominate(pod, p.Status.NominatedNodeName)
 		}
 	}
-	if st := s.queue.set(pod, s.d.Now()); st != nil {
+	if st := s.queue.set(pod, s.d.Now()); st != nil && !hasCondition(p, corev1.PodReasonSchedulingGated) {
 		s.reporter.put(report{pod: p, reason: corev1.PodReasonSchedulingGated, message: gatedMessage, quiet: true})
 	}
 }
@@ -296,6 +296,15 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 // gatedMessage is what the condition of a gated pod says, as upstream's API
 // server writes it.
 const gatedMessage = "Scheduling is blocked due to non-empty scheduling gates"
+
+func hasCondition(p *corev1.Pod, reason string) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Reason == reason {
+			return true
+		}
+	}
+	return false
+}
 
 // forget drops a pod that is gone or finished; what it held is free.
 func (s *Scheduler) forget(uid types.UID) {
