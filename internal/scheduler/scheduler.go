@@ -246,7 +246,7 @@ func (s *Scheduler) apply(in input) {
 	case in.kept != nil:
 		s.applyKept(*in.kept)
 	case in.ask != nil:
-		in.ask.answer <- s.cycle.Explain(s.snapshot, s.classes.Pod(in.ask.pod))
+		in.ask.answer <- s.cycle.Explain(s.snapshot, s.classes.Held(in.ask.pod))
 	}
 }
 
@@ -379,7 +379,8 @@ type explainRequest struct {
 	answer chan []Refusal
 }
 
-// Explain says for every node why it cannot take a pod as things are now.
+// Explain says for every node why it cannot take a pod as things are now. It
+// answers while Run runs.
 func (s *Scheduler) Explain(ctx context.Context, p *corev1.Pod) ([]Refusal, error) {
 	r := explainRequest{pod: p, answer: make(chan []Refusal, 1)}
 	s.in.put(input{ask: &r})

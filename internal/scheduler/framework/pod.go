@@ -32,7 +32,7 @@ type Class struct {
 	// HostPorts are the ports taken on the node.
 	HostPorts []HostPort
 	Priority  int32
-	// NodeName is spec.nodeName, of a pod that is asked about before it is bound.
+	// NodeName is the only node that will do; see Classes.Held.
 	NodeName string
 	// NoPreemption is preemptionPolicy Never.
 	NoPreemption bool
@@ -86,6 +86,18 @@ func (c *Classes) Pod(p *corev1.Pod) *Pod {
 	if p.Spec.NodeName != "" && resized(p) {
 		u := computeUsage(p, true)
 		out.usage = &u
+	}
+	return out
+}
+
+// Held wraps a pod for questions about nodes other than the one that its spec
+// names: it is of a class of its own, which that node alone can take.
+func (c *Classes) Held(p *corev1.Pod) *Pod {
+	out := c.Pod(p)
+	if p.Spec.NodeName != "" {
+		own := *out.Class
+		own.NodeName = p.Spec.NodeName
+		out.Class = &own
 	}
 	return out
 }

@@ -149,6 +149,10 @@ func TestFilters(t *testing.T) {
 		{name: "tolerated by Exists", plugin: TaintToleration{}, pod: pod(tolerating(corev1.Toleration{Operator: "Exists"})), node: node(tainted("NoExecute"))},
 		{name: "other value", plugin: TaintToleration{}, pod: pod(tolerating(corev1.Toleration{Key: "dedicated", Value: "x"})), node: node(tainted("NoSchedule")), want: "node(s) had untolerated taint(s)", always: true, says: "dedicated"},
 
+		{name: "any node", plugin: NodeName{}, pod: pod(), node: node()},
+		{name: "this node", plugin: NodeName{}, pod: pod(func(p *corev1.Pod) { p.Spec.NodeName = "n" }), node: node()},
+		{name: "another node", plugin: NodeName{}, pod: pod(func(p *corev1.Pod) { p.Spec.NodeName = "m" }), node: node(), want: "node(s) didn't match the requested node name", always: true, says: `asks for node "m"`},
+
 		{name: "cordoned", plugin: NodeUnschedulable{}, pod: pod(), node: node(func(n *corev1.Node) { n.Spec.Unschedulable = true }), want: "node(s) were unschedulable", always: true, says: "kubectl uncordon n"},
 		{name: "cordoned, tolerated", plugin: NodeUnschedulable{}, pod: pod(tolerating(corev1.Toleration{Key: "node.kubernetes.io/unschedulable", Operator: "Exists"})), node: node(func(n *corev1.Node) { n.Spec.Unschedulable = true })},
 
@@ -170,7 +174,7 @@ func TestFilters(t *testing.T) {
 				p.UID = types.UID(rune('a' + i))
 				n = n.With(classes.Pod(p))
 			}
-			c := classes.Pod(tt.pod).Class
+			c := classes.Held(tt.pod).Class
 			st := filter(tt.plugin, c, n)
 			var got string
 			if st != nil {
