@@ -5,8 +5,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"skiff/internal/client"
 	"skiff/internal/scheduler/framework"
 )
 
@@ -14,12 +16,18 @@ import (
 type binding struct {
 	pod  *framework.Pod
 	node string
+	// doubt, where set, is the error that a binding ended in without telling
+	// whether it was done: it is to be found out, not to be done again.
+	doubt error
 }
 
 // bound is what became of it.
 type bound struct {
 	binding
 	err error
+	// unsure tells that err leaves open whether the pod was bound, and that it
+	// could not be found out.
+	unsure bool
 }
 
 // bindAll writes decisions: all that wait, as one batch, one batch at a time.
@@ -42,6 +50,10 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 	index := make([]int, 0, len(todo))
 	for i, b := range todo {
 		results[i].binding = b
+		if b.doubt != nil {
+			s.settle(ctx, &results[i], b.doubt)
+			continue
+		}
 		if results[i].err = s.prepare(ctx, b); results[i].err != nil {
 			continue
 		}
@@ -54,7 +66,7 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 	if len(objects) > 0 {
 		for j, err := range s.d.Client.Bind(ctx, objects) {
 			if err != nil {
-				results[index[j]].err = fmt.Errorf("running Bind plugin %q: %w", "DefaultBinder", err)
+				s.settle(ctx, &results[index[j]], fmt.Errorf("running Bind plugin %q: %w", "DefaultBinder", err))
 			}
 		}
 	}
@@ -71,6 +83,24 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 		} else if ctx.Err() == nil {
 			s.d.Log.Info("binding failed", "ns", r.pod.Namespace, "pod", r.pod.Name, "node", r.node, "err", r.err)
 		}
+	}
+}
+
+// settle takes an error of a binding. An error may come after the binding was
+// done (a timeout, a lost answer): if its place were given to another pod then,
+// the node would be over-committed. So the API is asked.
+func (s *Scheduler) settle(ctx context.Context, r *bound, err error) {
+	r.err = err
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
+		return
+	}
+	now, getErr := client.For[*corev1.Pod](s.d.Client).In(r.pod.Namespace).Get(ctx, r.pod.Name)
+	switch {
+	case apierrors.IsNotFound(getErr):
+	case getErr != nil:
+		r.unsure = true
+	case now.UID == r.pod.UID && now.Spec.NodeName == r.node:
+		r.err = nil
 	}
 }
 

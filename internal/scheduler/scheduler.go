@@ -83,6 +83,8 @@ type Scheduler struct {
 	classes  *framework.Classes
 	queue    *queue
 	cycle    *Cycle
+	unsure   []binding // to be asked about at askAt
+	askAt    time.Time
 }
 
 // input is one thing that the loop is told.
@@ -171,6 +173,10 @@ func (s *Scheduler) loop(ctx context.Context) error {
 		}
 		now := s.d.Now()
 		s.queue.flush(now)
+		if len(s.unsure) > 0 && !s.askAt.After(now) {
+			s.binder.put(s.unsure...)
+			s.unsure = nil
+		}
 		if batch := s.queue.take(maxBatch); len(batch) > 0 {
 			s.try(batch)
 			if ctx.Err() != nil {
@@ -181,6 +187,9 @@ func (s *Scheduler) loop(ctx context.Context) error {
 		wait := time.Hour
 		if t := s.queue.next(); !t.IsZero() {
 			wait = max(t.Sub(now), 0)
+		}
+		if len(s.unsure) > 0 {
+			wait = min(wait, max(s.askAt.Sub(now), 0))
 		}
 		timer.Reset(wait)
 		select {
@@ -356,6 +365,12 @@ func (s *Scheduler) applyBound(b bound) {
 	}
 	if b.err == nil {
 		s.queue.remove(b.pod.UID)
+		return
+	}
+	if b.unsure {
+		// The place stays taken until it is known.
+		s.unsure = append(s.unsure, binding{pod: b.pod, node: b.node, doubt: b.err})
+		s.askAt = s.d.Now().Add(firstBackoff)
 		return
 	}
 	s.cycle.Undo(s.snapshot, b.pod, b.node)
