@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -26,40 +27,56 @@ type report struct {
 }
 
 // reporter writes the conditions of pending pods and their events. For each pod
-// only the newest report is written; reports are written in the order in which
-// their pods came first.
+// only the newest report is written, the first at once, later ones once a second
+// at most: in a busy cluster the counts in the message change all the time.
+// Reports are written in the order in which their pods came first.
 type reporter struct {
 	d Deps
 
 	mu      sync.Mutex
 	pending map[types.UID]report
-	order   []types.UID
+	order   []types.UID // of those to be written now
+	held    []types.UID // of those that wait for the next tick
+	recent  map[types.UID]bool
 	wake    chan struct{}
 }
 
-// reportWriters is how many conditions are written at once.
-const reportWriters = 8
+// reportWriters is how many conditions are written at once; reportEvery is the
+// least time between two for one pod.
+const (
+	reportWriters = 8
+	reportEvery   = time.Second
+)
 
 // maxNote is the longest note of an event.
 const maxNote = 1024
 
 func newReporter(d Deps) *reporter {
-	return &reporter{d: d, pending: map[types.UID]report{}, wake: make(chan struct{}, 1)}
+	return &reporter{d: d, pending: map[types.UID]report{}, recent: map[types.UID]bool{}, wake: make(chan struct{}, 1)}
 }
 
 func (r *reporter) put(p report) {
+	uid := p.pod.UID
 	r.mu.Lock()
-	if old, ok := r.pending[p.pod.UID]; !ok {
-		r.order = append(r.order, p.pod.UID)
-	} else if p.nominated == nil {
+	old, waits := r.pending[uid]
+	if waits && p.nominated == nil {
 		p.nominated = old.nominated
 	}
-	r.pending[p.pod.UID] = p
+	r.pending[uid] = p
+	urgent := p.nominated != nil && (!waits || old.nominated == nil)
+	switch {
+	case urgent:
+		r.held = slices.DeleteFunc(r.held, func(o types.UID) bool { return o == uid })
+		if !slices.Contains(r.order, uid) {
+			r.order = append(r.order, uid)
+		}
+	case waits:
+	case r.recent[uid]:
+		r.held = append(r.held, uid)
+	default:
+		r.order = append(r.order, uid)
+	}
 	r.mu.Unlock()
-	r.poke()
-}
-
-func (r *reporter) poke() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -74,17 +91,40 @@ func (r *reporter) take(n int) []report {
 	for i, uid := range r.order[:n] {
 		out[i] = r.pending[uid]
 		delete(r.pending, uid)
+		r.recent[uid] = true
 	}
 	r.order = r.order[n:]
 	return out
 }
 
+// tick lets the held reports go, and tells whether another tick is needed.
+func (r *reporter) tick() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.order = append(r.order, r.held...)
+	r.held = nil
+	more := len(r.recent) > 0 || len(r.order) > 0
+	clear(r.recent)
+	return more
+}
+
 func (r *reporter) run(ctx context.Context) error {
+	timer := time.NewTimer(reportEvery)
+	defer timer.Stop()
+	ticking := true
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.wake:
+			if !ticking {
+				ticking = true
+				timer.Reset(reportEvery)
+			}
+		case <-timer.C:
+			if ticking = r.tick(); ticking {
+				timer.Reset(reportEvery)
+			}
 		}
 		for ctx.Err() == nil {
 			batch := r.take(64)
