@@ -1,0 +1,198 @@
+package scheduler
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/client"
+)
+
+// report is why a pod is pending.
+type report struct {
+	pod     *corev1.Pod
+	reason  string
+	message string
+	quiet   bool // no event
+	// nominated, where set, is the node that the pod waits for; "" clears it.
+	nominated *string
+}
+
+// reporter writes the conditions of pending pods and their events. For each pod
+// only the newest report is written, the first at once, later ones once a second
+// at most: in a busy cluster the counts in the message change all the time.
+// Reports are written in the order in which their pods came first.
+type reporter struct {
+	d Deps
+
+	mu      sync.Mutex
+	pending map[types.UID]report
+	order   []types.UID // of those to be written now
+	held    []types.UID // of those that wait for the next tick
+	recent  map[types.UID]bool
+	wake    chan struct{}
+}
+
+// reportWriters is how many conditions are written at once; reportEvery is the
+// least time between two for one pod.
+const (
+	reportWriters = 8
+	reportEvery   = time.Second
+)
+
+// maxNote is the longest note of an event.
+const maxNote = 1024
+
+func newReporter(d Deps) *reporter {
+	return &reporter{d: d, pending: map[types.UID]report{}, recent: map[types.UID]bool{}, wake: make(chan struct{}, 1)}
+}
+
+func (r *reporter) put(p report) {
+	uid := p.pod.UID
+	r.mu.Lock()
+	old, waits := r.pending[uid]
+	if waits && p.nominated == nil {
+		p.nominated = old.nominated
+	}
+	r.pending[uid] = p
+	urgent := p.nominated != nil && (!waits || old.nominated == nil)
+	switch {
+	case urgent:
+		r.held = slices.DeleteFunc(r.held, func(o types.UID) bool { return o == uid })
+		if !slices.Contains(r.order, uid) {
+			r.order = append(r.order, uid)
+		}
+	case waits:
+	case r.recent[uid]:
+		r.held = append(r.held, uid)
+	default:
+		r.order = append(r.order, uid)
+	}
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *reporter) take(n int) []report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n = min(n, len(r.order))
+	out := make([]report, n)
+	for i, uid := range r.order[:n] {
+		out[i] = r.pending[uid]
+		delete(r.pending, uid)
+		r.recent[uid] = true
+	}
+	r.order = r.order[n:]
+	return out
+}
+
+// tick lets the held reports go, and tells whether another tick is needed.
+func (r *reporter) tick() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.order = append(r.order, r.held...)
+	r.held = nil
+	more := len(r.recent) > 0 || len(r.order) > 0
+	clear(r.recent)
+	return more
+}
+
+func (r *reporter) run(ctx context.Context) error {
+	timer := time.NewTimer(reportEvery)
+	defer timer.Stop()
+	ticking := true
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+			if !ticking {
+				ticking = true
+				timer.Reset(reportEvery)
+			}
+		case <-timer.C:
+			if ticking = r.tick(); ticking {
+				timer.Reset(reportEvery)
+			}
+		}
+		for ctx.Err() == nil {
+			batch := r.take(64)
+			if len(batch) == 0 {
+				break
+			}
+			var g errgroup.Group
+			g.SetLimit(reportWriters)
+			for _, p := range batch {
+				g.Go(func() error { r.write(ctx, p); return nil })
+			}
+			_ = g.Wait()
+		}
+	}
+}
+
+func (r *reporter) write(ctx context.Context, p report) {
+	if !p.quiet {
+		note := p.message
+		if len(note) > maxNote {
+			note = note[:maxNote-4] + " ..."
+		}
+		r.d.Events.Event(p.pod, nil, corev1.EventTypeWarning, "FailedScheduling", "Scheduling", note)
+	}
+	patch := conditionPatch(p, metav1.NewTime(r.d.Now()))
+	if patch == nil {
+		return
+	}
+	_, err := client.For[*corev1.Pod](r.d.Client).In(p.pod.Namespace).Patch(ctx, p.pod.Name, types.StrategicMergePatchType, patch, "status")
+	if err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		r.d.Log.Warn("pod condition not written", "ns", p.pod.Namespace, "pod", p.pod.Name, "err", err)
+	}
+}
+
+// conditionPatch returns the patch of a pod's status, nil where it says so already.
+func conditionPatch(p report, now metav1.Time) []byte {
+	c := corev1.PodCondition{
+		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: p.reason, Message: p.message,
+		ObservedGeneration: p.pod.Generation, LastTransitionTime: now,
+	}
+	same := false
+	if i := slices.IndexFunc(p.pod.Status.Conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type }); i >= 0 {
+		old := p.pod.Status.Conditions[i]
+		if old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+		c.LastProbeTime = old.LastProbeTime
+		same = old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message && old.ObservedGeneration == c.ObservedGeneration
+	}
+	if same && (p.nominated == nil || *p.nominated == p.pod.Status.NominatedNodeName) {
+		return nil
+	}
+	status := map[string]any{}
+	if !same {
+		status["conditions"] = []corev1.PodCondition{c}
+	}
+	if p.nominated != nil {
+		var v any = *p.nominated
+		if v == "" {
+			v = nil
+		}
+		status["nominatedNodeName"] = v
+	}
+	// The uid keeps a pod that was made anew under this name from being told
+	// what befell the old one.
+	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.pod.UID}, "status": status})
+	if err != nil {
+		return nil
+	}
+	return b
+}
