@@ -121,6 +121,13 @@ func New(name string, d Deps) *Controller {
 	}
 }
 
+// ReportAs sets the component of c's events where it is not its name.
+func (c *Controller) ReportAs(component string) {
+	d := c.Events.d
+	d.Component = component
+	c.Events = NewRecorder(d)
+}
+
 // Watch declares that c watches T. onChange is called for every change, and for
 // every object there is at the start; it must not block. It may be nil. The
 // informer is returned for reading.
