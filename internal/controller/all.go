@@ -5,6 +5,7 @@ package controller
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -24,6 +25,9 @@ type Deps struct {
 	// Resources lists what the API serves, custom resources included; the
 	// built-in kinds where nil. It is asked again and again and must be cheap.
 	Resources func(ctx context.Context) ([]Resource, error)
+	// ClusterCIDRs are the ranges of pod addresses, one per family; where there
+	// are none, nodes are given no podCIDRs. ServiceCIDRs are kept out of them.
+	ClusterCIDRs, ServiceCIDRs []netip.Prefix
 	// NamespaceSettle is how long after its deletion a namespace goes at the
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
@@ -60,7 +64,8 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
-	return []*control.Controller{
+	cs := []*control.Controller{
+		newCollector(d),
 		newDeployment(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
@@ -69,4 +74,8 @@ func All(d Deps) []*control.Controller {
 		newRootCA(d),
 		newServiceAccount(d),
 	}
+	if len(d.ClusterCIDRs) > 0 {
+		cs = append(cs, newNodeIPAM(d))
+	}
+	return cs
 }
