@@ -157,21 +157,27 @@ func (r Rootfs) mountOld(target string, flags int) error {
 
 // openOld does Open's work with mount(2): in a mount namespace that ends at
 // once, and with it every name of the mount.
-func (r Rootfs) openOld() (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
+func (r Rootfs) openOld() (f *os.File, err error) {
+	done := make(chan struct{})
+	go r.openOnThread(done, &f, &err)
+	<-done
+	return f, err
+}
+
+func (r Rootfs) openOnThread(done chan struct{}, f **os.File, err *error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The process is known by its first thread, which must stay as it is.
+		// While it is locked here the next goroutine runs on another.
+		defer runtime.UnlockOSThread()
+		go r.openOnThread(done, f, err)
+		<-done
+		return
 	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, since it is no
-		// longer like the others.
-		runtime.LockOSThread()
-		f, err := r.openInNamespace()
-		done <- result{f, err}
-	}()
-	got := <-done
-	return got.f, got.err
+	// Never unlocked: the thread ends with the goroutine, since it is no longer
+	// like the others.
+	defer close(done)
+	*f, *err = r.openInNamespace()
 }
 
 func (r Rootfs) openInNamespace() (*os.File, error) {
