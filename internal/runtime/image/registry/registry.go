@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -86,9 +87,27 @@ func (c *Client) Find(ctx context.Context, n image.Name, auth *image.Auth) (*ima
 			if err != nil {
 				return nil, kindOf(n, err)
 			}
-			return r, nil
+			return body{r, n}, nil
 		},
 	}, nil
+}
+
+// body gives errors of reading a blob their kind.
+type body struct {
+	io.ReadCloser
+	name image.Name
+}
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == nil || err == io.EOF {
+		return n, err
+	}
+	// The client verifies digests, and its error for that has no public type.
+	if strings.Contains(err.Error(), "error verifying") {
+		return n, withKind(image.ErrCorrupt, err)
+	}
+	return n, kindOf(b.name, err)
 }
 
 func authenticator(a *image.Auth) authn.Authenticator {
