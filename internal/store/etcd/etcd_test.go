@@ -10,7 +10,12 @@ import (
 	"skiff/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if child() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, c Config) *Store {
 	t.Helper()
