@@ -25,6 +25,7 @@ import (
 const (
 	writerEnv = "SKIFF_STORE_TEST_WRITER"
 	openerEnv = "SKIFF_STORE_TEST_OPENER"
+	faultEnv  = "SKIFF_STORE_TEST_FAULT" // runs TestFault
 )
 
 // child does what the environment asks for; false if it asks for nothing.
@@ -407,5 +408,14 @@ func TestStartWithBacklog(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestFaultInChild runs TestFault in a process of its own.
+func TestFaultInChild(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "-test.run=^TestFault$", "-test.v")
+	cmd.Env = append(os.Environ(), faultEnv+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestFault") {
+		t.Fatalf("%v\n%s", err, out)
 	}
 }

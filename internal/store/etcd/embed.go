@@ -226,8 +226,21 @@ func (e *embedded) lead(ctx context.Context) error {
 		}
 	}
 	// A linearizable read waits until everything in the log is applied.
-	_, err := e.srv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true})
-	return err
+	if _, err := e.srv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true}); err != nil {
+		return err
+	}
+	for _, a := range e.srv.Alarms() {
+		if a.Alarm != pb.AlarmType_NOSPACE {
+			return fmt.Errorf("etcd's alarm %s is on", a.Alarm)
+		}
+		// Another etcd's quota was exceeded; this one has its own.
+		if _, err := e.srv.Alarm(ctx, &pb.AlarmRequest{
+			Action: pb.AlarmRequest_DEACTIVATE, MemberID: a.MemberID, Alarm: a.Alarm,
+		}); err != nil {
+			return fmt.Errorf("end etcd's alarm %s: %w", a.Alarm, err)
+		}
+	}
+	return nil
 }
 
 func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
@@ -236,20 +249,22 @@ func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
 		return config.ServerConfig{}, err
 	}
 	return config.ServerConfig{
-		Name:                    c.Name,
-		DataDir:                 c.Dir,
-		PeerURLs:                peers,
-		InitialPeerURLsMap:      types.URLsMap{c.Name: peers},
-		InitialClusterToken:     "skiff",
-		NewCluster:              true,
-		SnapshotCount:           snapshotCount,
-		SnapshotCatchUpEntries:  snapshotCatchUpEntries,
-		MaxSnapFiles:            5,
-		MaxWALFiles:             5,
-		TickMs:                  tickMs,
-		ElectionTicks:           electionTicks,
-		PreVote:                 true,
-		QuotaBackendBytes:       c.Quota,
+		Name:                   c.Name,
+		DataDir:                c.Dir,
+		PeerURLs:               peers,
+		InitialPeerURLsMap:     types.URLsMap{c.Name: peers},
+		InitialClusterToken:    "skiff",
+		NewCluster:             true,
+		SnapshotCount:          snapshotCount,
+		SnapshotCatchUpEntries: snapshotCatchUpEntries,
+		MaxSnapFiles:           5,
+		MaxWALFiles:            5,
+		TickMs:                 tickMs,
+		ElectionTicks:          electionTicks,
+		PreVote:                true,
+		// The quota is kept by space: etcd's counts the file and not what is in use,
+		// and its alarm stays until somebody ends it by hand.
+		QuotaBackendBytes:       -1,
 		MaxTxnOps:               128,
 		MaxRequestBytes:         c.MaxRequestBytes,
 		StrictReconfigCheck:     true,

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -13,6 +14,9 @@ import (
 func TestMain(m *testing.M) {
 	if child() {
 		return
+	}
+	if os.Getenv(faultEnv) != "" {
+		os.Exit(m.Run())
 	}
 	goleak.VerifyTestMain(m)
 }
