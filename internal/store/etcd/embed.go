@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"expvar"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -18,6 +19,7 @@ import (
 	"go.etcd.io/etcd/server/v3/features"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
@@ -110,7 +112,9 @@ type embedded struct {
 	wg     sync.WaitGroup
 }
 
-// Open starts the etcd in c.Dir and returns when it takes writes.
+// Open starts the etcd in c.Dir and returns when it takes writes. After an error
+// other than that of a directory in use, parts of etcd may be left running: the
+// process should end.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
@@ -138,71 +142,39 @@ func (e *embedded) start(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	type result struct {
-		srv *etcdserver.EtcdServer
-		err error
-	}
-	ch := make(chan result, 1)
-	e.wg.Go(func() {
-		defer func() {
-			if p := recover(); p != nil {
-				e.fault.set(fmt.Errorf("%v", p))
-				c.Log.Error("etcd panicked at start", "err", p, "stack", string(debug.Stack()))
-			}
-		}()
+	raftStatus.Lock()
+	defer raftStatus.Unlock()
+	made := make(chan *etcdserver.EtcdServer, 1)
+	if err := e.guard(ctx, c.Log, func() error {
 		srv, err := etcdserver.NewServer(cfg)
-		ch <- result{srv, err}
-	})
-	select {
-	case r := <-ch:
-		if r.err != nil {
-			return r.err
+		if err == nil {
+			made <- srv
 		}
-		e.srv = r.srv
-	case <-e.fault.ch:
-		return e.fault.get()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		return err
+	}); err != nil {
+		return err
 	}
+	e.srv = <-made
 	e.space = &space{dir: c.Dir, quota: c.Quota, minFree: c.MinFree, inUse: e.srv.Backend().SizeInUse, start: time.Now()}
 	e.srv.Start()
 	if n := len(e.srv.Cluster().Members()); n > 1 {
 		return fmt.Errorf("it belongs to a cluster of %d members and cannot run alone", n)
 	}
-	return e.lead(ctx)
+	return e.guard(ctx, c.Log, func() error { return e.lead(ctx) })
 }
 
-// lead makes the member the leader and waits until it has applied its log.
-//
-// raft would wait for one to two election timeouts. The message that asks a
-// follower to take over from its leader ends the wait; it is ignored until the
-// member has applied its own membership, so it is repeated.
-func (e *embedded) lead(ctx context.Context) error {
-	id := uint64(e.srv.MemberID())
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for e.srv.Lead() == 0 {
-		select {
-		case <-pause.C:
-		case <-e.fault.ch:
-			return e.fault.get()
-		case <-e.srv.StopNotify():
-			return errors.New("etcd stopped")
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if err := e.srv.Process(ctx, &raftpb.Message{To: &id, From: &id, Type: raftpb.MsgTimeoutNow.Enum()}); err != nil {
-			return fmt.Errorf("start an election: %w", err)
-		}
-		pause.Reset(time.Millisecond)
-	}
-	// A linearizable read waits until everything in the log is applied.
-	rctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// guard runs f and returns its error, or that of etcd or of ctx where f does not
+// come to its end.
+func (e *embedded) guard(ctx context.Context, log *slog.Logger, f func() error) error {
 	errc := make(chan error, 1)
 	e.wg.Go(func() {
-		_, err := e.srv.Range(rctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true})
-		errc <- err
+		defer func() {
+			if p := recover(); p != nil {
+				log.Error("etcd panicked at start", "err", p, "stack", string(debug.Stack()))
+				e.fault.set(fmt.Errorf("etcd cannot make sense of its files: %v", p))
+			}
+		}()
+		errc <- f()
 	})
 	select {
 	case err := <-errc:
@@ -212,7 +184,63 @@ func (e *embedded) lead(ctx context.Context) error {
 		return err
 	case <-e.fault.ch:
 		return e.fault.get()
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
+}
+
+// raftStatus guards etcd's published raft status, which is that of the server
+// made last in this process, from NewServer until that server leads.
+var raftStatus sync.Mutex
+
+// lead makes the member the leader and waits until it has applied its log. It is
+// called in a goroutine of its own, as start.
+//
+// raft would wait for one to two election timeouts. The message by which a leader
+// asks a follower to take over ends the wait. It must not come before raft has
+// taken note that its log is applied: raft would look through the entries in
+// between for changes of membership, and etcd drops these from memory as soon as
+// it has applied them.
+func (e *embedded) lead(ctx context.Context) error {
+	id := uint64(e.srv.MemberID())
+	status, _ := expvar.Get("raft.status").(expvar.Func)
+	poll := time.NewTicker(500 * time.Microsecond)
+	defer poll.Stop()
+	asked := false
+	for e.srv.Lead() == 0 {
+		// Without a status, raft's own election comes a little later.
+		if st, ok := status.Value().(raft.Status); ok && !asked && st.ID == id && st.Commit != nil &&
+			st.Applied > 0 && st.Applied == *st.Commit {
+			msg := &raftpb.Message{To: &id, From: &id, Type: raftpb.MsgTimeoutNow.Enum()}
+			if err := e.srv.Process(ctx, msg); err != nil {
+				return fmt.Errorf("start an election: %w", err)
+			}
+			asked = true
+		}
+		select {
+		case <-poll.C:
+		case <-e.srv.StopNotify():
+			return errors.New("etcd stopped")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	// A linearizable read waits until everything in the log is applied.
+	if _, err := e.srv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true}); err != nil {
+		return err
+	}
+	for _, a := range e.srv.Alarms() {
+		if a.Alarm != pb.AlarmType_NOSPACE {
+			return fmt.Errorf("etcd's alarm %s is on", a.Alarm)
+		}
+		// Another etcd's quota was exceeded; this one has its own.
+		if _, err := e.srv.Alarm(ctx, &pb.AlarmRequest{
+			Action: pb.AlarmRequest_DEACTIVATE, MemberID: a.MemberID, Alarm: a.Alarm,
+		}); err != nil {
+			return fmt.Errorf("end etcd's alarm %s: %w", a.Alarm, err)
+		}
+	}
+	return nil
 }
 
 func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
@@ -221,20 +249,22 @@ func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
 		return config.ServerConfig{}, err
 	}
 	return config.ServerConfig{
-		Name:                    c.Name,
-		DataDir:                 c.Dir,
-		PeerURLs:                peers,
-		InitialPeerURLsMap:      types.URLsMap{c.Name: peers},
-		InitialClusterToken:     "skiff",
-		NewCluster:              true,
-		SnapshotCount:           snapshotCount,
-		SnapshotCatchUpEntries:  snapshotCatchUpEntries,
-		MaxSnapFiles:            5,
-		MaxWALFiles:             5,
-		TickMs:                  tickMs,
-		ElectionTicks:           electionTicks,
-		PreVote:                 true,
-		QuotaBackendBytes:       c.Quota,
+		Name:                   c.Name,
+		DataDir:                c.Dir,
+		PeerURLs:               peers,
+		InitialPeerURLsMap:     types.URLsMap{c.Name: peers},
+		InitialClusterToken:    "skiff",
+		NewCluster:             true,
+		SnapshotCount:          snapshotCount,
+		SnapshotCatchUpEntries: snapshotCatchUpEntries,
+		MaxSnapFiles:           5,
+		MaxWALFiles:            5,
+		TickMs:                 tickMs,
+		ElectionTicks:          electionTicks,
+		PreVote:                true,
+		// The quota is kept by space: etcd's counts the file and not what is in use,
+		// and its alarm stays until somebody ends it by hand.
+		QuotaBackendBytes:       -1,
 		MaxTxnOps:               128,
 		MaxRequestBytes:         c.MaxRequestBytes,
 		StrictReconfigCheck:     true,

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -10,7 +11,15 @@ import (
 	"skiff/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if child() {
+		return
+	}
+	if os.Getenv(faultEnv) != "" {
+		os.Exit(m.Run())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, c Config) *Store {
 	t.Helper()

@@ -17,14 +17,20 @@ type space struct {
 	quota   int64
 	minFree uint64
 	inUse   func() int64 // bytes of the database in use
-	// checked is when the disk was last asked, in nanoseconds since start; full is
-	// its answer.
+	// checked is when the disk was last asked, in nanoseconds after start, and full
+	// what it said; since counts the bytes admitted after that.
 	start   time.Time
 	checked atomic.Int64
+	since   atomic.Int64
 	full    atomic.Bool
 }
 
-const diskCheckEvery = 500 * time.Millisecond
+// The disk is asked again after this time, and after a part of MinFree was
+// written: a fast disk fills quickly.
+const (
+	diskCheckEvery = 500 * time.Millisecond
+	diskCheckPart  = 16
+)
 
 // admit returns store.ErrNoSpace where n more bytes do not fit.
 //
@@ -36,7 +42,11 @@ func (s *space) admit(n int) error {
 		return store.ErrNoSpace
 	}
 	now := int64(time.Since(s.start)) + 1
-	if last := s.checked.Load(); (last == 0 || now-last > int64(diskCheckEvery)) && s.checked.CompareAndSwap(last, now) {
+	written := s.since.Add(int64(n))
+	last := s.checked.Load()
+	due := last == 0 || now-last > int64(diskCheckEvery) || uint64(written) > s.minFree/diskCheckPart
+	if due && s.checked.CompareAndSwap(last, now) {
+		s.since.Store(0)
 		var st unix.Statfs_t
 		if err := unix.Statfs(s.dir, &st); err == nil {
 			s.full.Store(st.Bavail*uint64(st.Bsize) < s.minFree)
