@@ -153,7 +153,10 @@ int main(int argc, char **argv)
 		say(2, "usage: skiff-pod pod|keeper <dir> [key=value...]\n");
 		return 2;
 	}
-	close_range(3, ~0U, 0);
+	/* 3 is the caller's lock on the directory: held for as long as we live, it
+	 * says so to whoever looks, from before our first instruction. */
+	close_range(4, ~0U, 0);
+	fcntl(3, F_SETFD, FD_CLOEXEC);
 	if (chdir(argv[2]) || pipe2(up, O_CLOEXEC)) {
 		dprintf(2, "%s: %s\n", argv[2], strerror(errno));
 		return 1;

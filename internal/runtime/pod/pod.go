@@ -22,6 +22,9 @@ import (
 // socket is the name of a pod's socket in its directory.
 const socket = "pod.sock"
 
+// lockFile is locked by the process that lives in the directory.
+const lockFile = "lock"
+
 // Options are what a pod process sets up for its pod.
 type Options struct {
 	// Dir is the pod's state directory, of mode 0700: the socket and the exit
@@ -61,7 +64,16 @@ func SpawnKeeper(ctx context.Context, program, dir string) (pid int, err error) 
 }
 
 func spawn(ctx context.Context, program string, args []string) (pid, nsinit int, err error) {
+	lock, err := os.OpenFile(filepath.Join(args[1], lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return 0, 0, fmt.Errorf("pod process: %w", err)
+	}
+	defer lock.Close() // the process holds its copy
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return 0, 0, fmt.Errorf("pod process: another one is alive in %s: %w", args[1], err)
+	}
 	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.ExtraFiles = []*os.File{lock}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Env = []string{}
@@ -76,6 +88,42 @@ func spawn(ctx context.Context, program string, args []string) (pid, nsinit int,
 	}
 	return pid, nsinit, nil
 }
+
+// Alive tells whether a pod process, or a keeper, lives in dir or is about to:
+// it holds a lock there from before its first instruction to its end.
+func Alive(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
+}
+
+// Adopt connects to the pod process of dir, waiting for one that is just
+// starting. ErrGone says that there is none.
+func Adopt(ctx context.Context, dir string, onEvent func(Process)) (*Client, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		alive := Alive(dir) // asked before connecting: it may end in between
+		c, err := Connect(dir, onEvent)
+		if err == nil {
+			return c, nil
+		}
+		if !alive {
+			return nil, fmt.Errorf("%s: %w", dir, ErrGone)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// ErrGone says that a pod process has ended.
+var ErrGone = errors.New("pod process is gone")
 
 // State of a process in a pod.
 type State string
