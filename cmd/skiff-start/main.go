@@ -4,6 +4,7 @@
 //
 //	skiff-start run  ROOT ID BUNDLE   the container of BUNDLE/spec.json
 //	skiff-start exec ROOT ID FILE     the OCI process in FILE
+//	skiff-start update ROOT ID FILE   the OCI resources in FILE, for a running one
 //
 // ROOT is libcontainer's state directory. Descriptors: 0 to 2 become the
 // process's; 3 takes "pid N\n" on success and otherwise one sentence; 4, where a
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 
 	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // or device rules are refused
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter"
@@ -44,15 +46,13 @@ func main() {
 	unix.CloseOnExec(statusFD)
 	unix.CloseOnExec(consoleFD)
 	logrus.SetLevel(logrus.PanicLevel) // what matters comes back as an error
-	if len(os.Args) != 5 || (os.Args[1] != "run" && os.Args[1] != "exec") {
-		fmt.Fprintln(os.Stderr, "usage: skiff-start run|exec ROOT ID BUNDLE|FILE (started by skiff-pod)")
+	verbs := map[string]func(root, id, file string) (int, error){"run": run, "exec": execIn, "update": update}
+	if len(os.Args) != 5 || verbs[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: skiff-start run|exec|update ROOT ID BUNDLE|FILE (started by skiff-pod)")
 		os.Exit(2)
 	}
+	do := verbs[os.Args[1]]
 	status := os.NewFile(statusFD, "status")
-	do := run
-	if os.Args[1] == "exec" {
-		do = execIn
-	}
 	pid, err := guarded(do)
 	if err != nil {
 		fmt.Fprintf(status, "%v", err)
@@ -91,6 +91,13 @@ func run(root, id, bundle string) (int, error) {
 		}
 		s.OCI.Linux.Seccomp = p
 	}
+	var err error
+	if s.OCI.Process.User, err = lookUp(s.OCI.Root.Path, s.User); err != nil {
+		return 0, err
+	}
+	if err := startspec.Write(filepath.Join(bundle, startspec.ProcessFile), s.OCI.Process); err != nil {
+		return 0, err
+	}
 	adjustOOM(s.OCI.Process)
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: id,
@@ -127,6 +134,45 @@ func execIn(root, id, file string) (int, error) {
 		return 0, err
 	}
 	return p.Pid()
+}
+
+// update changes the limits of a running container.
+func update(root, id, file string) (int, error) {
+	var res specs.LinuxResources
+	if err := startspec.Read(file, &res); err != nil {
+		return 0, err
+	}
+	c, err := libcontainer.Load(root, id)
+	if err != nil {
+		return 0, err
+	}
+	config := c.Config()
+	to := config.Cgroups.Resources
+	if cpu := res.CPU; cpu != nil {
+		if cpu.Shares != nil {
+			to.CpuShares = *cpu.Shares
+			to.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*cpu.Shares)
+		}
+		if cpu.Quota != nil {
+			to.CpuQuota = *cpu.Quota
+		}
+		if cpu.Period != nil {
+			to.CpuPeriod = *cpu.Period
+		}
+		to.CpusetCpus, to.CpusetMems = cpu.Cpus, cpu.Mems
+	}
+	if m := res.Memory; m != nil {
+		if m.Limit != nil {
+			to.Memory = *m.Limit
+		}
+		if m.Swap != nil {
+			to.MemorySwap = *m.Swap
+		}
+	}
+	if res.Unified != nil {
+		to.Unified = res.Unified
+	}
+	return 0, c.Set(config)
 }
 
 // adjustOOM applies the score to this process, whose descendants inherit it. A

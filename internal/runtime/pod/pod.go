@@ -146,6 +146,8 @@ type Process struct {
 	// ExitCode is 128 plus the signal for a process that a signal ended.
 	ExitCode, Signal int
 	OOMKilled        bool
+	// Lost says that nobody saw the end: the pod process was gone before.
+	Lost bool
 	// Message says why a Failed one did not start.
 	Message string
 	// DroppedLines could not be written to the log.
@@ -156,7 +158,7 @@ func process(m wire.Msg) Process {
 	return Process{
 		ID: m.Fields["id"], Exec: m.Fields["kind"] == "exec", State: State(m.Fields["state"]),
 		PID: int(m.Int("pid")), Started: m.Time("started"), Finished: m.Time("finished"),
-		ExitCode: int(m.Int("code")), Signal: int(m.Int("sig")), OOMKilled: m.Int("oom") != 0,
+		ExitCode: int(m.Int("code")), Signal: int(m.Int("sig")), OOMKilled: m.Int("oom") != 0, Lost: m.Int("lost") != 0,
 		Message: m.Fields["msg"], DroppedLines: m.Int("dropped"),
 	}
 }
@@ -343,4 +345,29 @@ func RemoveExit(dir, id string) error {
 		return nil
 	}
 	return err
+}
+
+// WriteExit leaves the record of an end that the pod process could not.
+func WriteExit(dir string, p Process) error {
+	var b strings.Builder
+	for _, f := range []string{
+		"id=" + p.ID, "kind=container", "state=" + string(p.State), "pid=" + strconv.Itoa(p.PID),
+		"started=" + nanos(p.Started), "finished=" + nanos(p.Finished),
+		"code=" + strconv.Itoa(p.ExitCode), "sig=" + strconv.Itoa(p.Signal), "oom=" + flag(p.OOMKilled),
+		"lost=" + flag(p.Lost), "msg=" + strings.ReplaceAll(p.Message, "\x00", ""),
+	} {
+		b.WriteString(f + "\x00")
+	}
+	tmp := filepath.Join(dir, "."+p.ID+".exit")
+	if err := os.WriteFile(tmp, []byte(b.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, p.ID+".exit"))
+}
+
+func nanos(t time.Time) string {
+	if t.IsZero() {
+		return "0"
+	}
+	return strconv.FormatInt(t.UnixNano(), 10)
 }

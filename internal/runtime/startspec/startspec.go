@@ -14,6 +14,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// ProcessFile is where skiff-start leaves the OCI process with everything looked
+// up, in the bundle, for exec.
+const ProcessFile = "process.json"
+
 // File is the name of a container's spec in its bundle.
 const File = "spec.json"
 
@@ -31,6 +35,8 @@ type Overlay struct {
 type Spec struct {
 	OCI     *specs.Spec `json:"oci"`
 	Overlay *Overlay    `json:"overlay,omitempty"`
+	// User is looked up in the root file system and put into OCI.
+	User User `json:"user"`
 	// DefaultSeccomp asks for the RuntimeDefault profile, which depends on the
 	// capabilities in OCI.
 	DefaultSeccomp bool `json:"defaultSeccomp,omitempty"`
