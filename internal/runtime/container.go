@@ -1,0 +1,462 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/runtime/image"
+	"skiff/internal/runtime/pod"
+	"skiff/internal/runtime/startspec"
+)
+
+// container is a container. op serialises start, stop and remove; state, proc,
+// removed and rec.Resources are guarded by Runtime.mu; the rest never changes.
+type container struct {
+	id     string
+	sb     *sandbox
+	dir    string
+	config *runtimeapi.ContainerConfig
+	rec    containerRecord
+	op     sync.Mutex
+
+	state runtimeapi.ContainerState
+	proc  pod.Process
+	// ended is closed when the container is no longer running.
+	ended chan struct{}
+}
+
+func (r *Runtime) rootfsDir(id string) string {
+	return filepath.Join(mountsDir(r.Instance), "rootfs-"+id)
+}
+
+func (s *sandbox) stateRoot() string { return filepath.Join(s.dir, "state") }
+
+// CreateContainer prepares a container: its root file system and its spec.
+func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (_ *runtimeapi.CreateContainerResponse, err error) {
+	config := req.GetConfig()
+	if config.GetMetadata().GetName() == "" {
+		return nil, status.Error(codes.InvalidArgument, "container config: metadata: name is required")
+	}
+	s, err := r.findSandbox(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	ready := s.ready()
+	r.mu.Unlock()
+	if !ready {
+		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %q is not running", s.id)
+	}
+	img, err := r.resolveImage(ctx, config.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	id := newID()
+	name := config.GetMetadata().GetName() + "_" + fmt.Sprint(config.GetMetadata().GetAttempt()) + "_" + s.id
+	if err := r.reserve(name, id); err != nil {
+		return nil, err
+	}
+	c := &container{
+		id: id, sb: s, dir: filepath.Join(s.dir, "containers", id), config: config,
+		state: runtimeapi.ContainerState_CONTAINER_CREATED, ended: make(chan struct{}),
+		rec: containerRecord{
+			ID: id, SandboxID: s.id, ImageID: img.ID, ImageRef: imageRef(img), Created: r.Now(),
+			StopSignal: img.Config.Config.StopSignal,
+			Cgroup:     r.containerCgroup(s, id),
+		},
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		r.unreserve(name)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		if cerr := r.removeFiles(ctx, c); cerr != nil {
+			r.Log.Error("undo a container that was not created", "container", id, "err", cerr)
+		}
+	}()
+	if config.GetLogPath() != "" && s.config.GetLogDirectory() != "" {
+		c.rec.LogPath = filepath.Join(s.config.GetLogDirectory(), config.GetLogPath())
+	}
+	if c.rec.Config, err = encode(config); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "container config: %v", err)
+	}
+	spec, err := r.containerSpec(c, img)
+	if err != nil {
+		return nil, fmt.Errorf("failed to generate container %q spec: %w", id, err)
+	}
+	root, err := r.Snapshots.Prepare(ctx, id, img)
+	if err != nil {
+		return nil, fmt.Errorf("prepare root file system: %w", err)
+	}
+	r.Step("container-prepared")
+	spec.Overlay = &startspec.Overlay{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
+	for _, d := range []string{c.dir, r.rootfsDir(id)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("container directory: %w", err)
+		}
+	}
+	if err := startspec.Write(filepath.Join(c.dir, startspec.File), spec); err != nil {
+		return nil, fmt.Errorf("container spec: %w", err)
+	}
+	// A stop in between found no container to remove: no new one may appear.
+	s.op.Lock()
+	defer s.op.Unlock()
+	r.mu.Lock()
+	ready = s.ready()
+	r.mu.Unlock()
+	if !ready {
+		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %q is not running", s.id)
+	}
+	if err := writeRecord(c.dir, containerFile, c.rec); err != nil {
+		return nil, err
+	}
+	r.Step("container-recorded")
+	r.mu.Lock()
+	r.conts[id] = c
+	r.mu.Unlock()
+	r.notify(s, id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+func (r *Runtime) containerCgroup(s *sandbox, id string) string {
+	parent := s.config.GetLinux().GetCgroupParent()
+	if parent == "" {
+		parent = path.Join(r.Instance.CgroupParent, "pods", s.id)
+	}
+	return path.Join("/", parent, id)
+}
+
+// ownCgroup is a sandbox's cgroup where the caller named none.
+func (r *Runtime) ownCgroup(s *sandbox) string {
+	if s.config.GetLinux().GetCgroupParent() != "" {
+		return ""
+	}
+	return path.Join(r.Instance.CgroupParent, "pods", s.id)
+}
+
+func imageRef(img *image.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
+}
+
+// StartContainer runs the container's program.
+func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	c, err := r.findContainer(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	r.mu.Lock()
+	state, client, ready := c.state, c.sb.client, c.sb.ready()
+	r.mu.Unlock()
+	if state != runtimeapi.ContainerState_CONTAINER_CREATED {
+		return nil, status.Errorf(codes.FailedPrecondition, "container %q is in %s state", c.id, state)
+	}
+	if !ready {
+		return nil, status.Errorf(codes.FailedPrecondition, "sandbox container %q is not running", c.sb.id)
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, startedFile), nil, 0o600); err != nil {
+		return nil, fmt.Errorf("start container: %w", err)
+	}
+	r.Step("container-starting")
+	start := pod.Start{
+		ID: c.id, Starter: r.Programs.Start, Root: c.sb.stateRoot(), Bundle: c.dir, LogPath: c.rec.LogPath,
+		TTY: c.config.GetTty(), Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(),
+		OOMFile: r.cg.OOMFile(c.rec.Cgroup),
+	}
+	if !c.ownPID() {
+		start.ProcsFile = r.cg.ProcsFile(c.rec.Cgroup)
+	}
+	// Not the caller's time: a start that was asked for is carried through.
+	p, err := client.Start(context.WithoutCancel(ctx), start)
+	r.Step("container-started")
+	if err != nil {
+		r.failStart(c, err)
+		return nil, fmt.Errorf("failed to start container %q: %w", c.id, err)
+	}
+	r.processChanged(c.sb, p)
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+func (c *container) ownPID() bool {
+	return c.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_CONTAINER
+}
+
+// failStart keeps why a container did not start, where the pod process has not.
+func (r *Runtime) failStart(c *container, err error) {
+	p, rerr := pod.ReadExit(c.sb.dir, c.id)
+	if rerr != nil {
+		p = pod.Process{ID: c.id, State: pod.Failed, Finished: r.Now(), Message: err.Error()}
+		if werr := pod.WriteExit(c.sb.dir, p); werr != nil {
+			r.Log.Error("record a failed start", "container", c.id, "err", werr)
+		}
+	}
+	r.processChanged(c.sb, p)
+}
+
+// processChanged takes in what a pod process tells, and tells it on. It runs on
+// the connection's goroutine too, and may hear the same twice.
+func (r *Runtime) processChanged(s *sandbox, p pod.Process) {
+	r.mu.Lock()
+	if p.Exec {
+		if ch := r.execs[p.ID]; ch != nil && (p.State == pod.Exited || p.State == pod.Failed) {
+			delete(r.execs, p.ID)
+			ch <- p
+		}
+		r.mu.Unlock()
+		return
+	}
+	c := r.conts[p.ID]
+	if c == nil || c.state == runtimeapi.ContainerState_CONTAINER_EXITED {
+		r.mu.Unlock()
+		return
+	}
+	var event runtimeapi.ContainerEventType
+	switch p.State {
+	case pod.Running:
+		if c.state == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			r.mu.Unlock()
+			return
+		}
+		c.state, event = runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
+	case pod.Exited, pod.Failed:
+		c.state, event = runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
+		close(c.ended)
+		r.background(func() { r.dropCgroup(c) })
+	default:
+		r.mu.Unlock()
+		return
+	}
+	c.proc = p
+	r.mu.Unlock()
+	r.notify(s, c.id, event)
+}
+
+// dropCgroup removes the cgroup of an ended container.
+func (r *Runtime) dropCgroup(c *container) {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	err := r.cg.Kill(ctx, c.rec.Cgroup)
+	if err == nil {
+		err = r.cg.Remove(ctx, c.rec.Cgroup)
+	}
+	if err != nil {
+		r.Log.Warn("remove a container's cgroup", "container", c.id, "err", err)
+	}
+}
+
+// StopContainer asks with the stop signal, waits for the grace period, then
+// kills. It returns when the container has ended.
+func (r *Runtime) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	c, err := r.findContainer(req.GetContainerId())
+	if status.Code(err) == codes.NotFound {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.stopContainer(ctx, c, time.Duration(req.GetTimeout())*time.Second); err != nil {
+		return nil, fmt.Errorf("failed to stop container %q: %w", c.id, err)
+	}
+	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+func (r *Runtime) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
+	r.mu.Lock()
+	running, client := c.state == runtimeapi.ContainerState_CONTAINER_RUNNING, c.sb.client
+	r.mu.Unlock()
+	if !running {
+		return nil
+	}
+	if client == nil {
+		return r.loseContainer(ctx, c)
+	}
+	if grace > 0 {
+		if err := client.Signal(ctx, c.id, c.stopSignal(), false); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-c.ended:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	if err := client.Signal(ctx, c.id, syscall.SIGKILL, !c.ownPID()); err != nil && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	select {
+	case <-c.ended:
+		return nil
+	case <-client.Done():
+		return r.loseContainer(ctx, c)
+	case <-ctx.Done():
+		return fmt.Errorf("wait for it to end after SIGKILL: %w", ctx.Err())
+	}
+}
+
+// stopSignal is the config's, the image's, or SIGTERM.
+func (c *container) stopSignal() syscall.Signal {
+	name := c.rec.StopSignal
+	if s := c.config.GetStopSignal(); s != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+		name = criSignalName(s)
+	}
+	sig, err := parseSignal(name)
+	if err != nil {
+		return syscall.SIGTERM
+	}
+	return sig
+}
+
+// RemoveContainer removes the container and what it wrote, killing it first if
+// it runs. Its log stays.
+func (r *Runtime) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	c, err := r.findContainer(req.GetContainerId())
+	if status.Code(err) == codes.NotFound {
+		return &runtimeapi.RemoveContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.removeContainer(ctx, c); err != nil {
+		return nil, fmt.Errorf("failed to remove container %q: %w", c.id, err)
+	}
+	return &runtimeapi.RemoveContainerResponse{}, nil
+}
+
+func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if err := r.stopContainer(ctx, c, 0); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	client, known := c.sb.client, r.conts[c.id] != nil
+	r.mu.Unlock()
+	if !known {
+		return nil
+	}
+	if client != nil {
+		if err := client.Forget(ctx, c.id); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	r.Step("remove-forgotten")
+	if err := r.cg.Remove(ctx, c.rec.Cgroup); err != nil {
+		return err
+	}
+	if err := r.removeFiles(ctx, c); err != nil {
+		return err
+	}
+	r.Step("remove-removed")
+	r.mu.Lock()
+	delete(r.conts, c.id)
+	for name, id := range r.names {
+		if id == c.id {
+			delete(r.names, name)
+		}
+	}
+	r.mu.Unlock()
+	r.notify(c.sb, c.id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	return nil
+}
+
+// removeFiles removes a container from disk: its directory, which makes it
+// exist, goes last.
+func (r *Runtime) removeFiles(ctx context.Context, c *container) error {
+	if err := r.Snapshots.Remove(ctx, c.id); err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	if err := unmount(r.rootfsDir(c.id)); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(c.sb.stateRoot(), c.id)); err != nil {
+		return err
+	}
+	if err := pod.RemoveExit(c.sb.dir, c.id); err != nil {
+		return err
+	}
+	return removeAll(c.dir)
+}
+
+// ReopenContainerLog opens the log anew after it was moved away.
+func (r *Runtime) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	c, client, err := r.running(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if err := client.Reopen(ctx, c.id); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ReopenContainerLogResponse{}, nil
+}
+
+// running finds a container that runs, and its pod process.
+func (r *Runtime) running(id string) (*container, *pod.Client, error) {
+	c, err := r.findContainer(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.state != runtimeapi.ContainerState_CONTAINER_RUNNING || c.sb.client == nil {
+		return nil, nil, status.Errorf(codes.FailedPrecondition, "container %q is not running: it is in %s state", c.id, c.state)
+	}
+	return c, c.sb.client, nil
+}
+
+// criSignalName turns SIGNAL_SIGRTMINPLUS3 into SIGRTMIN+3.
+func criSignalName(s runtimeapi.Signal) string {
+	n := strings.TrimPrefix(s.String(), "SIGNAL_")
+	return strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(n)
+}
+
+// parseSignal takes SIGTERM, TERM, 15, SIGRTMIN+3, RTMAX-1.
+func parseSignal(name string) (syscall.Signal, error) {
+	if name == "" {
+		return syscall.SIGTERM, nil
+	}
+	n := strings.TrimPrefix(strings.ToUpper(name), "SIG")
+	var k int
+	if _, err := fmt.Sscanf(n, "%d", &k); err == nil && fmt.Sprint(k) == n && k > 0 && k <= 64 {
+		return syscall.Signal(k), nil
+	}
+	if s := unix.SignalNum("SIG" + n); s != 0 {
+		return s, nil
+	}
+	const rtMin, rtMax = 34, 64
+	switch {
+	case n == "RTMIN":
+		return rtMin, nil
+	case n == "RTMAX":
+		return rtMax, nil
+	}
+	if _, err := fmt.Sscanf(n, "RTMIN+%d", &k); err == nil && k >= 0 && rtMin+k <= rtMax {
+		return syscall.Signal(rtMin + k), nil
+	}
+	if _, err := fmt.Sscanf(n, "RTMAX-%d", &k); err == nil && k >= 0 && rtMax-k >= rtMin {
+		return syscall.Signal(rtMax - k), nil
+	}
+	return 0, fmt.Errorf("unknown signal %q", name)
+}

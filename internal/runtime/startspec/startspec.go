@@ -1,0 +1,68 @@
+// Package startspec is what the runtime hands to skiff-start: the file
+// "spec.json" in a container's bundle directory for a new container, and a file
+// of an OCI process for one more process in a running container.
+//
+// The file is read by the skiff-start of the same content hash as the runtime
+// that wrote it, and by no other: it needs no version.
+package startspec
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// ProcessFile is where skiff-start leaves the OCI process with everything looked
+// up, in the bundle, for exec.
+const ProcessFile = "process.json"
+
+// File is the name of a container's spec in its bundle.
+const File = "spec.json"
+
+// Overlay is a root file system to mount at the OCI spec's root path, in the
+// mount namespace that is made for the container: no mount of it ever exists on
+// the host, and it goes with the container's last process.
+type Overlay struct {
+	// Lower are the layers, uppermost first; without Upper the view is
+	// read-only.
+	Lower       []string `json:"lower"`
+	Upper, Work string   `json:",omitempty"`
+}
+
+// Spec is a container to make.
+type Spec struct {
+	OCI     *specs.Spec `json:"oci"`
+	Overlay *Overlay    `json:"overlay,omitempty"`
+	// User is looked up in the root file system and put into OCI.
+	User User `json:"user"`
+	// DefaultSeccomp asks for the RuntimeDefault profile, which depends on the
+	// capabilities in OCI.
+	DefaultSeccomp bool `json:"defaultSeccomp,omitempty"`
+}
+
+// Write stores v at path. The file is read once, right away or after a restart
+// of the runtime, never after a reboot: it is not synced.
+func Write(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
+
+// Read loads v from path.
+func Read(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("decode %s: %w", path, err)
+	}
+	return nil
+}
