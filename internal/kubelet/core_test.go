@@ -1,0 +1,201 @@
+package kubelet
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+func TestPodRunsAndEnds(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a", "b"))
+		p := w.pod("web")
+		if p.Status.Phase != corev1.PodRunning {
+			t.Fatalf("phase %s: %+v", p.Status.Phase, p.Status)
+		}
+		w.wantOps("RunPodSandbox web", "CreateContainer web/a", "StartContainer web/a", "CreateContainer web/b", "StartContainer web/b")
+		for _, c := range ours {
+			if got := condIs(p, c); got != "True" {
+				t.Errorf("condition %s: %s", c, got)
+			}
+		}
+		if p.Status.PodIP != "10.244.0.2" || p.Status.HostIP != "192.168.7.1" || p.Status.QOSClass != corev1.PodQOSBestEffort || p.Status.StartTime == nil {
+			t.Errorf("status: %+v", p.Status)
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			if !s.Ready || s.Started == nil || !*s.Started || s.State.Running == nil || s.ContainerID == "" || s.ImageID == "" || s.RestartCount != 0 {
+				t.Errorf("container status: %+v", s)
+			}
+		}
+		for _, e := range []string{
+			`spec.containers{a} Pulled: Container image "nginx" already present on machine and can be accessed by the pod`,
+			"spec.containers{a} Created: Container created", "spec.containers{b} Started: Container started",
+		} {
+			w.wantEvent(e)
+		}
+		w.rt.ClearCalls()
+		w.delete("web", 30)
+		if w.exists("web") {
+			t.Errorf("the pod is still there: %+v", w.pod("web").Status)
+		}
+		w.wantEvent("spec.containers{a} Killing: Stopping container a")
+		if n := len(w.rt.Sandboxes()); n != 0 {
+			t.Errorf("%d sandboxes are left", n)
+		}
+		// The last status stood in the API before the object went.
+		var last corev1.PodPhase
+		reqs := w.api.Requests()
+		if reqs[len(reqs)-1].Verb != "delete" {
+			t.Errorf("the last request is %s", reqs[len(reqs)-1].Verb)
+		}
+		_ = last
+		if len(w.volumes.gone) != 1 {
+			t.Errorf("volumes were removed %d times", len(w.volumes.gone))
+		}
+	})
+}
+
+func TestFinalStatusOfADeletedPod(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		p.Finalizers = []string{"example.com/hold"}
+		w.create(p)
+		w.delete("web", 30)
+		got := w.pod("web")
+		if got.Status.Phase != corev1.PodFailed {
+			t.Errorf("phase %s, want Failed for an exit code of 143", got.Status.Phase)
+		}
+		s := got.Status.ContainerStatuses[0].State.Terminated
+		if s == nil || s.ExitCode != 143 || s.Reason != "Error" {
+			t.Errorf("state: %+v", got.Status.ContainerStatuses[0].State)
+		}
+		if c := condIs(got, corev1.PodReady); c != "False PodFailed" {
+			t.Errorf("Ready: %s", c)
+		}
+		deletes := 0
+		for _, r := range w.api.Requests() {
+			if r.Verb == "delete" {
+				deletes++
+			}
+		}
+		w.after(time.Minute)
+		if deletes != 2 { // the user's and the kubelet's
+			t.Errorf("%d deletes", deletes)
+		}
+	})
+}
+
+func TestNothingHappensOnRestart(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		p.Spec.InitContainers = []corev1.Container{{Name: "init", Image: "busybox"}}
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, PeriodSeconds: 10}
+		w.create(p)
+		w.exit("init", 0)
+		w.after(time.Second)
+		before := w.pod("web")
+		if c := condIs(before, corev1.PodReady); c != "True" {
+			t.Fatalf("Ready: %s", c)
+		}
+		w.kill()
+		w.rt.ClearCalls()
+		writes := len(w.api.Requests())
+		for range 3 {
+			w.start()
+			w.after(30 * time.Second)
+			w.kill()
+		}
+		w.wantOps()
+		for _, r := range w.api.Requests()[writes:] {
+			t.Errorf("a restart wrote: %s %s %s", r.Verb, r.Ref.Name, r.Data)
+		}
+		if got := w.pod("web"); got.ResourceVersion != before.ResourceVersion {
+			t.Errorf("the pod has changed")
+		}
+	})
+}
+
+func TestRestartBetweenSteps(t *testing.T) {
+	// The answer to a step is lost with the kubelet that asked; the next one goes
+	// on from there.
+	for _, op := range []string{"RunPodSandbox", "CreateContainer", "StartContainer"} {
+		t.Run(op, func(t *testing.T) {
+			run(t, func(w *world) { w.rt.LoseAnswer(op, 1, errors.New("connection lost")) }, func(w *world) {
+				w.create(newPod("web", "a"))
+				w.kill()
+				w.start()
+				w.after(15 * time.Second)
+				w.wantPhase("web", corev1.PodRunning)
+				if n := len(w.rt.Containers("a")); n != 1 {
+					t.Errorf("%d containers were made", n)
+				}
+				if n := len(w.rt.Sandboxes()); n != 1 {
+					t.Errorf("%d sandboxes were made", n)
+				}
+				if s := w.pod("web").Status.ContainerStatuses[0]; s.RestartCount != 0 || s.State.Running == nil {
+					t.Errorf("status: %+v", s)
+				}
+			})
+		})
+	}
+}
+
+func TestOrphansEnd(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.kill()
+		w.delete("web", 0)
+		w.start()
+		w.after(5 * time.Second)
+		if n := len(w.rt.Sandboxes()) + len(w.rt.Containers("")); n != 0 {
+			t.Errorf("%d things are left of a pod that the API does not know", n)
+		}
+	})
+}
+
+func TestExitWhileAway(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("job", "a")
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		w.create(p)
+		w.kill()
+		w.exit("a", 7)
+		w.start()
+		w.after(time.Second)
+		got := w.pod("job")
+		s := got.Status.ContainerStatuses[0]
+		if got.Status.Phase != corev1.PodFailed || s.State.Terminated == nil || s.State.Terminated.ExitCode != 7 || s.RestartCount != 0 {
+			t.Errorf("phase %s, status %+v", got.Status.Phase, s)
+		}
+		if n := len(w.rt.Containers("a")); n != 1 {
+			t.Errorf("%d containers, want the ended one kept for its logs", n)
+		}
+	})
+}
+
+func TestEventsLost(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("job", "a")
+		p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		w.create(p)
+		w.rt.LoseEvents(true)
+		w.exit("a", 0)
+		w.wantPhase("job", corev1.PodRunning)
+		w.after(6 * time.Minute)
+		w.wantPhase("job", corev1.PodSucceeded)
+	})
+}
+
+func TestRuntimeWithoutEvents(t *testing.T) {
+	run(t, func(w *world) { w.rt.NoEvents() }, func(w *world) {
+		p := newPod("job", "a")
+		p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		w.create(p)
+		w.after(2 * time.Second)
+		w.exit("a", 0)
+		w.after(2 * time.Second)
+		w.wantPhase("job", corev1.PodSucceeded)
+	})
+}
