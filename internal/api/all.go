@@ -3,6 +3,7 @@
 package api
 
 import (
+	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/resource"
 )
@@ -11,5 +12,9 @@ import (
 func All() []*resource.Resource {
 	return []*resource.Resource{
 		core.ConfigMap(),
+		core.Namespace(),
+		core.Secret(),
+		core.ServiceAccount(),
+		coordination.Lease(),
 	}
 }

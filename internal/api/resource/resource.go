@@ -56,6 +56,8 @@ type Resource struct {
 
 	New     func() Object
 	NewList func() runtime.Object
+	// ReturnDeleted: a deletion answers with the object, not with a Status.
+	ReturnDeleted bool
 	// Verbs allowed; nil means create, delete, deletecollection, get, list, patch,
 	// update, watch.
 	Verbs []string

@@ -1,0 +1,506 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/pkg/v3/traceutil"
+	"go.etcd.io/etcd/server/v3/config"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/etcd/server/v3/features"
+	"go.etcd.io/etcd/server/v3/lease"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"skiff/internal/store"
+)
+
+// Settings of the member that runs alone. Small snapshots keep its log in
+// memory short (21 instead of 72 MiB with etcd's defaults).
+const (
+	tickMs                 = 100
+	electionTicks          = 5
+	snapshotCount          = 1000
+	snapshotCatchUpEntries = 100
+
+	defaultQuota           = 8 << 30
+	defaultMinFree         = 256 << 20
+	defaultMaxRequestBytes = 1.5 * 1024 * 1024
+	defaultStartTimeout    = 30 * time.Second
+	stopTimeout            = 10 * time.Second
+
+	// peerURL is the address this member is known by. It is written down in the
+	// data directory and not listened on while the member is alone.
+	peerURL = "http://localhost:2380"
+)
+
+// Config says how to open an embedded etcd.
+type Config struct {
+	// Dir is the data directory; it is made where it does not exist. Required.
+	Dir string
+	// Name of the member; "default" where empty.
+	Name string
+	// Log gets what etcd has to say at warning or above. Nil discards it.
+	Log *slog.Logger
+	// Now is the clock of the sharing of leases; time.Now where nil.
+	Now func() time.Time
+	// Quota is the most bytes in use; 0 is 8 GiB.
+	Quota int64
+	// MinFree is how many bytes of the disk stay free; 0 is 256 MiB.
+	MinFree uint64
+	// MaxRequestBytes is the largest write; 0 is 1.5 MiB, etcd's default.
+	MaxRequestBytes uint
+	// StartTimeout bounds Open besides its context; 0 is 30 s.
+	StartTimeout time.Duration
+}
+
+func (c *Config) complete() error {
+	if c.Dir == "" {
+		return errors.New("store: Dir is required")
+	}
+	if c.Name == "" {
+		c.Name = "default"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Quota == 0 {
+		c.Quota = defaultQuota
+	}
+	if c.MinFree == 0 {
+		c.MinFree = defaultMinFree
+	}
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = defaultMaxRequestBytes
+	}
+	if c.StartTimeout == 0 {
+		c.StartTimeout = defaultStartTimeout
+	}
+	return nil
+}
+
+// embedded is an etcd in this process, a cluster of itself alone.
+//
+// Being alone, a read of its own memory is linearizable: a write is answered
+// after it was applied there. Open waits until all that earlier processes wrote
+// is applied.
+type embedded struct {
+	srv    *etcdserver.EtcdServer
+	fault  *fault
+	lock   *dirLock
+	space  *space
+	stop   chan struct{} // closed by close
+	dead   chan struct{} // closed with stop, or with the fault
+	bury   sync.Once     // closes dead
+	once   sync.Once
+	closed error
+	mu     sync.Mutex // orders new watches and close, for wg's sake
+	wg     sync.WaitGroup
+}
+
+// Open starts the etcd in c.Dir and returns when it takes writes.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	e := &embedded{fault: newFault(), lock: lock, stop: make(chan struct{}), dead: make(chan struct{})}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.StartTimeout,
+		fmt.Errorf("it did not become ready within %s", c.StartTimeout))
+	defer cancel()
+	if err := e.start(ctx, c); err != nil {
+		err = fmt.Errorf("data directory %q cannot be opened (damaged, or of another etcd?): %w", c.Dir, err)
+		return nil, errors.Join(err, e.abandon())
+	}
+	e.wg.Go(e.watchFault)
+	return &Store{b: e, leases: newLeases(c.Now, e.grant), failed: e.fault.ch, cause: e.fault.get}, nil
+}
+
+// start runs etcd's own start in a goroutine of its own, since etcd ends the
+// goroutine in which it meets damage.
+func (e *embedded) start(ctx context.Context, c Config) error {
+	cfg, err := serverConfig(c, newZap(c.Log, e.fault))
+	if err != nil {
+		return err
+	}
+	type result struct {
+		srv *etcdserver.EtcdServer
+		err error
+	}
+	ch := make(chan result, 1)
+	e.wg.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				e.fault.set(fmt.Errorf("%v", p))
+				c.Log.Error("etcd panicked at start", "err", p, "stack", string(debug.Stack()))
+			}
+		}()
+		srv, err := etcdserver.NewServer(cfg)
+		ch <- result{srv, err}
+	})
+	select {
+	case r := <-ch:
+		if r.err != nil {
+			return r.err
+		}
+		e.srv = r.srv
+	case <-e.fault.ch:
+		return e.fault.get()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	e.space = &space{dir: c.Dir, quota: c.Quota, minFree: c.MinFree, inUse: e.srv.Backend().SizeInUse, start: time.Now()}
+	e.srv.Start()
+	if n := len(e.srv.Cluster().Members()); n > 1 {
+		return fmt.Errorf("it belongs to a cluster of %d members and cannot run alone", n)
+	}
+	return e.lead(ctx)
+}
+
+// lead makes the member the leader and waits until it has applied its log.
+//
+// raft would wait for one to two election timeouts. The message that asks a
+// follower to take over from its leader ends the wait; it is ignored until the
+// member has applied its own membership, so it is repeated.
+func (e *embedded) lead(ctx context.Context) error {
+	id := uint64(e.srv.MemberID())
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for e.srv.Lead() == 0 {
+		select {
+		case <-pause.C:
+		case <-e.fault.ch:
+			return e.fault.get()
+		case <-e.srv.StopNotify():
+			return errors.New("etcd stopped")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := e.srv.Process(ctx, &raftpb.Message{To: &id, From: &id, Type: raftpb.MsgTimeoutNow.Enum()}); err != nil {
+			return fmt.Errorf("start an election: %w", err)
+		}
+		pause.Reset(time.Millisecond)
+	}
+	// A linearizable read waits until everything in the log is applied.
+	rctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errc := make(chan error, 1)
+	e.wg.Go(func() {
+		_, err := e.srv.Range(rctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true})
+		errc <- err
+	})
+	select {
+	case err := <-errc:
+		if f := e.fault.get(); f != nil {
+			return f
+		}
+		return err
+	case <-e.fault.ch:
+		return e.fault.get()
+	}
+}
+
+func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
+	peers, err := types.NewURLs([]string{peerURL})
+	if err != nil {
+		return config.ServerConfig{}, err
+	}
+	return config.ServerConfig{
+		Name:                    c.Name,
+		DataDir:                 c.Dir,
+		PeerURLs:                peers,
+		InitialPeerURLsMap:      types.URLsMap{c.Name: peers},
+		InitialClusterToken:     "skiff",
+		NewCluster:              true,
+		SnapshotCount:           snapshotCount,
+		SnapshotCatchUpEntries:  snapshotCatchUpEntries,
+		MaxSnapFiles:            5,
+		MaxWALFiles:             5,
+		TickMs:                  tickMs,
+		ElectionTicks:           electionTicks,
+		PreVote:                 true,
+		QuotaBackendBytes:       c.Quota,
+		MaxTxnOps:               128,
+		MaxRequestBytes:         c.MaxRequestBytes,
+		StrictReconfigCheck:     true,
+		MaxLearners:             1,
+		BcryptCost:              10,
+		DowngradeCheckTime:      time.Minute,
+		WarningApplyDuration:    time.Second,
+		CompactionSleepInterval: 10 * time.Millisecond,
+		ServerFeatureGate:       features.NewDefaultServerFeatureGate(c.Name, log),
+		Metrics:                 "basic",
+		V2Deprecation:           config.V2DeprDefault,
+		Logger:                  log,
+	}, nil
+}
+
+// watchFault stops the rest of etcd once a part has ended, so that callers do
+// not wait for answers that cannot come.
+func (e *embedded) watchFault() {
+	select {
+	case <-e.fault.ch:
+		e.bury.Do(func() { close(e.dead) })
+		e.halt()
+	case <-e.stop:
+	}
+}
+
+// halt ends etcd, and leaves behind what does not end in time: after a fault,
+// parts of it may wait for each other.
+func (e *embedded) halt() bool {
+	done := make(chan struct{})
+	e.wg.Go(func() {
+		defer close(done)
+		e.srv.HardStop()
+	})
+	t := time.NewTimer(stopTimeout)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// abandon frees what a failed start has taken.
+func (e *embedded) abandon() error {
+	if e.srv != nil {
+		e.halt()
+	}
+	return e.lock.release()
+}
+
+func (e *embedded) close() error {
+	e.once.Do(func() {
+		e.mu.Lock()
+		close(e.stop)
+		e.bury.Do(func() { close(e.dead) })
+		e.mu.Unlock()
+		if e.halt() {
+			e.wg.Wait()
+		} else {
+			e.closed = errors.New("etcd did not stop in time")
+		}
+		e.closed = errors.Join(e.closed, e.lock.release())
+	})
+	return e.closed
+}
+
+// over returns why no call can succeed any more; nil while they can.
+func (e *embedded) over() error {
+	select {
+	case <-e.stop:
+		return store.ErrClosed
+	default:
+	}
+	if err := e.fault.get(); err != nil {
+		return fmt.Errorf("%w: etcd failed: %w", store.ErrClosed, err)
+	}
+	return nil
+}
+
+func (e *embedded) read(ctx context.Context, key, end string, rev, limit int64, countOnly bool) (readResult, error) {
+	if err := e.over(); err != nil {
+		return readResult{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return readResult{}, err
+	}
+	if rev < 0 {
+		return readResult{}, store.ErrCompacted
+	}
+	// A read of one key holds up writers for less time than the copy of their
+	// buffer takes that spares them.
+	mode, to := mvcc.SharedBufReadTxMode, []byte(nil)
+	if end != "" {
+		mode, to = mvcc.ConcurrentReadTxMode, []byte(end)
+		if end == "\x00" {
+			to = []byte{} // to the end of all keys
+		}
+	}
+	txn := e.srv.KV().Read(mode, traceutil.TODO())
+	defer txn.End()
+	r, err := txn.Range(ctx, []byte(key), to, mvcc.RangeOptions{
+		Rev: rev, Limit: limit, CountOnly: countOnly, WithTotalCount: true,
+	})
+	switch {
+	case errors.Is(err, mvcc.ErrCompacted):
+		return readResult{}, store.ErrCompacted
+	case errors.Is(err, mvcc.ErrFutureRev):
+		return readResult{}, store.ErrFutureRev
+	case err != nil:
+		return readResult{}, err
+	}
+	return readResult{kvs: r.KVs, count: int64(r.Count), rev: r.Rev}, nil
+}
+
+func (e *embedded) write(ctx context.Context, r *pb.TxnRequest, grow int) (*pb.TxnResponse, error) {
+	if err := e.admit(ctx, grow); err != nil {
+		return nil, err
+	}
+	for {
+		resp, err := e.srv.Txn(ctx, r)
+		if errors.Is(err, etcderrors.ErrTooManyRequests) {
+			// Not proposed: etcd applies slower than it is asked to.
+			if err := sleep(ctx, 5*time.Millisecond); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		return resp, e.writeError(ctx, err)
+	}
+}
+
+// admit refuses a write that must not be tried.
+func (e *embedded) admit(ctx context.Context, grow int) error {
+	if err := e.over(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if grow > 0 {
+		return e.space.admit(grow)
+	}
+	return nil
+}
+
+func (e *embedded) writeError(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, etcderrors.ErrRequestTooLarge):
+		return fmt.Errorf("%w: %w", store.ErrTooLarge, err)
+	case errors.Is(err, etcderrors.ErrNoSpace):
+		return fmt.Errorf("%w: %w", store.ErrNoSpace, err)
+	case errors.Is(err, lease.ErrLeaseNotFound):
+		return errLeaseGone
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", store.ErrUnknown, ctx.Err())
+	}
+	select {
+	case <-e.stop:
+		// A write in flight while the store closes may have been done.
+		return fmt.Errorf("%w: %w", store.ErrUnknown, store.ErrClosed)
+	default:
+	}
+	if f := e.fault.get(); f != nil {
+		return fmt.Errorf("%w: etcd failed: %w", store.ErrUnknown, f)
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnknown, err)
+}
+
+func (e *embedded) grant(ctx context.Context, ttl int64) (int64, error) {
+	if err := e.admit(ctx, 64); err != nil {
+		return 0, err
+	}
+	r, err := e.srv.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: ttl})
+	if err != nil {
+		return 0, fmt.Errorf("grant a lease: %w", e.writeError(ctx, err))
+	}
+	return r.ID, nil
+}
+
+func (e *embedded) compact(ctx context.Context, rev int64) error {
+	if err := e.admit(ctx, 0); err != nil {
+		return err
+	}
+	_, err := e.srv.Compact(ctx, &pb.CompactionRequest{Revision: rev})
+	switch {
+	case errors.Is(err, mvcc.ErrCompacted):
+		return nil
+	case errors.Is(err, mvcc.ErrFutureRev):
+		return store.ErrFutureRev
+	}
+	return e.writeError(ctx, err)
+}
+
+func (e *embedded) compacted(context.Context) (int64, error) {
+	if err := e.over(); err != nil {
+		return 0, err
+	}
+	// etcd has -1 for never.
+	return max(e.srv.KV().FirstRev(), 0), nil
+}
+
+func (e *embedded) revision(context.Context) (int64, error) {
+	if err := e.over(); err != nil {
+		return 0, err
+	}
+	return e.srv.KV().Rev(), nil
+}
+
+// embeddedSource is a watch of etcd's memory.
+type embeddedSource struct {
+	e  *embedded
+	ws mvcc.WatchStream
+	id mvcc.WatchID
+}
+
+func (s *embeddedSource) responses() <-chan mvcc.WatchResponse { return s.ws.Chan() }
+func (s *embeddedSource) progress()                            { s.ws.RequestProgress(s.id) }
+func (s *embeddedSource) close()                               { s.ws.Close() }
+func (s *embeddedSource) revision(ctx context.Context) (int64, error) {
+	return s.e.revision(ctx)
+}
+
+func (s *embeddedSource) read(r mvcc.WatchResponse) (store.Batch, bool, error) {
+	if r.CompactRevision != 0 {
+		return store.Batch{}, false, store.ErrCompacted
+	}
+	return toBatch(r.Events, r.Revision), true, nil
+}
+
+func (e *embedded) watch(ctx context.Context, prefix string, after int64) (store.Watch, error) {
+	end := []byte(prefixEnd(prefix))
+	if string(end) == "\x00" {
+		end = []byte{}
+	}
+	from := []byte(prefix)
+	if len(from) == 0 {
+		from = []byte{0}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.over(); err != nil {
+		return nil, err
+	}
+	src := &embeddedSource{e: e, ws: e.srv.Watchable().NewWatchStream()}
+	var err error
+	if src.id, err = src.ws.Watch(ctx, 0, from, end, after+1); err != nil {
+		src.ws.Close()
+		return nil, fmt.Errorf("watch %q: %w", prefix, err)
+	}
+	w := newWatch(src.revision)
+	e.wg.Go(func() { pump(ctx, w, src, after, e.dead, e.over) })
+	return w, nil
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
