@@ -13,12 +13,28 @@ import (
 
 // ValidateMeta validates the metadata of a new object with the rule for its name.
 func ValidateMeta(obj Object, namespaced bool, name apivalidation.ValidateNameFunc) field.ErrorList {
-	return apivalidation.ValidateObjectMetaAccessor(obj, namespaced, name, field.NewPath("metadata"))
+	return append(apivalidation.ValidateObjectMetaAccessor(obj, namespaced, name, field.NewPath("metadata")), finalizerErrors(obj)...)
 }
 
 // ValidateMetaUpdate validates the change of an object's metadata.
 func ValidateMetaUpdate(obj, old Object) field.ErrorList {
-	return apivalidation.ValidateObjectMetaAccessorUpdate(obj, old, field.NewPath("metadata"))
+	return append(apivalidation.ValidateObjectMetaAccessorUpdate(obj, old, field.NewPath("metadata")), finalizerErrors(obj)...)
+}
+
+// finalizerErrors refuses a finalizer without a domain that is none of
+// Kubernetes' own.
+func finalizerErrors(obj Object) field.ErrorList {
+	var errs field.ErrorList
+	for i, f := range obj.GetFinalizers() {
+		switch {
+		case strings.Contains(f, "/"):
+		case f == "kubernetes", f == metav1.FinalizerOrphanDependents, f == metav1.FinalizerDeleteDependents:
+		default:
+			errs = append(errs, field.Invalid(field.NewPath("metadata", "finalizers").Index(i), f,
+				"name is neither a standard finalizer name nor is it fully qualified"))
+		}
+	}
+	return errs
 }
 
 // Name rules.
