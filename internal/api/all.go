@@ -10,11 +10,14 @@ import (
 
 // All returns the built-in resources, in the order of discovery.
 func All() []*resource.Resource {
+	events, newEvents := core.Events()
 	return []*resource.Resource{
 		core.ConfigMap(),
+		events,
 		core.Namespace(),
 		core.Secret(),
 		core.ServiceAccount(),
 		coordination.Lease(),
+		newEvents,
 	}
 }

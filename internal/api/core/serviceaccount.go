@@ -26,7 +26,6 @@ func ServiceAccount() *resource.Resource {
 		NewList: func() runtime.Object { return &corev1.ServiceAccountList{} },
 		Columns: []metav1.TableColumnDefinition{
 			resource.NameColumn(),
-			resource.Column("Secrets", "string", corev1.ServiceAccount{}.SwaggerDoc()["secrets"], 0),
 			resource.AgeColumn(),
 		},
 		Subresources: []resource.Subresource{{
@@ -49,7 +48,7 @@ func ServiceAccount() *resource.Resource {
 			return append(resource.ValidateMetaUpdate(s, old), resource.ValidateMeta(s, true, resource.DNSSubdomain)...)
 		},
 		Row: func(s *corev1.ServiceAccount, now time.Time) []any {
-			return []any{s.Name, int64(len(s.Secrets)), resource.Age(s.CreationTimestamp, now)}
+			return []any{s.Name, resource.Age(s.CreationTimestamp, now)}
 		},
 	})
 }
