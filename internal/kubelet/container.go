@@ -230,7 +230,7 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		if filepath.Clean(target) == "/etc/hosts" {
 			hosts = false
 		}
-		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: target, Readonly: m.ReadOnly}
+		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: target, Readonly: m.ReadOnly || readOnlyVolume(pod, m.Name)}
 		if m.MountPropagation != nil {
 			switch *m.MountPropagation {
 			case corev1.MountPropagationHostToContainer:
@@ -259,6 +259,16 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: filepath.Join("/", c.TerminationMessagePath)})
 	}
 	return out, nil
+}
+
+// readOnlyVolume tells of the volumes that containers never write to.
+func readOnlyVolume(pod *corev1.Pod, name string) bool {
+	for i := range pod.Spec.Volumes {
+		if v := &pod.Spec.Volumes[i]; v.Name == name {
+			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+		}
+	}
+	return false
 }
 
 func hasDotDot(p string) bool {

@@ -59,12 +59,21 @@ func NewSources(d SourcesDeps) *Sources {
 
 // ConfigMap reads a config map.
 func (s *Sources) ConfigMap(ctx context.Context, ns, name string) (*corev1.ConfigMap, error) {
-	return client.For[*corev1.ConfigMap](s.d.Client).In(ns).Get(ctx, name)
+	cm, err := client.For[*corev1.ConfigMap](s.d.Client).In(ns).Get(ctx, name)
+	if apierrors.IsNotFound(err) {
+		// As upstream's kubelet names it: events show this.
+		err = apierrors.NewNotFound(corev1.Resource("configmap"), name)
+	}
+	return cm, err
 }
 
 // Secret reads a secret.
 func (s *Sources) Secret(ctx context.Context, ns, name string) (*corev1.Secret, error) {
-	return client.For[*corev1.Secret](s.d.Client).In(ns).Get(ctx, name)
+	sec, err := client.For[*corev1.Secret](s.d.Client).In(ns).Get(ctx, name)
+	if apierrors.IsNotFound(err) {
+		err = apierrors.NewNotFound(corev1.Resource("secret"), name)
+	}
+	return sec, err
 }
 
 // Token returns a token of the pod's service account that is bound to the pod,
