@@ -134,7 +134,8 @@ func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) 
 		})
 	}
 	if pc != nil {
-		run(&dns.Server{PacketConn: pc, UDPSize: dns.DefaultMsgSize})
+		// The timeout would only wake an idle server.
+		run(&dns.Server{PacketConn: pc, UDPSize: dns.DefaultMsgSize, ReadTimeout: time.Hour})
 	}
 	if ln != nil {
 		run(&dns.Server{Listener: ln, MaxTCPQueries: -1})
