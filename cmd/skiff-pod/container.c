@@ -462,6 +462,9 @@ void ct_exec(struct conn *cn, struct msg *m, const char *seq)
 	else
 		for (int i = 0; i < 3 && i < m->nfds; i++)
 			fds[i] = m->fds[i];
+	for (int i = 0; i < 3; i++) /* programs expect stdio that blocks */
+		if (fds[i] >= 0)
+			fcntl(fds[i], F_SETFL, fcntl(fds[i], F_GETFL) & ~O_NONBLOCK);
 	if (launch(c, starter, argv, fds, 0))
 		fail(c, strerror(errno));
 }

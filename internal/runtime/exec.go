@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -144,12 +143,10 @@ func copyTo(g *errgroup.Group, w io.Writer) (*os.File, *os.File, error) {
 }
 
 // limited keeps the first bytes and takes all.
-type limited struct {
-	bytes.Buffer
-}
+type limited struct{ b []byte }
 
 func (l *limited) Write(p []byte) (int, error) {
-	l.Buffer.Write(p[:min(len(p), execSyncLimit-l.Len())])
+	l.b = append(l.b, p[:min(len(p), execSyncLimit-len(l.b))]...)
 	return len(p), nil
 }
 
@@ -169,7 +166,7 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ExecSyncResponse{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), ExitCode: int32(code)}, nil
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout.b, Stderr: stderr.b, ExitCode: int32(code)}, nil
 }
 
 // execPipes runs a command without a terminal.

@@ -69,7 +69,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if req.GetRuntimeHandler() != "" {
 		return nil, status.Errorf(codes.InvalidArgument, "no runtime for %q is configured", req.GetRuntimeHandler())
 	}
-	if config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD {
+	if u := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
 		return nil, status.Error(codes.Unimplemented, "sandbox config: user namespaces are not supported")
 	}
 	id := newID()

@@ -1,0 +1,60 @@
+// Package cri is what the node half and container runtimes share: the services
+// that a kubelet consumes, reached inside the process (InProcess) or over a
+// socket (Dial), behind the same interfaces. Package critest holds the contract
+// that every runtime must keep.
+//
+// Messages that come from a service are shared with it and must not be modified.
+package cri
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
+)
+
+// RuntimeService is CRI's runtime half as a kubelet calls it.
+type RuntimeService = internalapi.RuntimeService
+
+// ImageService is CRI's image half as a kubelet calls it.
+type ImageService = internalapi.ImageManagerService
+
+// Server is a runtime that implements both halves.
+type Server interface {
+	runtimeapi.RuntimeServiceServer
+	runtimeapi.ImageServiceServer
+}
+
+// Services are both halves of one runtime.
+type Services struct {
+	Runtime RuntimeService
+	Images  ImageService
+}
+
+// Close ends the connections of both.
+func (s Services) Close(ctx context.Context) error {
+	return errors.Join(s.Runtime.Close(ctx), s.Images.Close(ctx))
+}
+
+// ErrCommandTimedOut is what ExecSync returns when its time is over, from either
+// kind of service.
+var ErrCommandTimedOut = criclient.ErrCommandTimedOut
+
+// Dial connects to the runtime at an endpoint ("unix:///run/..."). timeout is
+// the time of one request.
+func Dial(ctx context.Context, endpoint string, timeout time.Duration) (Services, error) {
+	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(timeout).
+		WithTracerProvider(nil).WithUseStreaming(true).Build(ctx)
+	if err != nil {
+		return Services{}, err
+	}
+	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(timeout).
+		WithTracerProvider(nil).WithUseStreaming(true).Build(ctx)
+	if err != nil {
+		return Services{}, errors.Join(err, rt.Close(ctx))
+	}
+	return Services{rt, im}, nil
+}

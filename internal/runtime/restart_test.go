@@ -1,0 +1,5 @@
+package runtime_test
+
+const childEnv = "SKIFF_TEST_CHILD"
+
+func childMain() {}
