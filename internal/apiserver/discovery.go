@@ -134,7 +134,7 @@ func (s *Server) sendResources(w http.ResponseWriter, a answer, gv schema.GroupV
 	out := &metav1.APIResourceList{GroupVersion: gv.String()}
 	for _, k := range s.sorted(gv) {
 		r := metav1.APIResource{
-			Name: k.Plural, SingularName: k.Singular, Namespaced: k.Namespaced, Kind: k.Kind, Verbs: k.verbs(),
+			Name: k.Plural, SingularName: k.Singular, Namespaced: k.Namespaced, Kind: k.Kind, Verbs: k.ServedVerbs(),
 			ShortNames: k.ShortNames, Categories: k.Categories, StorageVersionHash: k.versionHash(),
 		}
 		out.APIResources = append(out.APIResources, r)
@@ -226,7 +226,7 @@ func (k *kind) discovery() apidiscovery.APIResourceDiscovery {
 	}
 	d := apidiscovery.APIResourceDiscovery{
 		Resource: k.Plural, ResponseKind: &metav1.GroupVersionKind{Group: k.gvk.Group, Version: k.gvk.Version, Kind: k.gvk.Kind},
-		Scope: scope, SingularResource: k.Singular, Verbs: k.verbs(), ShortNames: k.ShortNames, Categories: k.Categories,
+		Scope: scope, SingularResource: k.Singular, Verbs: k.ServedVerbs(), ShortNames: k.ShortNames, Categories: k.Categories,
 	}
 	for i := range k.Subresources {
 		sub := &k.Subresources[i]

@@ -189,7 +189,7 @@ func allowed(rq *request, in info) bool {
 	if in.pathWatch && in.name != "" {
 		return true
 	}
-	verbs := rq.kind.verbs()
+	verbs := rq.kind.ServedVerbs()
 	if rq.sub != nil {
 		verbs = rq.sub.Verbs
 	}
@@ -199,15 +199,6 @@ func allowed(rq *request, in info) bool {
 		}
 	}
 	return false
-}
-
-var allVerbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
-
-func (k *kind) verbs() []string {
-	if k.Verbs != nil {
-		return k.Verbs
-	}
-	return allVerbs
 }
 
 func (s *Server) verb(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, in info) error {

@@ -193,3 +193,12 @@ func (s *Server) env(rq *request, dryRun bool) resource.Env {
 }
 
 func (s *Server) now() metav1.Time { return metav1.NewTime(s.Now().UTC().Truncate(time.Second)) }
+
+// Served returns the resources served.
+func (s *Server) Served() []*resource.Resource {
+	out := make([]*resource.Resource, 0, len(s.order))
+	for _, k := range s.order {
+		out = append(out, k.Resource)
+	}
+	return out
+}

@@ -44,6 +44,7 @@ type node struct {
 	runtime   *runtime.Runtime
 	kubelet   *kubelet.Kubelet
 	events    *control.Recorder
+	sockets   *sockets
 	data      *dataPlane
 }
 
@@ -73,6 +74,13 @@ func (n *node) open(ctx context.Context) error {
 	n.g.start("pod network", n.network.Run)
 	n.g.start("runtime", n.runtime.Run)
 	return nil
+}
+
+// kubeletEvents lets the kubelet record events.
+type kubeletEvents struct{ *control.Recorder }
+
+func (e kubeletEvents) Event(ref *corev1.ObjectReference, eventType, reason, message string) {
+	e.EventRef(*ref, eventType, reason, "%s", message)
 }
 
 // podNetwork lets the runtime use the pod network.
@@ -107,7 +115,7 @@ func (n *node) run(ctx context.Context) error {
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
 		Volumes: volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log}),
-		Events:  n.events, Log: n.log, Now: time.Now,
+		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
@@ -115,30 +123,48 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := n.serve(); err != nil {
+	if err := n.serve(ctx); err != nil {
 		return err
 	}
+	pc, dl, err := dnsSockets(ctx, n.sockets, n.set.NodeAddr)
+	if err != nil {
+		return err
+	}
+	local, err := netip.ParseAddrPort(dl.Addr().String())
+	if err != nil {
+		return err
+	}
+	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, local); err != nil {
+		return err
+	}
+	n.g.atStop("service rules", n.data.proxy.Close)
+	n.g.start("services", n.data.run)
+	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, pc, dl) })
 	nodes := client.InformerFor[*corev1.Node](informers)
 	ready := make(chan struct{})
 	follow := &nodeFollower{n: n, ready: ready, peers: map[netip.Prefix]netip.Addr{}, wake: make(chan struct{}, 1), nodes: nodes}
 	nodes.OnChange(func(client.Change[*corev1.Node]) { follow.poke() })
 	n.g.start("node network", follow.run)
 	n.g.start("kubelet", n.kubelet.Run)
-	select {
-	case <-ready:
-		return nil
-	case err := <-n.g.failed:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(2 * time.Minute):
-		return errors.New("node did not become Ready within 2 minutes; the log says why")
+	late := time.NewTimer(2 * time.Minute)
+	defer late.Stop()
+	for _, c := range []<-chan struct{}{ready, n.data.written} {
+		select {
+		case <-c:
+		case err := <-n.g.failed:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late.C:
+			return errors.New("node did not become Ready within 2 minutes; the log says why")
+		}
 	}
+	return nil
 }
 
 // serve answers the kubelet's HTTPS port.
-func (n *node) serve() error {
-	l, err := net.Listen("tcp", fmt.Sprintf(":%d", n.set.KubeletPort))
+func (n *node) serve(ctx context.Context) error {
+	l, err := n.sockets.listen(ctx, "kubelet", fmt.Sprintf(":%d", n.set.KubeletPort))
 	if err != nil {
 		return portError("kubeletPort", n.set.KubeletPort, err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -16,6 +15,8 @@ import (
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
+	"skiff/internal/runtime/keeper"
+	"skiff/internal/runtime/programs"
 )
 
 // Progress hears of each step of a start as it is done.
@@ -31,8 +32,11 @@ type Process struct {
 	ready    atomic.Bool
 	quit     chan bool // with whether the pods end too
 
-	journal *host.Journal
-	server  *server
+	journal  *host.Journal
+	programs programs.Set
+	sockets  *sockets
+	server   *server
+	node     *node
 }
 
 // NewProcess returns a process that Run starts.
@@ -82,8 +86,21 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	}
 	g := newGroup(p.log)
 	defer g.stop()
+	if p.programs, err = programs.Unpack(programs.Embedded(), inst.Data("bin")); err != nil {
+		return err
+	}
+	k, err := keeper.Open(ctx, p.programs.Pod, inst.Run("keeper"))
+	if err != nil {
+		return err
+	}
+	p.sockets = &sockets{keeper: k}
 	if err := p.startServer(ctx, g); err != nil {
 		return err
+	}
+	if withNode {
+		if err := p.startNode(ctx, g); err != nil {
+			return err
+		}
 	}
 	l, err := admin.Listen(inst.AdminSocket())
 	if err != nil {
@@ -119,7 +136,7 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 	if err := s.newAPI(); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", fmt.Sprintf(":%d", p.set.APIPort))
+	l, err := p.sockets.listen(ctx, "api", fmt.Sprintf(":%d", p.set.APIPort))
 	if err != nil {
 		return portError("apiPort", p.set.APIPort, err)
 	}
@@ -135,6 +152,27 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 		return err
 	}
 	p.step("API server")
+	if err := s.startControl(ctx); err != nil {
+		return err
+	}
+	p.step("controllers and scheduler")
+	return nil
+}
+
+func (p *Process) startNode(ctx context.Context, g *group) error {
+	n := &node{
+		set: p.set, log: p.log, g: g, journal: p.journal, pki: p.server.pki, programs: p.programs, sockets: p.sockets,
+		client: p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes", "system:masters"),
+	}
+	p.node = n
+	if err := n.open(ctx); err != nil {
+		return err
+	}
+	p.step("container runtime")
+	if err := n.run(ctx); err != nil {
+		return err
+	}
+	p.step("node Ready")
 	return nil
 }
 

@@ -384,3 +384,11 @@ func StatusOf[T Object](s StrategyOf[T]) Subresource {
 	st := Untyped(s)
 	return Subresource{Name: "status", Verbs: []string{"get", "patch", "update"}, Status: &st}
 }
+
+// ServedVerbs returns the verbs of discovery.
+func (r *Resource) ServedVerbs() []string {
+	if r.Verbs != nil {
+		return r.Verbs
+	}
+	return []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+}
