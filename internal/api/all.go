@@ -5,14 +5,17 @@ package api
 import (
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
+	"skiff/internal/api/core/pod"
 	"skiff/internal/api/resource"
 )
 
 // All returns the built-in resources, in the order of discovery.
 func All() []*resource.Resource {
 	return []*resource.Resource{
+		pod.Binding(),
 		core.ConfigMap(),
 		core.Namespace(),
+		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
 		coordination.Lease(),

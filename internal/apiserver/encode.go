@@ -241,6 +241,9 @@ func (s *Server) writeItem(w http.ResponseWriter, r *http.Request, rq *request, 
 
 // writeAny writes an object or a Status.
 func (s *Server) writeAny(w http.ResponseWriter, r *http.Request, rq *request, code int, obj runtime.Object, gvk schema.GroupVersionKind) error {
+	if obj == nil {
+		obj = &metav1.Status{Status: metav1.StatusSuccess, Code: int32(code)}
+	}
 	if st, ok := obj.(*metav1.Status); ok {
 		a, err := negotiate(r)
 		if err != nil {

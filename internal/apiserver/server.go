@@ -186,7 +186,7 @@ func (s *Server) System() *client.Client { return s.system }
 
 func (s *Server) env(rq *request, dryRun bool) resource.Env {
 	return resource.Env{
-		Now: s.Now, Features: s.Features, User: rq.user, DryRun: dryRun, Client: s.system,
+		Now: s.Now, Features: s.Features, User: rq.user, DryRun: dryRun, Warn: rq.warn, Client: s.system,
 		Authorize: s.Authorizer.Authorize, Authenticate: s.Authenticator.Token, Rules: s.Authorizer.Rules,
 		Tokens: s.Tokens, Services: s.Services,
 	}

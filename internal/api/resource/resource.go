@@ -164,6 +164,9 @@ type StrategyOf[T Object] struct {
 	// that a write through this door ignores; they are kept out of
 	// managedFields.
 	ResetFields []string
+	// KeepFields, where set, are the only paths that a write through this door
+	// sets, and what lies below them; "[*]" stands for any item of a list.
+	KeepFields []string
 
 	// TTL after which the store removes the object; nil or 0 keeps it.
 	TTL func(obj T) time.Duration
@@ -195,7 +198,7 @@ type Subresource struct {
 	SetView func(obj Object, view Object) error
 
 	// Post, where set, answers a create (binding, token, eviction). ops writes
-	// the parent.
+	// the parent. No object answers with a Status of success.
 	NewBody func() Object
 	Post    func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
@@ -219,6 +222,9 @@ type Env struct {
 	Features Features
 	User     User
 	DryRun   bool
+	// Warn sends a text in the Warning header, for rules that find something
+	// while they change the object; nil drops it.
+	Warn func(text string)
 	// Client reads and writes other objects, as the API server itself.
 	Client *client.Client
 	// Authorize and Authenticate serve the reviews.
@@ -318,6 +324,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	out := Strategy{
 		OrphanByDefault: s.OrphanByDefault, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
+		KeepFields: s.KeepFields,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }
