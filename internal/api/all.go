@@ -5,6 +5,7 @@ package api
 import (
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
+	"skiff/internal/api/core/pod"
 	"skiff/internal/api/resource"
 )
 
@@ -12,9 +13,11 @@ import (
 func All() []*resource.Resource {
 	events, newEvents := core.Events()
 	return []*resource.Resource{
+		pod.Binding(),
 		core.ConfigMap(),
 		events,
 		core.Namespace(),
+		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
 		coordination.Lease(),

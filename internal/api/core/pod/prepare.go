@@ -136,20 +136,25 @@ func appArmorFromAnnotations(env resource.Env, pod *corev1.Pod) {
 	}
 }
 
-// appArmorProfile is the profile that an annotation names, nil where it names
-// no valid one.
+// appArmorProfile is namedProfile, where that is valid.
 func appArmorProfile(v string) *corev1.AppArmorProfile {
+	c := &check{}
+	profile := namedProfile(v)
+	if c.appArmor(nil, profile); len(c.errs) > 0 {
+		return nil
+	}
+	return profile
+}
+
+// namedProfile is the profile that an annotation names, nil where it names none.
+func namedProfile(v string) *corev1.AppArmorProfile {
 	switch name, local := strings.CutPrefix(v, appArmorLocalhost); {
 	case v == appArmorUnconfined:
 		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined}
 	case v == appArmorRuntimeDefault:
 		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault}
 	case local && name != "":
-		profile := &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: &name}
-		c := &check{}
-		if c.appArmor(nil, profile); len(c.errs) == 0 {
-			return profile
-		}
+		return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: &name}
 	}
 	return nil
 }

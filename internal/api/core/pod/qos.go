@@ -1,7 +1,6 @@
 package pod
 
 import (
-
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
 
@@ -115,4 +114,3 @@ func completePodResources(f resource.Features, pod *corev1.Pod) {
 		put(&r.Limits, n, corev1.ResourceList{n: limit})
 	}
 }
-

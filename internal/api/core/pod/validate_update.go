@@ -5,7 +5,6 @@ import (
 	"math"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/diff"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -48,7 +47,7 @@ func validateUpdate(env resource.Env, pod, old *corev1.Pod) field.ErrorList {
 		c.narrowed(rest, &old.Spec)
 	}
 	if !equal(*rest, old.Spec) {
-		c.forbidden(specPath, updatable+diff.Diff(resource.Shown(old.Spec), resource.Shown(*rest)))
+		c.forbidden(specPath, updatable+resource.Diff(old.Spec, *rest))
 	}
 	return c.errs
 }
