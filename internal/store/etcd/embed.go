@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/etcd/server/v3/features"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
@@ -33,6 +34,8 @@ const (
 	electionTicks          = 5
 	snapshotCount          = 1000
 	snapshotCatchUpEntries = 100
+
+	segmentBytes = 16 << 20
 
 	defaultQuota           = 8 << 30
 	defaultMinFree         = 256 << 20
@@ -144,6 +147,7 @@ func (e *embedded) start(ctx context.Context, c Config) error {
 	}
 	raftStatus.Lock()
 	defer raftStatus.Unlock()
+	setSegments()
 	made := make(chan *etcdserver.EtcdServer, 1)
 	if err := e.guard(ctx, c.Log, func() error {
 		srv, err := etcdserver.NewServer(cfg)
@@ -162,6 +166,10 @@ func (e *embedded) start(ctx context.Context, c Config) error {
 	}
 	return e.guard(ctx, c.Log, func() error { return e.lead(ctx) })
 }
+
+// setSegments makes the files of etcd's log smaller than its 64 MB: a start reads
+// all that are there, twice. It is set before the first server of the process.
+var setSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = segmentBytes })
 
 // guard runs f and returns its error, or that of etcd or of ctx where f does not
 // come to its end.
@@ -257,8 +265,8 @@ func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
 		NewCluster:             true,
 		SnapshotCount:          snapshotCount,
 		SnapshotCatchUpEntries: snapshotCatchUpEntries,
-		MaxSnapFiles:           5,
-		MaxWALFiles:            5,
+		MaxSnapFiles:           2,
+		MaxWALFiles:            2,
 		TickMs:                 tickMs,
 		ElectionTicks:          electionTicks,
 		PreVote:                true,
