@@ -246,6 +246,39 @@ func TestKeepsAcrossClose(t *testing.T) {
 	}
 }
 
+// TestTTLAcrossRestart: a key's time goes on after a restart, from its beginning
+// at the latest.
+func TestTTLAcrossRestart(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	s := open(t, Config{Dir: dir})
+	if _, err := s.Create(ctx, "/registry/short", []byte("v"), store.WriteOptions{TTL: 2 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := s.Create(ctx, "/registry/kept", []byte("v"), store.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Config{Dir: dir})
+	if _, err := s.Get(ctx, "/registry/short", 0); err != nil {
+		t.Fatalf("right after the restart: %v", err)
+	}
+	w, err := s.Watch(ctx, "/registry/", kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case b := <-w.Batches():
+		if len(b.Events) != 1 || b.Events[0].Type != store.Delete || b.Events[0].KV.Key != "/registry/short" {
+			t.Fatalf("got %+v", b)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the key stays")
+	}
+}
+
 func TestSecondProcess(t *testing.T) {
 	dir := t.TempDir()
 	open(t, Config{Dir: dir})

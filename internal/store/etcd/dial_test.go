@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"strings"
 	"sync"
@@ -121,4 +122,48 @@ func TestDialServerEnds(t *testing.T) {
 	if !isUnknown(err) {
 		t.Fatalf("got error %v", err)
 	}
+}
+
+// TestDialServerRestarts: a watch goes on where it was, and calls work again.
+func TestDialServerRestarts(t *testing.T) {
+	at, dir := "unix://"+t.TempDir()+"/client", t.TempDir()
+	here := func(c *embed.Config) { c.Dir = dir }
+	_, stop := serve(t, at, here)
+	s := dial(t, DialConfig{Endpoints: []string{at}})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	w, err := s.Watch(ctx, "/registry/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := func(want int64) {
+		t.Helper()
+		b, ok := <-w.Batches()
+		if !ok || len(b.Events) != 1 || b.Events[0].KV.ModRev != want {
+			t.Fatalf("got %+v, open=%t, %v; want the change of %d", b, ok, w.Err(), want)
+		}
+	}
+	r1, err := s.Create(ctx, "/registry/a", []byte("v"), store.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next(r1)
+	stop()
+	serve(t, at, here)
+	var r2 int64
+	for {
+		if r2, err = s.Update(ctx, "/registry/a", []byte("w"), r1, store.WriteOptions{}); err == nil {
+			break
+		}
+		// The first try after the connection broke has an unknown outcome, perhaps.
+		var done *store.ConflictError
+		if errors.As(err, &done) {
+			r2 = done.Current.ModRev
+			break
+		}
+		if !isUnknown(err) || ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	next(r2)
 }

@@ -253,7 +253,7 @@ func (s *Store) Batch(ctx context.Context, ops []store.Op) ([]store.OpResult, er
 		return nil, fmt.Errorf("%w: %w", store.ErrUnknown, err)
 	}
 	if err := s.cause(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: etcd failed: %w", store.ErrUnknown, err)
 	}
 	return results, nil
 }

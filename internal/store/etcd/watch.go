@@ -143,6 +143,12 @@ func pump[T any](ctx context.Context, w *watch, src source[T], after int64, stop
 			}
 			b, ok, err := src.read(r)
 			if err != nil {
+				select {
+				case <-stop:
+					// What broke is the consequence.
+					err = stopErr()
+				default:
+				}
 				ending, in = err, nil
 				continue
 			}

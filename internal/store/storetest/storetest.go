@@ -63,6 +63,7 @@ func suite() []contractTest {
 		{"Compact", testCompact},
 		{"CounterIsLinearizable", testCounter},
 		{"WatchOrder", testWatchOrder},
+		{"WatchThenRead", testWatchThenRead},
 		{"WatchFromPast", testWatchFromPast},
 		{"WatchFromFuture", testWatchFromFuture},
 		{"WatchPrefix", testWatchPrefix},

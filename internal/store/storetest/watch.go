@@ -122,6 +122,43 @@ func testWatchOrder(t *testing.T, _ Harness, s store.Store) {
 	}
 }
 
+// testWatchThenRead: who has seen a change reads that state or a newer one.
+func testWatchThenRead(t *testing.T, _ Harness, s store.Store) {
+	const writers, each, n = 4, 500, 4 * 500
+	w := startWatch(t, s, "/registry/", revision(t, s))
+	ctx := within(t)
+	errs := make(chan error, writers)
+	for k := range writers {
+		go func() {
+			errs <- func() error {
+				for i := range each {
+					if _, err := s.Create(ctx, fmt.Sprintf("/registry/%d-%04d", k, i), []byte("v"), store.WriteOptions{}); err != nil {
+						return err
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for len(w.evs) < n {
+		b := w.next()
+		now, err := s.Revision(ctx)
+		if err != nil || now < b.Revision {
+			t.Fatalf("revision is %d, %v, after a batch of %d", now, err, b.Revision)
+		}
+		for _, e := range b.Events {
+			if kv, err := s.Get(ctx, e.KV.Key, 0); err != nil || kv.ModRev < e.KV.ModRev {
+				t.Fatalf("%s reads as %d, %v, after its change of %d", e.KV.Key, kv.ModRev, err, e.KV.ModRev)
+			}
+		}
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func testWatchFromPast(t *testing.T, _ Harness, s store.Store) {
 	var revs []int64
 	for i := range 30 {
