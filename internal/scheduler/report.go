@@ -83,6 +83,19 @@ func (r *reporter) put(p report) {
 	}
 }
 
+// drop forgets what was to be written about a pod.
+func (r *reporter) drop(uid types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.pending[uid]; !ok {
+		return
+	}
+	delete(r.pending, uid)
+	is := func(o types.UID) bool { return o == uid }
+	r.order = slices.DeleteFunc(r.order, is)
+	r.held = slices.DeleteFunc(r.held, is)
+}
+
 func (r *reporter) take(n int) []report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -149,15 +162,32 @@ func (r *reporter) write(ctx context.Context, p report) {
 		}
 		r.d.Events.Event(p.pod, nil, corev1.EventTypeWarning, "FailedScheduling", "Scheduling", note)
 	}
-	patch := conditionPatch(p, metav1.NewTime(r.d.Now()))
-	if patch == nil {
-		return
-	}
-	_, err := client.For[*corev1.Pod](r.d.Client).In(p.pod.Namespace).Patch(ctx, p.pod.Name, types.StrategicMergePatchType, patch, "status")
-	if err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		r.d.Log.Warn("pod condition not written", "ns", p.pod.Namespace, "pod", p.pod.Name, "err", err)
+	pods := client.For[*corev1.Pod](r.d.Client).In(p.pod.Namespace)
+	for range conditionTries {
+		patch := conditionPatch(p, metav1.NewTime(r.d.Now()))
+		if patch == nil {
+			return
+		}
+		_, err := pods.Patch(ctx, p.pod.Name, types.StrategicMergePatchType, patch, "status")
+		if err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil {
+			return
+		}
+		if !apierrors.IsConflict(err) {
+			r.d.Log.Warn("pod condition not written", "ns", p.pod.Namespace, "pod", p.pod.Name, "err", err)
+			return
+		}
+		now, err := pods.Get(ctx, p.pod.Name)
+		if err != nil || now.UID != p.pod.UID || now.Spec.NodeName != "" {
+			// It pends no more.
+			return
+		}
+		p.pod = now
 	}
 }
+
+// conditionTries bounds how often a condition is written against newer states of
+// its pod.
+const conditionTries = 5
 
 // conditionPatch returns the patch of a pod's status, nil where it says so already.
 func conditionPatch(p report, now metav1.Time) []byte {
@@ -189,8 +219,11 @@ func conditionPatch(p report, now metav1.Time) []byte {
 		status["nominatedNodeName"] = v
 	}
 	// The uid keeps a pod that was made anew under this name from being told
-	// what befell the old one.
-	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.pod.UID}, "status": status})
+	// what befell the old one, the resourceVersion one that was bound meanwhile
+	// from being told that it is not scheduled.
+	b, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": p.pod.UID, "resourceVersion": p.pod.ResourceVersion}, "status": status,
+	})
 	if err != nil {
 		return nil
 	}

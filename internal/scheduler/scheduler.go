@@ -30,7 +30,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
@@ -221,6 +220,7 @@ func (s *Scheduler) try(batch []*queued) {
 			s.fail(tried[i], d.Failure)
 			continue
 		}
+		s.reporter.drop(d.Pod.UID)
 		bindings = append(bindings, binding{pod: d.Pod, node: d.Node})
 	}
 	s.binder.put(bindings...)
@@ -375,7 +375,7 @@ func (s *Scheduler) applyBound(b bound) {
 	}
 	s.cycle.Undo(s.snapshot, b.pod, b.node)
 	s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: b.pod}, s.d.Now())
-	if apierrors.IsNotFound(b.err) && s.podGone(b.pod) {
+	if b.gone || s.podGone(b.pod) {
 		s.queue.remove(b.pod.UID)
 		return
 	}
