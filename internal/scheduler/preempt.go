@@ -24,10 +24,11 @@ type eviction struct {
 // nominate holds a node for a pod whose victims are to end there, and has them
 // evicted; or ends the nomination where the failure names no node.
 func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
-	s.snapshot.Nominate(p, f.Nominated)
 	if f.Nominated == "" {
+		s.unwait(p)
 		return
 	}
+	s.snapshot.Nominate(p, f.Nominated)
 	n := s.snapshot.Node(f.Nominated)
 	if n == nil {
 		return
@@ -65,7 +66,7 @@ func (s *Scheduler) applyKept(e eviction) {
 	if q == nil || q.place == inFlight {
 		return
 	}
-	s.snapshot.Nominate(q.pod, "")
+	s.unwait(q.pod)
 	if q.place == unschedulable {
 		s.queue.requeue(q, s.d.Now())
 	}

@@ -215,7 +215,16 @@ func (s *Scheduler) try(batch []*queued) {
 		tried = append(tried, q)
 	}
 	var bindings []binding
+	waited := make(map[int]string)
+	for i, p := range pods {
+		if n := s.snapshot.NominatedNode(p.UID); n != "" {
+			waited[i] = n
+		}
+	}
 	for i, d := range s.cycle.Schedule(s.snapshot, pods) {
+		if n := waited[i]; n != "" && d.Failure == nil && d.Node != n {
+			s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: d.Pod}, s.d.Now())
+		}
 		if d.Failure != nil {
 			s.fail(tried[i], d.Failure)
 			continue
@@ -318,8 +327,8 @@ func hasCondition(p *corev1.Pod, reason string) bool {
 // forget drops a pod that is gone or finished; what it held is free.
 func (s *Scheduler) forget(uid types.UID) {
 	if q := s.queue.pods[uid]; q != nil {
-		s.snapshot.Nominate(q.pod, "")
 		s.queue.remove(uid)
+		s.unwait(q.pod)
 	}
 	old, node, ok := s.snapshot.Placed(uid)
 	if !ok {
@@ -348,6 +357,7 @@ func (s *Scheduler) applyNode(c client.Change[*corev1.Node]) {
 	kind := nodeChange(old, c.New)
 	if kind == 0 {
 		// A heartbeat: nothing that any plugin looks at.
+		s.snapshot.RefreshNode(c.New)
 		return
 	}
 	s.snapshot.SetNode(c.New)
@@ -387,6 +397,15 @@ func (s *Scheduler) applyBound(b bound) {
 func (s *Scheduler) podGone(p *framework.Pod) bool {
 	now, ok := s.pods.Get(p.Namespace, p.Name)
 	return !ok || now.UID != p.UID
+}
+
+// unwait ends a pod's nomination: the place that was kept for it is free.
+func (s *Scheduler) unwait(p *framework.Pod) {
+	if s.snapshot.NominatedNode(p.UID) == "" {
+		return
+	}
+	s.snapshot.Nominate(p, "")
+	s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: p}, s.d.Now())
 }
 
 type explainRequest struct {

@@ -135,24 +135,22 @@ func (r *running) until(what string, ok func() bool) {
 	}
 }
 
+// get returns a pod as the informer has it; an empty one where it has none.
 func (r *running) get(name string) *corev1.Pod {
-	p, _ := r.pods.Get("default", name)
-	return p
+	if p, ok := r.pods.Get("default", name); ok {
+		return p
+	}
+	return &corev1.Pod{}
 }
 
 func (r *running) node(name string) string {
-	if p := r.get(name); p != nil {
-		return p.Spec.NodeName
-	}
-	return ""
+	return r.get(name).Spec.NodeName
 }
 
 func (r *running) message(name string) string {
-	if p := r.get(name); p != nil {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-				return c.Reason + ": " + c.Message
-			}
+	for _, c := range r.get(name).Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return c.Reason + ": " + c.Message
 		}
 	}
 	return ""
@@ -315,7 +313,7 @@ func TestRecreatedWhileBinding(t *testing.T) {
 	}
 	r := run(t, api)
 	api.Put(pod("p", "cpu", "3"))
-	r.until("the new one is bound", func() bool { p := r.get("p"); return p != nil && p.UID == "another" && p.Spec.NodeName == "a" })
+	r.until("the new one is bound", func() bool { p := r.get("p"); return p.UID == "another" && p.Spec.NodeName == "a" })
 }
 
 // What a PreBind plugin cannot do keeps the pod pending.
