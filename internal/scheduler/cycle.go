@@ -31,8 +31,12 @@ type Cycle struct {
 	tick   uint64
 }
 
-// maxTables bounds the tables kept; a table takes about 60 bytes for each node.
-const maxTables = 128
+// tableMemory bounds what the tables take, tableSlot is what one takes for each
+// node, about.
+const (
+	tableMemory = 64 << 20
+	tableSlot   = 64
+)
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
@@ -166,7 +170,7 @@ func (c *Cycle) table(s *framework.Snapshot, class *framework.Class) *table {
 		t = c.newTable(class)
 		if t.nodes == nil && t.preFilter == nil {
 			// A class that names its nodes is hardly met again.
-			if len(c.tables) >= maxTables {
+			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
 				c.evict()
 			}
 			c.tables[class] = t

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"skiff/internal/client"
 	"skiff/internal/client/clienttest"
@@ -104,4 +105,46 @@ func TestReportDropped(t *testing.T) {
 	if got := r.take(9); len(got) != 1 || got[0].pod.Name != "q" {
 		t.Errorf("left %+v", got)
 	}
+}
+
+// A condition that the API cannot take now is written when it can; the event is
+// told once.
+func TestReportAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		api := clienttest.New(pod("p"))
+		pods := client.For[*corev1.Pod](api.Client()).In("default")
+		seen, err := pods.Get(ctx, "p")
+		if err != nil {
+			t.Fatal(err)
+		}
+		down := time.Now().Add(10 * time.Second)
+		api.Intercept = func(string, client.Ref, client.Object) error {
+			if time.Now().Before(down) {
+				return apierrors.NewServiceUnavailable("restarting")
+			}
+			return nil
+		}
+		events := &recorder{}
+		r := newReporter(Deps{Client: api.Client(), Events: events, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+		done := make(chan error)
+		go func() { done <- r.run(ctx) }()
+		r.put(report{pod: seen, reason: corev1.PodReasonUnschedulable, message: "no"})
+		time.Sleep(13 * time.Second)
+		synctest.Wait()
+		now, err := pods.Get(ctx, "p")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(now.Status.Conditions) != 1 || now.Status.Conditions[0].Message != "no" {
+			t.Errorf("conditions %+v", now.Status.Conditions)
+		}
+		if len(events.list) != 1 {
+			t.Errorf("%d events, want 1", len(events.list))
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
 }
