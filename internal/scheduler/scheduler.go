@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -59,6 +60,8 @@ type Deps struct {
 	Name string
 	// Plugins are plugins.All() by default.
 	Plugins []plugins.Enabled
+	// Metrics, where not nil, gets the scheduler's metrics.
+	Metrics prometheus.Registerer
 }
 
 // maxBatch bounds the pods of one cycle: bindings of the first are written while
@@ -71,6 +74,7 @@ type Scheduler struct {
 	pods     *client.Informer[*corev1.Pod]
 	nodes    *client.Informer[*corev1.Node]
 	preBind  []framework.PreBinder
+	metrics  *metrics
 	binder   *mailbox[binding]
 	reporter *reporter
 	evictor  *mailbox[eviction]
@@ -137,6 +141,10 @@ func New(d Deps) (*Scheduler, error) {
 		}
 	}
 	s.reporter = newReporter(d)
+	var err error
+	if s.metrics, err = newMetrics(d.Metrics, d.Name); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -183,6 +191,7 @@ func (s *Scheduler) loop(ctx context.Context) error {
 			}
 			continue
 		}
+		s.metrics.queue(s.queue)
 		wait := time.Hour
 		if t := s.queue.next(); !t.IsZero() {
 			wait = max(t.Sub(now), 0)
@@ -237,6 +246,10 @@ func (s *Scheduler) try(batch []*queued) {
 
 // fail returns a pod to the queue and says why.
 func (s *Scheduler) fail(q *queued, f *Failure) {
+	s.metrics.attempt("unschedulable")
+	if len(f.Victims) > 0 {
+		s.metrics.victims.Observe(float64(len(f.Victims)))
+	}
 	s.queue.failed(q, f.Plugins, s.d.Now())
 	was := s.snapshot.NominatedNode(q.pod.UID)
 	s.nominate(q.pod, f)
@@ -285,7 +298,11 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		return
 	}
 	if p.Spec.NodeName != "" {
-		s.queue.remove(p.UID)
+		if q := s.queue.pods[p.UID]; q != nil && q.place == inFlight && s.snapshot.Assumed(p.UID) {
+			s.bound(q)
+		} else {
+			s.queue.remove(p.UID)
+		}
 		old, _, had := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
 		changed := s.snapshot.SetPod(pod, p.Spec.NodeName)
@@ -374,7 +391,7 @@ func (s *Scheduler) applyBound(b bound) {
 		return
 	}
 	if b.err == nil {
-		s.queue.remove(b.pod.UID)
+		s.bound(q)
 		return
 	}
 	if b.unsure {
@@ -389,8 +406,16 @@ func (s *Scheduler) applyBound(b bound) {
 		s.queue.remove(b.pod.UID)
 		return
 	}
+	s.metrics.attempt("error")
 	s.queue.errored(q, s.d.Now())
 	s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonSchedulerError, message: b.err.Error()})
+}
+
+// bound notes that a pod is on the node that was chosen for it.
+func (s *Scheduler) bound(q *queued) {
+	s.metrics.attempt("scheduled")
+	s.metrics.latency.Observe(s.d.Now().Sub(q.first).Seconds())
+	s.queue.remove(q.pod.UID)
 }
 
 // podGone tells whether the pod that a binding was for does not exist any more.

@@ -89,11 +89,18 @@ type running struct {
 
 func run(t *testing.T, api *clienttest.API) *running {
 	t.Helper()
+	return runWith(t, api, func(*Deps) {})
+}
+
+func runWith(t *testing.T, api *clienttest.API, change func(*Deps)) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	c := api.Client()
 	infs := client.NewInformers(c, slog.New(slog.DiscardHandler))
 	r := &running{t: t, api: api, events: &recorder{}, ctx: ctx, pods: client.InformerFor[*corev1.Pod](infs)}
-	s, err := New(Deps{Client: c, Informers: infs, Events: r.events, Log: slog.New(slog.DiscardHandler), Seed: 1})
+	d := Deps{Client: c, Informers: infs, Events: r.events, Log: slog.New(slog.DiscardHandler), Seed: 1}
+	change(&d)
+	s, err := New(d)
 	if err != nil {
 		t.Fatal(err)
 	}
