@@ -81,7 +81,8 @@ type Failure struct {
 const noNodes = "no nodes available to schedule pods"
 
 // Schedule decides on the pods one after the other, in the order given, each
-// with those before it in place: it assumes every pod that it places in s.
+// with those before it in place: it assumes in s every pod that it places, and
+// nominates there every pod that has to wait for victims to end.
 func (c *Cycle) Schedule(s *framework.Snapshot, pods []*framework.Pod) []Decision {
 	out := make([]Decision, len(pods))
 	for i, p := range pods {
@@ -104,6 +105,10 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 	slot, ok := c.pick(s, t, p)
 	if !ok {
 		d.Failure = c.explain(s, p, t)
+		if d.Failure.Nominated != "" {
+			// The rest of the batch must not count on this place.
+			s.Nominate(p, d.Failure.Nominated)
+		}
 		return d
 	}
 	n := s.At(slot)

@@ -21,14 +21,12 @@ type eviction struct {
 	node      string
 }
 
-// nominate holds a node for a pod whose victims are to end there, and has them
-// evicted; or ends the nomination where the failure names no node.
+// nominate has the victims evicted whose end a nominated pod waits for; or ends the nomination where the failure names no node.
 func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
 	if f.Nominated == "" {
 		s.unwait(p)
 		return
 	}
-	s.snapshot.Nominate(p, f.Nominated)
 	n := s.snapshot.Node(f.Nominated)
 	if n == nil {
 		return

@@ -235,7 +235,7 @@ func (s *Scheduler) try(batch []*queued) {
 			s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: d.Pod}, s.d.Now())
 		}
 		if d.Failure != nil {
-			s.fail(tried[i], d.Failure)
+			s.fail(tried[i], d.Failure, waited[i])
 			continue
 		}
 		s.reporter.drop(d.Pod.UID)
@@ -244,14 +244,14 @@ func (s *Scheduler) try(batch []*queued) {
 	s.binder.put(bindings...)
 }
 
-// fail returns a pod to the queue and says why.
-func (s *Scheduler) fail(q *queued, f *Failure) {
+// fail returns a pod to the queue and says why; was is the node that it was
+// nominated to before.
+func (s *Scheduler) fail(q *queued, f *Failure, was string) {
 	s.metrics.attempt("unschedulable")
 	if len(f.Victims) > 0 {
 		s.metrics.victims.Observe(float64(len(f.Victims)))
 	}
 	s.queue.failed(q, f.Plugins, s.d.Now())
-	was := s.snapshot.NominatedNode(q.pod.UID)
 	s.nominate(q.pod, f)
 	said := q.early && q.message == f.Message && was == f.Nominated
 	q.message = f.Message
@@ -312,6 +312,10 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		return
 	}
 	if p.Spec.SchedulerName != s.d.Name {
+		return
+	}
+	if s.snapshot.Assumed(p.UID) && s.queue.pods[p.UID] == nil {
+		// Bound; this is a state from before, seen late.
 		return
 	}
 	pod := s.classes.Pod(p)

@@ -370,3 +370,30 @@ func TestNewRefuses(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// A state of a pod from before its binding, seen late, does not queue it again.
+func TestLateUpdateOfABoundPod(t *testing.T) {
+	api := clienttest.New()
+	s, err := New(Deps{Client: api.Client(), Informers: client.NewInformers(api.Client(), slog.Default())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	see := func(p *corev1.Pod) { s.apply(input{pod: &client.Change[*corev1.Pod]{New: p}}) }
+	s.apply(input{node: &client.Change[*corev1.Node]{New: node("a")}})
+	see(pod("p", "cpu", "1"))
+	s.try(s.queue.take(1))
+	see(pod("p", "cpu", "1"))
+	todo := s.binder.take()
+	if len(todo) != 1 {
+		t.Fatalf("%d bindings, want 1", len(todo))
+	}
+	s.apply(input{bound: &bound{binding: todo[0]}})
+	see(pod("p", "cpu", "1"))
+	if got := s.queue.take(9); got != nil {
+		t.Fatalf("queued again: %q", names(got))
+	}
+	see(on(pod("p", "cpu", "1"), "a"))
+	if s.snapshot.NumPods() != 1 || s.snapshot.Assumed("pod-p") || len(s.queue.pods) != 0 {
+		t.Errorf("%d pods, assumed %t, %d queued", s.snapshot.NumPods(), s.snapshot.Assumed("pod-p"), len(s.queue.pods))
+	}
+}
