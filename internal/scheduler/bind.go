@@ -28,6 +28,8 @@ type bound struct {
 	// unsure tells that err leaves open whether the pod was bound, and that it
 	// could not be found out.
 	unsure bool
+	// gone tells that the pod pends no more: it was deleted, or bound by another.
+	gone bool
 }
 
 // bindAll writes decisions: all that wait, as one batch, one batch at a time.
@@ -80,7 +82,7 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 			p := r.pod.Pod
 			s.d.Events.Event(p, nil, corev1.EventTypeNormal, "Scheduled", "Binding",
 				fmt.Sprintf("Successfully assigned %s/%s to %s", p.Namespace, p.Name, r.node))
-		} else if ctx.Err() == nil {
+		} else if ctx.Err() == nil && !r.gone {
 			s.d.Log.Info("binding failed", "ns", r.pod.Namespace, "pod", r.pod.Name, "node", r.node, "err", r.err)
 		}
 	}
@@ -91,16 +93,21 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 // the node would be over-committed. So the API is asked.
 func (s *Scheduler) settle(ctx context.Context, r *bound, err error) {
 	r.err = err
-	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 		return
 	}
 	now, getErr := client.For[*corev1.Pod](s.d.Client).In(r.pod.Namespace).Get(ctx, r.pod.Name)
 	switch {
 	case apierrors.IsNotFound(getErr):
+		r.gone = true
 	case getErr != nil:
 		r.unsure = true
-	case now.UID == r.pod.UID && now.Spec.NodeName == r.node:
+	case now.UID != r.pod.UID:
+		r.gone = true
+	case now.Spec.NodeName == r.node:
 		r.err = nil
+	default:
+		r.gone = now.Spec.NodeName != ""
 	}
 }
 

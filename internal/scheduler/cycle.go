@@ -31,8 +31,12 @@ type Cycle struct {
 	tick   uint64
 }
 
-// maxTables bounds the tables kept; a table takes about 60 bytes for each node.
-const maxTables = 128
+// tableMemory bounds what the tables take, tableSlot is what one takes for each
+// node, about.
+const (
+	tableMemory = 64 << 20
+	tableSlot   = 64
+)
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
@@ -77,7 +81,8 @@ type Failure struct {
 const noNodes = "no nodes available to schedule pods"
 
 // Schedule decides on the pods one after the other, in the order given, each
-// with those before it in place: it assumes every pod that it places in s.
+// with those before it in place: it assumes in s every pod that it places, and
+// nominates there every pod that has to wait for victims to end.
 func (c *Cycle) Schedule(s *framework.Snapshot, pods []*framework.Pod) []Decision {
 	out := make([]Decision, len(pods))
 	for i, p := range pods {
@@ -100,6 +105,10 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 	slot, ok := c.pick(s, t, p)
 	if !ok {
 		d.Failure = c.explain(s, p, t)
+		if d.Failure.Nominated != "" {
+			// The rest of the batch must not count on this place.
+			s.Nominate(p, d.Failure.Nominated)
+		}
 		return d
 	}
 	n := s.At(slot)
@@ -166,7 +175,7 @@ func (c *Cycle) table(s *framework.Snapshot, class *framework.Class) *table {
 		t = c.newTable(class)
 		if t.nodes == nil && t.preFilter == nil {
 			// A class that names its nodes is hardly met again.
-			if len(c.tables) >= maxTables {
+			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
 				c.evict()
 			}
 			c.tables[class] = t

@@ -79,3 +79,21 @@ func BenchmarkCycle(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRefused is a cycle of pods that fit nowhere, after one node changed.
+func BenchmarkRefused(b *testing.B) {
+	s, classes, c := benchNodes(1000), framework.NewClasses(), NewCycle(plugins.All(), 1)
+	batch := make([]*framework.Pod, maxBatch)
+	for i := range batch {
+		batch[i] = classes.Pod(pod(fmt.Sprintf("p%d", i), "cpu", "33"))
+	}
+	for i := 0; b.Loop(); i++ {
+		s.SetNode(node(fmt.Sprintf("node-%d", i%1000), "cpu", "32", "memory", "64Gi", "pods", "110"))
+		for _, d := range c.Schedule(s, batch) {
+			if d.Failure == nil {
+				b.Fatal("placed")
+			}
+		}
+	}
+	b.ReportMetric(float64(maxBatch)*float64(b.N)/b.Elapsed().Seconds(), "pods/s")
+}

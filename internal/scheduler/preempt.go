@@ -21,11 +21,10 @@ type eviction struct {
 	node      string
 }
 
-// nominate holds a node for a pod whose victims are to end there, and has them
-// evicted; or ends the nomination where the failure names no node.
+// nominate has the victims evicted whose end a nominated pod waits for; or ends the nomination where the failure names no node.
 func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
-	s.snapshot.Nominate(p, f.Nominated)
 	if f.Nominated == "" {
+		s.unwait(p)
 		return
 	}
 	n := s.snapshot.Node(f.Nominated)
@@ -65,7 +64,7 @@ func (s *Scheduler) applyKept(e eviction) {
 	if q == nil || q.place == inFlight {
 		return
 	}
-	s.snapshot.Nominate(q.pod, "")
+	s.unwait(q.pod)
 	if q.place == unschedulable {
 		s.queue.requeue(q, s.d.Now())
 	}

@@ -99,3 +99,16 @@ func TestPreemptionFails(t *testing.T) {
 	r.end("low")
 	r.until("high is bound", func() bool { return r.node("high") == "a" })
 }
+
+// When a pod that a place was kept for goes away, those that it kept out are tried.
+func TestNominatedPodGoes(t *testing.T) {
+	r := run(t, clienttest.New(node("a"), on(withPriority(pod("low", "cpu", "4"), 1), "a")))
+	r.api.Put(withPriority(pod("high", "cpu", "4"), 100))
+	r.until("high is nominated", func() bool { return r.get("high").Status.NominatedNodeName == "a" })
+	r.api.Put(withPriority(pod("middle", "cpu", "4"), 50))
+	r.until("middle waits", func() bool { return r.message("middle") != "" })
+	// low ends; before high is bound, high goes. Whichever comes first, middle runs.
+	r.end("high")
+	r.end("low")
+	r.until("middle is bound", func() bool { return r.node("middle") == "a" })
+}

@@ -36,6 +36,7 @@ type queued struct {
 	place place
 	// since is when the pod entered the queue, last; order breaks ties.
 	since time.Time
+	first time.Time // when it entered first
 	order uint64
 	until time.Time // end of the back-off
 	heap  int       // index in the heap of its place
@@ -64,6 +65,7 @@ type queue struct {
 	// byClass has the unschedulable pods: what may help one helps its like.
 	byClass map[*framework.Class]map[types.UID]*queued
 	order   uint64
+	gated   int
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
@@ -88,6 +90,8 @@ func (qu *queue) put(q *queued, to place) {
 		if len(m) == 0 {
 			delete(qu.byClass, q.pod.Class)
 		}
+	case gated:
+		qu.gated--
 	}
 	q.place = to
 	switch to {
@@ -102,6 +106,8 @@ func (qu *queue) put(q *queued, to place) {
 			qu.byClass[q.pod.Class] = m
 		}
 		m[q.pod.UID] = q
+	case gated:
+		qu.gated++
 	case nowhere:
 		delete(qu.pods, q.pod.UID)
 		return
@@ -115,7 +121,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 	q := qu.pods[p.UID]
 	if q == nil {
 		qu.order++
-		q = &queued{pod: p, since: now, order: qu.order}
+		q = &queued{pod: p, since: now, first: now, order: qu.order}
 		return qu.enter(q)
 	}
 	old := q.pod

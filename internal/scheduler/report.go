@@ -22,6 +22,7 @@ type report struct {
 	reason  string
 	message string
 	quiet   bool // no event
+	failed  int  // how often it could not be written
 	// nominated, where set, is the node that the pod waits for; "" clears it.
 	nominated *string
 }
@@ -35,10 +36,11 @@ type reporter struct {
 
 	mu      sync.Mutex
 	pending map[types.UID]report
-	order   []types.UID // of those to be written now
-	held    []types.UID // of those that wait for the next tick
-	recent  map[types.UID]bool
-	wake    chan struct{}
+	// order has those to be written now, held those that wait for the next
+	// tick; what is not pending any more is passed over.
+	order, held []types.UID
+	recent      map[types.UID]bool
+	wake        chan struct{}
 }
 
 // reportWriters is how many conditions are written at once; reportEvery is the
@@ -66,10 +68,7 @@ func (r *reporter) put(p report) {
 	urgent := p.nominated != nil && (!waits || old.nominated == nil)
 	switch {
 	case urgent:
-		r.held = slices.DeleteFunc(r.held, func(o types.UID) bool { return o == uid })
-		if !slices.Contains(r.order, uid) {
-			r.order = append(r.order, uid)
-		}
+		r.order = append(r.order, uid)
 	case waits:
 	case r.recent[uid]:
 		r.held = append(r.held, uid)
@@ -83,17 +82,29 @@ func (r *reporter) put(p report) {
 	}
 }
 
+// drop forgets what was to be written about a pod.
+func (r *reporter) drop(uid types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Its place in order or held is passed over.
+	delete(r.pending, uid)
+}
+
 func (r *reporter) take(n int) []report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n = min(n, len(r.order))
-	out := make([]report, n)
-	for i, uid := range r.order[:n] {
-		out[i] = r.pending[uid]
+	var out []report
+	for len(out) < n && len(r.order) > 0 {
+		uid := r.order[0]
+		r.order = r.order[1:]
+		p, ok := r.pending[uid]
+		if !ok {
+			continue
+		}
+		out = append(out, p)
 		delete(r.pending, uid)
 		r.recent[uid] = true
 	}
-	r.order = r.order[n:]
 	return out
 }
 
@@ -149,15 +160,57 @@ func (r *reporter) write(ctx context.Context, p report) {
 		}
 		r.d.Events.Event(p.pod, nil, corev1.EventTypeWarning, "FailedScheduling", "Scheduling", note)
 	}
-	patch := conditionPatch(p, metav1.NewTime(r.d.Now()))
-	if patch == nil {
-		return
-	}
-	_, err := client.For[*corev1.Pod](r.d.Client).In(p.pod.Namespace).Patch(ctx, p.pod.Name, types.StrategicMergePatchType, patch, "status")
-	if err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		r.d.Log.Warn("pod condition not written", "ns", p.pod.Namespace, "pod", p.pod.Name, "err", err)
+	pods := client.For[*corev1.Pod](r.d.Client).In(p.pod.Namespace)
+	for range conditionTries {
+		patch := conditionPatch(p, metav1.NewTime(r.d.Now()))
+		if patch == nil {
+			return
+		}
+		_, err := pods.Patch(ctx, p.pod.Name, types.StrategicMergePatchType, patch, "status")
+		if err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil {
+			return
+		}
+		if !apierrors.IsConflict(err) {
+			r.again(p, err)
+			return
+		}
+		now, err := pods.Get(ctx, p.pod.Name)
+		if err != nil || now.UID != p.pod.UID || now.Spec.NodeName != "" {
+			// It pends no more.
+			return
+		}
+		p.pod = now
 	}
 }
+
+// again has a report written at the next tick, unless there is a newer one.
+func (r *reporter) again(p report, err error) {
+	p.quiet = true
+	if p.failed++; p.failed > reportTries {
+		r.d.Log.Warn("pod condition not written", "ns", p.pod.Namespace, "pod", p.pod.Name, "err", err)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	uid := p.pod.UID
+	if old, newer := r.pending[uid]; newer {
+		if old.nominated == nil {
+			old.nominated = p.nominated
+			r.pending[uid] = old
+		}
+		return
+	}
+	r.pending[uid] = p
+	r.held = append(r.held, uid)
+}
+
+// reportTries is how many times, a second apart, a condition is tried while the
+// API cannot take it.
+const reportTries = 60
+
+// conditionTries bounds how often a condition is written against newer states of
+// its pod.
+const conditionTries = 5
 
 // conditionPatch returns the patch of a pod's status, nil where it says so already.
 func conditionPatch(p report, now metav1.Time) []byte {
@@ -189,8 +242,11 @@ func conditionPatch(p report, now metav1.Time) []byte {
 		status["nominatedNodeName"] = v
 	}
 	// The uid keeps a pod that was made anew under this name from being told
-	// what befell the old one.
-	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.pod.UID}, "status": status})
+	// what befell the old one, the resourceVersion one that was bound meanwhile
+	// from being told that it is not scheduled.
+	b, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": p.pod.UID, "resourceVersion": p.pod.ResourceVersion}, "status": status,
+	})
 	if err != nil {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"skiff/internal/client"
 	"skiff/internal/client/clienttest"
@@ -53,6 +54,94 @@ func TestReporter(t *testing.T) {
 		check("nominated", 3, "five", "a")
 		time.Sleep(10 * reportEvery)
 		check("much later", 3, "five", "a")
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A pod that was bound while its report waited is not told that it is pending; one
+// that changed otherwise is.
+func TestReportOfAnOlderState(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*corev1.Pod)
+		want   int // conditions
+	}{
+		{"bound", func(p *corev1.Pod) { p.Spec.NodeName = "a" }, 0},
+		{"labelled", func(p *corev1.Pod) { p.Labels = map[string]string{"a": "b"} }, 1},
+		{"made anew", func(p *corev1.Pod) { p.UID = "another" }, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			api := clienttest.New(pod("p"))
+			pods := client.For[*corev1.Pod](api.Client()).In("default")
+			seen, err := pods.Get(t.Context(), "p")
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := seen.DeepCopy()
+			tt.change(now)
+			api.Put(now)
+			r := newReporter(Deps{Client: api.Client(), Events: noEvents{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+			r.write(t.Context(), report{pod: seen, reason: corev1.PodReasonUnschedulable, message: "no"})
+			if now, err = pods.Get(t.Context(), "p"); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(now.Status.Conditions); got != tt.want {
+				t.Errorf("%d conditions, want %d: %+v", got, tt.want, now.Status.Conditions)
+			}
+		})
+	}
+}
+
+// A report is dropped when the pod gets a node before it was written.
+func TestReportDropped(t *testing.T) {
+	r := newReporter(Deps{})
+	p := pod("p")
+	r.put(report{pod: p, message: "one"})
+	r.drop(p.UID)
+	r.put(report{pod: pod("q"), message: "two"})
+	if got := r.take(9); len(got) != 1 || got[0].pod.Name != "q" {
+		t.Errorf("left %+v", got)
+	}
+}
+
+// A condition that the API cannot take now is written when it can; the event is
+// told once.
+func TestReportAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		api := clienttest.New(pod("p"))
+		pods := client.For[*corev1.Pod](api.Client()).In("default")
+		seen, err := pods.Get(ctx, "p")
+		if err != nil {
+			t.Fatal(err)
+		}
+		down := time.Now().Add(10 * time.Second)
+		api.Intercept = func(string, client.Ref, client.Object) error {
+			if time.Now().Before(down) {
+				return apierrors.NewServiceUnavailable("restarting")
+			}
+			return nil
+		}
+		events := &recorder{}
+		r := newReporter(Deps{Client: api.Client(), Events: events, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+		done := make(chan error)
+		go func() { done <- r.run(ctx) }()
+		r.put(report{pod: seen, reason: corev1.PodReasonUnschedulable, message: "no"})
+		time.Sleep(13 * time.Second)
+		synctest.Wait()
+		now, err := pods.Get(ctx, "p")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(now.Status.Conditions) != 1 || now.Status.Conditions[0].Message != "no" {
+			t.Errorf("conditions %+v", now.Status.Conditions)
+		}
+		if len(events.list) != 1 {
+			t.Errorf("%d events, want 1", len(events.list))
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Fatal(err)

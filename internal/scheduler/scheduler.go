@@ -28,9 +28,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
@@ -60,6 +60,8 @@ type Deps struct {
 	Name string
 	// Plugins are plugins.All() by default.
 	Plugins []plugins.Enabled
+	// Metrics, where not nil, gets the scheduler's metrics.
+	Metrics prometheus.Registerer
 }
 
 // maxBatch bounds the pods of one cycle: bindings of the first are written while
@@ -72,6 +74,7 @@ type Scheduler struct {
 	pods     *client.Informer[*corev1.Pod]
 	nodes    *client.Informer[*corev1.Node]
 	preBind  []framework.PreBinder
+	metrics  *metrics
 	binder   *mailbox[binding]
 	reporter *reporter
 	evictor  *mailbox[eviction]
@@ -138,6 +141,10 @@ func New(d Deps) (*Scheduler, error) {
 		}
 	}
 	s.reporter = newReporter(d)
+	var err error
+	if s.metrics, err = newMetrics(d.Metrics, d.Name); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -184,6 +191,7 @@ func (s *Scheduler) loop(ctx context.Context) error {
 			}
 			continue
 		}
+		s.metrics.queue(s.queue)
 		wait := time.Hour
 		if t := s.queue.next(); !t.IsZero() {
 			wait = max(t.Sub(now), 0)
@@ -216,20 +224,34 @@ func (s *Scheduler) try(batch []*queued) {
 		tried = append(tried, q)
 	}
 	var bindings []binding
+	waited := make(map[int]string)
+	for i, p := range pods {
+		if n := s.snapshot.NominatedNode(p.UID); n != "" {
+			waited[i] = n
+		}
+	}
 	for i, d := range s.cycle.Schedule(s.snapshot, pods) {
+		if n := waited[i]; n != "" && d.Failure == nil && d.Node != n {
+			s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: d.Pod}, s.d.Now())
+		}
 		if d.Failure != nil {
-			s.fail(tried[i], d.Failure)
+			s.fail(tried[i], d.Failure, waited[i])
 			continue
 		}
+		s.reporter.drop(d.Pod.UID)
 		bindings = append(bindings, binding{pod: d.Pod, node: d.Node})
 	}
 	s.binder.put(bindings...)
 }
 
-// fail returns a pod to the queue and says why.
-func (s *Scheduler) fail(q *queued, f *Failure) {
+// fail returns a pod to the queue and says why; was is the node that it was
+// nominated to before.
+func (s *Scheduler) fail(q *queued, f *Failure, was string) {
+	s.metrics.attempt("unschedulable")
+	if len(f.Victims) > 0 {
+		s.metrics.victims.Observe(float64(len(f.Victims)))
+	}
 	s.queue.failed(q, f.Plugins, s.d.Now())
-	was := s.snapshot.NominatedNode(q.pod.UID)
 	s.nominate(q.pod, f)
 	said := q.early && q.message == f.Message && was == f.Nominated
 	q.message = f.Message
@@ -276,7 +298,11 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		return
 	}
 	if p.Spec.NodeName != "" {
-		s.queue.remove(p.UID)
+		if q := s.queue.pods[p.UID]; q != nil && q.place == inFlight && s.snapshot.Assumed(p.UID) {
+			s.bound(q)
+		} else {
+			s.queue.remove(p.UID)
+		}
 		old, _, had := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
 		changed := s.snapshot.SetPod(pod, p.Spec.NodeName)
@@ -286,6 +312,10 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		return
 	}
 	if p.Spec.SchedulerName != s.d.Name {
+		return
+	}
+	if s.snapshot.Assumed(p.UID) && s.queue.pods[p.UID] == nil {
+		// Bound; this is a state from before, seen late.
 		return
 	}
 	pod := s.classes.Pod(p)
@@ -318,8 +348,8 @@ func hasCondition(p *corev1.Pod, reason string) bool {
 // forget drops a pod that is gone or finished; what it held is free.
 func (s *Scheduler) forget(uid types.UID) {
 	if q := s.queue.pods[uid]; q != nil {
-		s.snapshot.Nominate(q.pod, "")
 		s.queue.remove(uid)
+		s.unwait(q.pod)
 	}
 	old, node, ok := s.snapshot.Placed(uid)
 	if !ok {
@@ -348,6 +378,7 @@ func (s *Scheduler) applyNode(c client.Change[*corev1.Node]) {
 	kind := nodeChange(old, c.New)
 	if kind == 0 {
 		// A heartbeat: nothing that any plugin looks at.
+		s.snapshot.RefreshNode(c.New)
 		return
 	}
 	s.snapshot.SetNode(c.New)
@@ -364,7 +395,7 @@ func (s *Scheduler) applyBound(b bound) {
 		return
 	}
 	if b.err == nil {
-		s.queue.remove(b.pod.UID)
+		s.bound(q)
 		return
 	}
 	if b.unsure {
@@ -375,18 +406,35 @@ func (s *Scheduler) applyBound(b bound) {
 	}
 	s.cycle.Undo(s.snapshot, b.pod, b.node)
 	s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: b.pod}, s.d.Now())
-	if apierrors.IsNotFound(b.err) && s.podGone(b.pod) {
+	if b.gone || s.podGone(b.pod) {
 		s.queue.remove(b.pod.UID)
 		return
 	}
+	s.metrics.attempt("error")
 	s.queue.errored(q, s.d.Now())
 	s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonSchedulerError, message: b.err.Error()})
+}
+
+// bound notes that a pod is on the node that was chosen for it.
+func (s *Scheduler) bound(q *queued) {
+	s.metrics.attempt("scheduled")
+	s.metrics.latency.Observe(s.d.Now().Sub(q.first).Seconds())
+	s.queue.remove(q.pod.UID)
 }
 
 // podGone tells whether the pod that a binding was for does not exist any more.
 func (s *Scheduler) podGone(p *framework.Pod) bool {
 	now, ok := s.pods.Get(p.Namespace, p.Name)
 	return !ok || now.UID != p.UID
+}
+
+// unwait ends a pod's nomination: the place that was kept for it is free.
+func (s *Scheduler) unwait(p *framework.Pod) {
+	if s.snapshot.NominatedNode(p.UID) == "" {
+		return
+	}
+	s.snapshot.Nominate(p, "")
+	s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: p}, s.d.Now())
 }
 
 type explainRequest struct {

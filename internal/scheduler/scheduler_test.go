@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -18,6 +19,8 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/client/clienttest"
+	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -86,11 +89,18 @@ type running struct {
 
 func run(t *testing.T, api *clienttest.API) *running {
 	t.Helper()
+	return runWith(t, api, func(*Deps) {})
+}
+
+func runWith(t *testing.T, api *clienttest.API, change func(*Deps)) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	c := api.Client()
 	infs := client.NewInformers(c, slog.New(slog.DiscardHandler))
 	r := &running{t: t, api: api, events: &recorder{}, ctx: ctx, pods: client.InformerFor[*corev1.Pod](infs)}
-	s, err := New(Deps{Client: c, Informers: infs, Events: r.events, Log: slog.New(slog.DiscardHandler), Seed: 1})
+	d := Deps{Client: c, Informers: infs, Events: r.events, Log: slog.New(slog.DiscardHandler), Seed: 1}
+	change(&d)
+	s, err := New(d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,24 +142,22 @@ func (r *running) until(what string, ok func() bool) {
 	}
 }
 
+// get returns a pod as the informer has it; an empty one where it has none.
 func (r *running) get(name string) *corev1.Pod {
-	p, _ := r.pods.Get("default", name)
-	return p
+	if p, ok := r.pods.Get("default", name); ok {
+		return p
+	}
+	return &corev1.Pod{}
 }
 
 func (r *running) node(name string) string {
-	if p := r.get(name); p != nil {
-		return p.Spec.NodeName
-	}
-	return ""
+	return r.get(name).Spec.NodeName
 }
 
 func (r *running) message(name string) string {
-	if p := r.get(name); p != nil {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-				return c.Reason + ": " + c.Message
-			}
+	for _, c := range r.get(name).Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return c.Reason + ": " + c.Message
 		}
 	}
 	return ""
@@ -270,5 +278,122 @@ func TestNoOvercommitOfABatch(t *testing.T) {
 	}
 	if per["a"] != 4 || per["b"] != 4 || per["c"] != 4 || per[""] != 18 {
 		t.Fatalf("placed %v, want 4 on each node and 18 pending", per)
+	}
+}
+
+// A pod that another scheduler binds first is left where it is, and told nothing.
+func TestBoundByAnother(t *testing.T) {
+	api := clienttest.New(node("a"), node("b", "cpu", "1", "memory", "1Gi", "pods", "10"))
+	var once sync.Once
+	api.Intercept = func(_ string, ref client.Ref, _ client.Object) error {
+		if ref.Subresource == "binding" && ref.Name == "p" {
+			once.Do(func() { api.Put(on(pod("p", "cpu", "4"), "b")) })
+		}
+		return nil
+	}
+	r := run(t, api)
+	api.Put(pod("p", "cpu", "4"))
+	r.until("it is on b", func() bool { return r.node("p") == "b" })
+	api.Put(pod("q", "cpu", "4"))
+	r.until("its place on a is free", func() bool { return r.node("q") == "a" })
+	if m := r.message("p"); m != "" {
+		t.Errorf("p says %q", m)
+	}
+}
+
+// A pod that is made anew under its name while it is being bound is another pod.
+func TestRecreatedWhileBinding(t *testing.T) {
+	api := clienttest.New(node("a"))
+	var once sync.Once
+	api.Intercept = func(_ string, ref client.Ref, _ client.Object) error {
+		if ref.Subresource == "binding" {
+			var err error
+			once.Do(func() {
+				p := pod("p", "cpu", "3")
+				p.UID = "another"
+				api.Put(p)
+				err = apierrors.NewConflict(ref.GVR.GroupResource(), ref.Name, fmt.Errorf("uid"))
+			})
+			return err
+		}
+		return nil
+	}
+	r := run(t, api)
+	api.Put(pod("p", "cpu", "3"))
+	r.until("the new one is bound", func() bool { p := r.get("p"); return p.UID == "another" && p.Spec.NodeName == "a" })
+}
+
+// What a PreBind plugin cannot do keeps the pod pending.
+func TestPreBind(t *testing.T) {
+	s, err := New(Deps{Client: clienttest.New().Client(), Informers: client.NewInformers(clienttest.New().Client(), slog.Default()),
+		Plugins: append(plugins.All(), plugins.Enabled{Plugin: noDisk{}})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	classes := framework.NewClasses()
+	s.bind(t.Context(), []binding{{pod: classes.Pod(pod("p")), node: "a"}})
+	in := s.in.take()
+	if len(in) != 1 || in[0].bound == nil || in[0].bound.err == nil || in[0].bound.err.Error() != `running PreBind plugin "NoDisk": no disk` {
+		t.Fatalf("outcome %+v", in)
+	}
+	if n := len(s.d.Client.Transport().(*clienttest.API).Requests()); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
+type noDisk struct{}
+
+func (noDisk) Name() string { return "NoDisk" }
+
+func (noDisk) PreBind(context.Context, *framework.Pod, string) error { return errors.New("no disk") }
+
+func TestExplain(t *testing.T) {
+	r := run(t, clienttest.New(node("a"), node("b")))
+	p := on(pod("p", "cpu", "5"), "b")
+	r.until("both nodes are known", func() bool {
+		got, err := r.sched.Explain(r.ctx, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(got) == 2 && got[0].Plugin == "NodeName" && got[0].Node == "a" &&
+			got[1].Sentence == "the pod requests 5 of cpu and node b has 4 of 4 left: 1 less would fit"
+	})
+}
+
+func TestNewRefuses(t *testing.T) {
+	if _, err := New(Deps{}); err == nil {
+		t.Error("no client")
+	}
+	c := clienttest.New().Client()
+	_, err := New(Deps{Client: c, Informers: client.NewInformers(c, slog.Default()), Plugins: append(plugins.All(), plugins.All()...)})
+	if err == nil || err.Error() != `scheduler: plugin "SchedulingGates" is given twice` {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A state of a pod from before its binding, seen late, does not queue it again.
+func TestLateUpdateOfABoundPod(t *testing.T) {
+	api := clienttest.New()
+	s, err := New(Deps{Client: api.Client(), Informers: client.NewInformers(api.Client(), slog.Default())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	see := func(p *corev1.Pod) { s.apply(input{pod: &client.Change[*corev1.Pod]{New: p}}) }
+	s.apply(input{node: &client.Change[*corev1.Node]{New: node("a")}})
+	see(pod("p", "cpu", "1"))
+	s.try(s.queue.take(1))
+	see(pod("p", "cpu", "1"))
+	todo := s.binder.take()
+	if len(todo) != 1 {
+		t.Fatalf("%d bindings, want 1", len(todo))
+	}
+	s.apply(input{bound: &bound{binding: todo[0]}})
+	see(pod("p", "cpu", "1"))
+	if got := s.queue.take(9); got != nil {
+		t.Fatalf("queued again: %q", names(got))
+	}
+	see(on(pod("p", "cpu", "1"), "a"))
+	if s.snapshot.NumPods() != 1 || s.snapshot.Assumed("pod-p") || len(s.queue.pods) != 0 {
+		t.Errorf("%d pods, assumed %t, %d queued", s.snapshot.NumPods(), s.snapshot.Assumed("pod-p"), len(s.queue.pods))
 	}
 }

@@ -207,7 +207,7 @@ func (t *table) judgeAt(s *framework.Snapshot, slot int, n *framework.Node) {
 		b := &t.scores[i]
 		v := b.Score(b.state, t.class, n, s)
 		if b.norm < 0 {
-			fixed += b.weight * v
+			fixed += b.weight * bounded(v)
 		} else {
 			t.norms[b.norm].raw[slot] = v
 		}
@@ -223,10 +223,13 @@ func (t *table) key(c *Cycle, slot int) uint64 {
 	total := t.fixed[slot]
 	for i := range t.norms {
 		n := &t.norms[i]
-		total += n.weight * n.Normalize(n.raw[slot], n.least, n.most)
+		total += n.weight * bounded(n.Normalize(n.raw[slot], n.least, n.most))
 	}
 	return uint64(total+1)<<32 | uint64(c.rand.Uint32())
 }
+
+// bounded keeps a score within what the order of keys can take.
+func bounded(score int64) int64 { return min(max(score, 0), framework.MaxScore) }
 
 func (t *table) rebuild(c *Cycle, s *framework.Snapshot) {
 	t.failure = nil

@@ -139,20 +139,19 @@ func (c *Classes) trim() {
 	}
 }
 
-// appendClassKey writes every field that a plugin may judge by. Amounts are
-// written as numbers, so that 1 and 1000m are alike.
+// appendClassKey writes every field that a plugin may judge by, each list after
+// its length, so that no two sets of fields write the same. Amounts are written
+// as numbers: 1 and 1000m are alike.
 func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	s := &p.Spec
+	var priority int32
 	if s.Priority != nil {
-		b = binary.AppendVarint(b, int64(*s.Priority))
-	} else {
-		b = append(b, 0)
+		priority = *s.Priority
 	}
-	if s.PreemptionPolicy != nil && *s.PreemptionPolicy == corev1.PreemptNever {
-		b = append(b, 'n')
-	}
+	b = binary.AppendVarint(b, int64(priority))
+	b = appendBool(b, s.PreemptionPolicy != nil && *s.PreemptionPolicy == corev1.PreemptNever)
+	b = binary.AppendUvarint(b, uint64(len(s.NodeSelector)))
 	if len(s.NodeSelector) > 0 {
-		b = append(b, 's')
 		keys := make([]string, 0, len(s.NodeSelector))
 		for k := range s.NodeSelector {
 			keys = append(keys, k)
@@ -162,13 +161,12 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 			b = appendString(appendString(b, k), s.NodeSelector[k])
 		}
 	}
-	b = append(b, 'a')
+	var affinity []byte
 	if s.Affinity != nil {
-		if a, err := s.Affinity.Marshal(); err == nil {
-			b = appendString(b, string(a))
-		}
+		affinity, _ = s.Affinity.Marshal()
 	}
-	b = append(b, 't')
+	b = appendString(b, string(affinity))
+	b = binary.AppendUvarint(b, uint64(len(s.Tolerations)))
 	for i := range s.Tolerations {
 		t := &s.Tolerations[i]
 		// TolerationSeconds says how long a pod stays, not where it may go.
@@ -177,34 +175,27 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 		b = appendString(b, t.Value)
 		b = appendString(b, string(t.Effect))
 	}
-	b = append(b, 'o')
 	b = appendResources(b, s.Overhead)
+	b = appendBool(b, s.Resources != nil)
 	if s.Resources != nil {
-		b = append(b, 'p')
 		b = appendResources(b, s.Resources.Requests)
 		b = appendResources(b, s.Resources.Limits)
 	}
-	b = append(b, 'i')
-	for i := range s.InitContainers {
-		c := &s.InitContainers[i]
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			b = append(b, 'S')
-		}
-		b = appendContainer(b, c)
-	}
-	b = append(b, 'c')
-	for i := range s.Containers {
-		b = appendContainer(b, &s.Containers[i])
-	}
+	b = appendContainers(b, s.InitContainers)
+	b = appendContainers(b, s.Containers)
 	for i := range s.Volumes {
 		if v := s.Volumes[i].Image; v != nil {
-			b = appendString(append(b, 'v'), v.Reference)
+			b = appendString(b, v.Reference)
 		}
 	}
-	if s.HostNetwork {
-		b = append(b, 'h')
-	}
 	return b
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }
 
 func appendString(b []byte, s string) []byte {
@@ -234,14 +225,26 @@ func appendResources(b []byte, list corev1.ResourceList) []byte {
 	return b
 }
 
-func appendContainer(b []byte, c *corev1.Container) []byte {
-	b = appendString(b, c.Image)
-	b = appendResources(b, c.Resources.Requests)
-	for i := range c.Ports {
-		if p := &c.Ports[i]; p.HostPort > 0 {
-			b = appendString(append(b, 'p'), p.HostIP)
-			b = appendString(b, string(p.Protocol))
-			b = binary.AppendVarint(b, int64(p.HostPort))
+func appendContainers(b []byte, cs []corev1.Container) []byte {
+	b = binary.AppendUvarint(b, uint64(len(cs)))
+	for i := range cs {
+		c := &cs[i]
+		b = appendBool(b, c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways)
+		b = appendString(b, c.Image)
+		b = appendResources(b, c.Resources.Requests)
+		ports := 0
+		for j := range c.Ports {
+			if c.Ports[j].HostPort > 0 {
+				ports++
+			}
+		}
+		b = binary.AppendUvarint(b, uint64(ports))
+		for j := range c.Ports {
+			if p := &c.Ports[j]; p.HostPort > 0 {
+				b = appendString(b, p.HostIP)
+				b = appendString(b, string(p.Protocol))
+				b = binary.AppendVarint(b, int64(p.HostPort))
+			}
 		}
 	}
 	return b

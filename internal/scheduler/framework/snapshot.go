@@ -169,6 +169,22 @@ func (s *Snapshot) SetNode(o *corev1.Node) {
 	s.countImages(n, 1)
 }
 
+// RefreshNode replaces a node's object by one that differs in nothing that
+// plugins look at: what was judged of it holds.
+func (s *Snapshot) RefreshNode(o *corev1.Node) {
+	i, ok := s.SlotOf(o.Name)
+	if !ok {
+		return
+	}
+	n := s.slots[i]
+	if n.owner != s {
+		n = n.clone()
+		n.owner = s
+		s.slots[i] = n
+	}
+	n.Obj = o
+}
+
 func (s *Snapshot) countImages(n *Node, by int) {
 	for name := range n.Images {
 		if s.images[name] += by; s.images[name] <= 0 {

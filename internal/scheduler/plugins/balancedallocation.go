@@ -32,10 +32,10 @@ func (BalancedAllocation) Score(_ any, c *framework.Class, n *framework.Node, _ 
 
 // evenness is MaxScore less the standard deviation of the two used fractions.
 func evenness(cpu, ofCPU, memory, ofMemory int64) int64 {
-	if ofCPU == 0 || ofMemory == 0 {
+	if ofCPU <= 0 || ofMemory <= 0 {
 		return framework.MaxScore
 	}
-	a := min(float64(cpu)/float64(ofCPU), 1)
-	b := min(float64(memory)/float64(ofMemory), 1)
+	a := max(min(float64(cpu)/float64(ofCPU), 1), 0)
+	b := max(min(float64(memory)/float64(ofMemory), 1), 0)
 	return int64((1 - math.Abs((a-b)/2)) * framework.MaxScore)
 }

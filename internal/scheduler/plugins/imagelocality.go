@@ -29,6 +29,7 @@ func (ImageLocality) Score(_ any, c *framework.Class, n *framework.Node, s *fram
 		}
 	}
 	most := int64(imageMost) * int64(len(c.Images))
+	// A node may claim any size.
 	sum = min(max(sum, imageLeast), most)
 	return framework.MaxScore * (sum - imageLeast) / (most - imageLeast)
 }

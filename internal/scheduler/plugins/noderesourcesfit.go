@@ -109,18 +109,27 @@ func (NodeResourcesFit) Score(_ any, c *framework.Class, n *framework.Node, _ *f
 		{n.NonZero.Memory + c.NonZero.Memory, n.Allocatable.Memory},
 	} {
 		wanted, have := r[0], r[1]
-		if have == 0 {
+		if have <= 0 {
 			continue
 		}
 		count++
-		if wanted <= have {
-			sum += (have - wanted) * framework.MaxScore / have
+		if 0 <= wanted && wanted <= have {
+			sum += share(have-wanted, have)
 		}
 	}
 	if count == 0 {
 		return 0
 	}
 	return sum / count
+}
+
+// share is part of whole, of MaxScore. Absurd amounts are computed less exactly,
+// since they would overflow.
+func share(part, whole int64) int64 {
+	if whole >= 1<<56 {
+		return int64(float64(part) / float64(whole) * framework.MaxScore)
+	}
+	return part * framework.MaxScore / whole
 }
 
 // Explain implements framework.Explainer.
