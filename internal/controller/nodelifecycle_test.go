@@ -212,7 +212,8 @@ func TestNobodyIsEvictedWhenAllNodesAreSilent(t *testing.T) {
 		w := newWorld(t, nodeControllers)
 		defer w.stop()
 		h := beatingNodes(w, "z", "a", "b")
-		w.api.Put(podOn("a", "hasty", nil))
+		// Nodes fall silent one after the other; for that long a pod is patient.
+		w.api.Put(podOn("a", "patient", ptr.To(int64(60))))
 		time.Sleep(time.Minute)
 		h.stop("a", "b")
 		time.Sleep(time.Hour)
@@ -221,11 +222,11 @@ func TestNobodyIsEvictedWhenAllNodesAreSilent(t *testing.T) {
 				t.Errorf("%s has taints %v", name, got)
 			}
 		}
-		if get[*corev1.Pod](w, "ns", "hasty").DeletionTimestamp != nil {
+		if get[*corev1.Pod](w, "ns", "patient").DeletionTimestamp != nil {
 			t.Error("a pod was evicted")
 		}
 		h.start("b")
-		w.until("the one still silent is evicted", func() bool { return get[*corev1.Pod](w, "ns", "hasty").DeletionTimestamp != nil })
+		w.until("the one still silent is evicted", func() bool { return get[*corev1.Pod](w, "ns", "patient").DeletionTimestamp != nil })
 	})
 }
 
