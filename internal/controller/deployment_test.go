@@ -457,33 +457,34 @@ func TestFailureToCreateIsReported(t *testing.T) {
 		w := newWorld(t, rolloutControllers)
 		defer w.stop()
 		w.kubelet(time.Second, newRand(4), nil)
-		var what string
-		w.api.fail = func(verb string, ref client.Ref) error {
-			if verb == "create" && ref.GVR.Resource == what {
-				return errors.New("quota exceeded")
-			}
-			return nil
+		refuse := func(what string) {
+			w.api.refuse(func(verb string, ref client.Ref) error {
+				if verb == "create" && ref.GVR.Resource == what {
+					return errors.New("quota exceeded")
+				}
+				return nil
+			})
 		}
-		what = "pods"
+		refuse("pods")
 		w.api.Put(deployment("web", 3, "v1"))
 		w.until("the failure shows", func() bool {
 			d := get[*appsv1.Deployment](w, "ns", "web")
 			c := condition(&d.Status, appsv1.DeploymentReplicaFailure)
 			return c != nil && c.Reason == "FailedCreate" && c.Message == "quota exceeded" && c.Status == "True"
 		})
-		what = ""
+		refuse("")
 		w.until("it is over", func() bool {
 			d := get[*appsv1.Deployment](w, "ns", "web")
 			return w.rolledOut("web") && condition(&d.Status, appsv1.DeploymentReplicaFailure) == nil
 		})
-		what = "replicasets"
+		refuse("replicasets")
 		setImage(w, "v2")
 		w.until("the failure shows", func() bool {
 			d := get[*appsv1.Deployment](w, "ns", "web")
 			c := condition(&d.Status, appsv1.DeploymentProgressing)
 			return c != nil && c.Reason == "ReplicaSetCreateError" && c.Status == "False" && strings.HasPrefix(c.Message, `Failed to create new replica set "web-`) && strings.HasSuffix(c.Message, `": quota exceeded`)
 		})
-		what = ""
+		refuse("")
 		w.until("it is over", func() bool { return w.rolledOut("web") })
 	})
 }

@@ -32,11 +32,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // upstream's does.
 type server struct {
 	*clienttest.API
-	// fail, where set, may answer a controller's write before it is done.
+	mu   sync.Mutex
 	fail func(verb string, ref client.Ref) error
 }
 
+// refuse makes f answer controllers' writes, where it returns an error, before
+// they are done. f is called one at a time.
+func (s *server) refuse(f func(verb string, ref client.Ref) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = f
+}
+
 func (s *server) check(verb string, ref client.Ref) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fail == nil {
 		return nil
 	}
