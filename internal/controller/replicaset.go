@@ -173,8 +173,8 @@ func (r *replicaSets) manage(ctx context.Context, k control.Key, rs *appsv1.Repl
 			p := chosen[i]
 			uid := p.UID
 			err := pods.Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-				return nil // gone already, or another pod of that name
+			if apierrors.IsNotFound(err) {
+				return nil
 			}
 			if err != nil {
 				r.Events.Event(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)

@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -138,11 +137,7 @@ func (e *taintEviction) evict(ctx context.Context, k control.Key, uid types.UID)
 	}); err != nil {
 		return ignoreGone(err)
 	}
-	err = pods.Delete(ctx, k.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-	if apierrors.IsConflict(err) {
-		return nil // another pod of that name
-	}
-	return ignoreGone(err)
+	return ignoreGone(pods.Delete(ctx, k.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}))
 }
 
 // disrupt sets the condition DisruptionTarget.
