@@ -415,12 +415,13 @@ func TestLeaseIsHeldByOneAndPassedOn(t *testing.T) {
 		time.Sleep(time.Second)
 		begin("two")
 		time.Sleep(time.Hour)
-		if !leading["one"] || leading["two"] {
-			t.Fatalf("leading: %v", leading)
+		leads := func(id string) bool { mu.Lock(); defer mu.Unlock(); return leading[id] }
+		if !leads("one") || leads("two") {
+			t.Fatal("not the first leads")
 		}
 		stop["one"]()
 		time.Sleep(4 * time.Second)
-		if !leading["two"] {
+		if !leads("two") {
 			t.Fatal("a released lease was not taken within two tries")
 		}
 		l, err := client.For[*coordinationv1.Lease](api.Client()).In("kube-system").Get(ctx, "kube-controller-manager")

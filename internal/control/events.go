@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/lru"
 
@@ -122,16 +123,21 @@ func (r *Recorder) name(object string, now time.Time) string {
 	return object + suffix
 }
 
+// kindOfType are the built-in kinds by their Go type: objects carry no kind in
+// process.
+var kindOfType = func() map[reflect.Type]schema.GroupVersionKind {
+	m := make(map[reflect.Type]schema.GroupVersionKind, len(client.Kinds))
+	for _, k := range client.Kinds {
+		m[reflect.TypeOf(k.New())] = k.GVK
+	}
+	return m
+}()
+
 // Reference names an object in events.
 func Reference(obj client.Object) corev1.ObjectReference {
 	gvk := obj.GetObjectKind().GroupVersionKind()
 	if gvk.Kind == "" {
-		t := reflect.TypeOf(obj)
-		for _, k := range client.Kinds {
-			if reflect.TypeOf(k.New()) == t {
-				gvk = k.GVK
-			}
-		}
+		gvk = kindOfType[reflect.TypeOf(obj)]
 	}
 	return corev1.ObjectReference{
 		APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind, Namespace: obj.GetNamespace(), Name: obj.GetName(),

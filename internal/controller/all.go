@@ -28,6 +28,9 @@ type Deps struct {
 	// ClusterCIDRs are the ranges of pod addresses, one per family; where there
 	// are none, nodes are given no podCIDRs. ServiceCIDRs are kept out of them.
 	ClusterCIDRs, ServiceCIDRs []netip.Prefix
+	// TerminatedPods is how many ended pods are kept, 12500 where zero, all where
+	// negative.
+	TerminatedPods int
 	// NamespaceSettle is how long after its deletion a namespace goes at the
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
@@ -70,9 +73,12 @@ func All(d Deps) []*control.Controller {
 		newEndpoints(d),
 		newEndpointSlice(d),
 		newNamespace(d),
+		newNodeLifecycle(d),
+		newPodGC(d),
 		newReplicaSet(d),
 		newRootCA(d),
 		newServiceAccount(d),
+		newTaintEviction(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
 		cs = append(cs, newNodeIPAM(d))

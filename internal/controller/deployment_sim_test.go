@@ -181,7 +181,7 @@ func simulate(t *testing.T, seed uint64) {
 	var mu sync.Mutex
 	frng := rand.New(rand.NewPCG(seed, 2))
 	rate := 0
-	w.api.fail = func(verb string, ref client.Ref) error {
+	w.api.refuse(func(verb string, ref client.Ref) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if ref.GVR.Resource == "events" || rate == 0 || frng.IntN(100) >= rate {
@@ -194,7 +194,7 @@ func simulate(t *testing.T, seed uint64) {
 			return apierrors.NewInternalError(errors.New("injected"))
 		}
 		return errors.New("connection reset")
-	}
+	})
 	setRate := func(n int) { mu.Lock(); rate = n; mu.Unlock() }
 	w.kubelet(2*time.Second, rand.New(rand.NewPCG(seed, 3)), nil)
 	g := w.guard()

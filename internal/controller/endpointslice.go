@@ -64,12 +64,7 @@ func newEndpointSlice(d Deps) *control.Controller {
 	})
 	indexSelectors(e.services)
 	e.pods = control.Watch(c, enqueueServices(c, e.services))
-	e.pods.AddIndex(byNode, func(p *corev1.Pod) []string {
-		if p.Spec.NodeName == "" {
-			return nil
-		}
-		return []string{p.Spec.NodeName}
-	})
+	indexNodes(e.pods)
 	e.nodes = control.Watch(c, e.nodeChanged)
 	e.slices = control.Watch(c, func(ch client.Change[*discoveryv1.EndpointSlice]) {
 		s := ch.Object()

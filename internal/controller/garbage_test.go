@@ -193,13 +193,13 @@ func TestCollectorRetriesOnConflict(t *testing.T) {
 		w := newWorld(t, collectorAlone, configMap("b", ownedBy("a")))
 		defer w.stop()
 		failures := 3
-		w.api.fail = func(verb string, ref client.Ref) error {
+		w.api.refuse(func(verb string, ref client.Ref) error {
 			if verb == "delete" && failures > 0 {
 				failures--
 				return apierrors.NewConflict(ref.GVR.GroupResource(), ref.Name, fmt.Errorf("injected"))
 			}
 			return nil
-		}
+		})
 		time.Sleep(time.Minute)
 		if got := names(w); len(got) != 0 || failures != 0 {
 			t.Errorf("left are %v after %d refusals", got, 3-failures)

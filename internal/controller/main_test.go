@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -32,11 +34,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // upstream's does.
 type server struct {
 	*clienttest.API
-	// fail, where set, may answer a controller's write before it is done.
+	mu   sync.Mutex
 	fail func(verb string, ref client.Ref) error
 }
 
+// refuse makes f answer controllers' writes, where it returns an error, before
+// they are done. f is called one at a time.
+func (s *server) refuse(f func(verb string, ref client.Ref) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = f
+}
+
 func (s *server) check(verb string, ref client.Ref) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fail == nil {
 		return nil
 	}
@@ -86,6 +98,63 @@ func (s *server) Update(ctx context.Context, ref client.Ref, o client.Object, op
 	return s.API.Update(ctx, ref, o, opts)
 }
 
+// guarded holds a controller to the rules that follow from its declaration.
+type guarded struct {
+	*server
+	t     *testing.T
+	name  string
+	rules map[string][]rbacv1.PolicyRule
+}
+
+func (g *guarded) allow(verb string, ref client.Ref) {
+	resource := ref.GVR.Resource
+	if ref.Subresource != "" {
+		resource += "/" + ref.Subresource
+	}
+	has := func(list []string, s string) bool { return slices.Contains(list, s) || slices.Contains(list, "*") }
+	for _, r := range g.rules[g.name] {
+		if has(r.APIGroups, ref.GVR.Group) && has(r.Resources, resource) && has(r.Verbs, verb) {
+			return
+		}
+	}
+	g.t.Errorf("%s may not %s %s", g.name, verb, resource)
+}
+
+func (g *guarded) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (client.Object, error) {
+	g.allow("get", ref)
+	return g.server.Get(ctx, ref, o)
+}
+
+func (g *guarded) List(ctx context.Context, ref client.Ref, o metav1.ListOptions) (*client.List, error) {
+	g.allow("list", ref)
+	return g.server.List(ctx, ref, o)
+}
+
+func (g *guarded) Create(ctx context.Context, ref client.Ref, obj client.Object, o metav1.CreateOptions) (client.Object, error) {
+	g.allow("create", ref)
+	return g.server.Create(ctx, ref, obj, o)
+}
+
+func (g *guarded) Update(ctx context.Context, ref client.Ref, obj client.Object, o metav1.UpdateOptions) (client.Object, error) {
+	g.allow("update", ref)
+	return g.server.Update(ctx, ref, obj, o)
+}
+
+func (g *guarded) Patch(ctx context.Context, ref client.Ref, t types.PatchType, p []byte, o metav1.PatchOptions) (client.Object, error) {
+	g.allow("patch", ref)
+	return g.server.Patch(ctx, ref, t, p, o)
+}
+
+func (g *guarded) Delete(ctx context.Context, ref client.Ref, o metav1.DeleteOptions) (client.Object, error) {
+	g.allow("delete", ref)
+	return g.server.Delete(ctx, ref, o)
+}
+
+func (g *guarded) DeleteCollection(ctx context.Context, ref client.Ref, o metav1.DeleteOptions, lo metav1.ListOptions) error {
+	g.allow("deletecollection", ref)
+	return g.server.DeleteCollection(ctx, ref, o, lo)
+}
+
 // world is a running set of controllers.
 type world struct {
 	t      *testing.T
@@ -103,14 +172,19 @@ func newWorld(t *testing.T, make func(Deps) []*control.Controller, objects ...cl
 	s := &server{API: clienttest.New(objects...)}
 	w := &world{t: t, api: s, c: s.API.Client()}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	mine := client.New(s, "kube-controller-manager")
+	rules := map[string][]rbacv1.PolicyRule{}
 	w.deps = Deps{Deps: control.Deps{
 		Informers: client.NewInformers(w.c, log),
-		ClientFor: func(string) *client.Client { return mine },
-		Log:       log,
+		ClientFor: func(name string) *client.Client {
+			return client.New(&guarded{s, t, name, rules}, "kube-controller-manager")
+		},
+		Log: log,
 	}}
 	w.ctx, w.cancel = context.WithCancel(t.Context())
 	cs := make(w.deps)
+	for _, c := range cs {
+		rules[c.Name] = append(rules[c.Name], c.Rules()...)
+	}
 	w.wg.Go(func() { _ = w.deps.Informers.Run(w.ctx) })
 	w.wg.Go(func() {
 		if err := control.Run(w.ctx, w.deps.Deps, cs); err != nil {

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,12 +94,13 @@ func TestNamespaceIsEmptiedPodsFirst(t *testing.T) {
 
 func TestNamespaceIsKeptWhileResourcesAreUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		w := newWorld(t, func(d Deps) []*control.Controller {
 			all := d
 			d.Resources = func(ctx context.Context) ([]Resource, error) {
 				r, _ := all.resources(ctx)
-				if fail {
+				if fail.Load() {
 					return r, errors.New("group example.com does not answer")
 				}
 				return r, nil
@@ -114,7 +116,7 @@ func TestNamespaceIsKeptWhileResourcesAreUnknown(t *testing.T) {
 		if len(ns.Spec.Finalizers) == 0 {
 			t.Error("finalized although content may remain")
 		}
-		fail = false
+		fail.Store(false)
 		w.until("finalized", func() bool { return len(get[*corev1.Namespace](w, "", "ns").Spec.Finalizers) == 0 })
 	})
 }

@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// burst is how many pods one reconciliation makes or deletes at most.
-	burst = 500
+	// batch is how many pods are made or deleted before a look at whether that is
+	// still wanted.
+	batch = 512
 	// writers is how many of those writes are under way at a time.
 	writers = 64
 	// statusPause is the least time between two writes of a ReplicaSet's counts
@@ -141,9 +142,13 @@ func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Res
 func (r *replicaSets) manage(ctx context.Context, k control.Key, rs *appsv1.ReplicaSet, active []*corev1.Pod) (bool, error) {
 	diff := len(active) - int(*rs.Spec.Replicas)
 	pods := client.For[*corev1.Pod](r.Client).In(rs.Namespace)
+	still := func() bool {
+		now, ok := r.sets.Get(k.Namespace, k.Name)
+		return ok && now.UID == rs.UID && now.Generation == rs.Generation && now.DeletionTimestamp == nil
+	}
 	switch {
 	case diff < 0:
-		_, err := slowStart(min(-diff, burst), func() error {
+		_, err := slowStart(-diff, still, func() error {
 			p, err := pods.Create(ctx, podFromTemplate(&rs.Spec.Template, rs, replicaSetKind))
 			if err != nil {
 				if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
@@ -159,16 +164,17 @@ func (r *replicaSets) manage(ctx context.Context, k control.Key, rs *appsv1.Repl
 		return true, err
 	case diff > 0:
 		var related []*corev1.Pod
-		if n := min(diff, burst); n < len(active) {
+		if diff < len(active) {
 			related = r.related(rs)
 		}
-		chosen := chooseVictims(active, related, min(diff, burst), r.now())
+		chosen := chooseVictims(active, related, diff, r.now())
+		chosen = chosen[:min(len(chosen), batch)] // the rest with the next reconciliation
 		_, err := parallel(len(chosen), func(i int) error {
 			p := chosen[i]
 			uid := p.UID
 			err := pods.Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-				return nil // gone already, or another pod of that name
+			if apierrors.IsNotFound(err) {
+				return nil
 			}
 			if err != nil {
 				r.Events.Event(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)
@@ -303,14 +309,18 @@ func replicaSetStatus(rs *appsv1.ReplicaSet, active, terminating []*corev1.Pod, 
 }
 
 // slowStart calls f n times, in batches of 1, 2, 4, ... that run in parallel, and
-// stops after a batch with an error: what fails for one pod fails for most.
-func slowStart(n int, f func() error) (int, error) {
+// stops after a batch with an error: what fails for one pod fails for most. It
+// stops too when still, asked between batches, says no.
+func slowStart(n int, still func() bool, f func() error) (int, error) {
 	done := 0
-	for size := min(n, 1); size > 0; size = min(2*size, n-done) {
+	for size := min(n, 1); size > 0; size = min(2*size, n-done, batch) {
 		ok, err := parallel(size, func(int) error { return f() })
 		done += ok
 		if err != nil {
 			return done, err
+		}
+		if !still() {
+			break
 		}
 	}
 	return done, nil
