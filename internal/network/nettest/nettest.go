@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"skiff/internal/host"
@@ -114,6 +115,8 @@ func Node(t testing.TB) (node, outside *Space) {
 		must(h.LinkSetUp(lo))
 		l, err := h.LinkByName(link)
 		must(err)
+		// No further addresses, which come when they have been announced.
+		must(h.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE))
 		for _, a := range addrs {
 			addr, err := netlink.ParseAddr(a)
 			must(err)
@@ -133,10 +136,43 @@ func Node(t testing.TB) (node, outside *Space) {
 			up(o, "eth0", OutsideIP.String()+"/24", Outside6.String()+"/64")
 		})
 		l := up(h, "eth0", NodeIP.String()+"/24", NodeIP6.String()+"/64")
+		outside.settle()
+		node.settle()
 		must(h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: OutsideIP.AsSlice()}))
 		must(h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: Outside6.AsSlice()}))
 	})
 	return node, outside
+}
+
+// settle waits until eth0 passes packets and has the routes that come with that.
+func (s *Space) settle() {
+	s.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	s.Netlink(func(h *netlink.Handle) {
+		for {
+			l, err := h.LinkByName("eth0")
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: l.Attrs().Index},
+				netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			var all, own bool
+			for _, r := range routes {
+				all = all || r.Dst != nil && r.Dst.String() == "ff00::/8"
+				own = own || r.Type == unix.RTN_LOCAL
+			}
+			if l.Attrs().OperState == netlink.OperUp && all && own {
+				return
+			}
+			if time.Now().After(deadline) {
+				s.t.Fatalf("eth0 is %s and has the routes %v", l.Attrs().OperState, routes)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
 }
 
 // Instance returns an instance with directories of the test.

@@ -73,6 +73,11 @@ func (r Rule) DAddr(f Family, at int) Rule {
 	return append(r, &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: f.dstOff, Len: f.AddrLen, DestRegister: reg(at)})
 }
 
+// IfName loads the name of the link that the packet came by.
+func (r Rule) IfName(at int) Rule {
+	return append(r, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg(at)})
+}
+
 // L4Proto loads the transport protocol.
 func (r Rule) L4Proto(at int) Rule {
 	return append(r, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(at)})

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,10 @@ var (
 )
 
 const podLink = "eth0"
+
+// upWithin bounds the wait for a link: the kernel may put such events off for a
+// second.
+const upWithin = 5 * time.Second
 
 func newHandle() (*netlink.Handle, error) { return netlink.NewHandle(unix.NETLINK_ROUTE) }
 
@@ -80,7 +85,49 @@ func (n *Network) connect(name string, pod ns.NS, ph *netlink.Handle, ips []neti
 			return err
 		}
 	}
+	if err := n.waitUp(veth.Index, name); err != nil {
+		return err
+	}
+	return waitLocal(ph, ips)
+}
+
+// waitLocal waits until IPv6 addresses are taken for the namespace's own: the
+// kernel makes the route that says so in the background.
+func waitLocal(h *netlink.Handle, ips []netip.Addr) error {
+	deadline := time.Now().Add(upWithin)
+	for _, ip := range ips {
+		for ip.Is6() {
+			rs, err := h.RouteGet(ip.AsSlice())
+			if err == nil && len(rs) > 0 && rs[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("address %s is not in use after %s: %v, %v", ip, upWithin, rs, err)
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
 	return nil
+}
+
+// waitUp waits until the host end passes packets. It has its carrier since the
+// pod's end is up, but drops what it is given until the kernel has dealt with
+// that event in the background; newer kernels do so before they answer here.
+func (n *Network) waitUp(index int, name string) error {
+	deadline := time.Now().Add(upWithin)
+	for {
+		l, err := n.nl.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("link %s is %s after %s", name, l.Attrs().OperState, upWithin)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func podSide(ph *netlink.Handle, eth0 netlink.Link, ip netip.Addr) error {

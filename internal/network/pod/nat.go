@@ -75,6 +75,7 @@ func (n *Network) writeRules(c Config) error {
 				t.Rule(ch, nft.Rule{}.SAddr(f, 0).InPrefix(f, 0, p).DAddr(f, 0).NotInPrefix(f, 0, multicast(f)).
 					DAddr(f, 0).NotIn(r.keep, 0).Masquerade())
 			}
+			n.guardLocal(t, r, c.LocalAddrs)
 			for _, ms := range n.hostPorts {
 				ports, hairpin := r.elements(ms)
 				t.Add(r.ports, ports)

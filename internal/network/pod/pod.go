@@ -65,6 +65,9 @@ type Config struct {
 	// NodeIPs are this node's addresses, the source of packets from the host to
 	// its pods. Empty: the kernel chooses.
 	NodeIPs []netip.Addr
+	// LocalAddrs are put on lo, for servers of this node's pods (see LocalAddrs).
+	// Nobody else reaches them.
+	LocalAddrs []netip.Addr
 	// MTU of the pods; 0 takes that of the link that has the first node address,
 	// or the default route.
 	MTU int
@@ -214,6 +217,9 @@ func (n *Network) Configure(ctx context.Context, c Config) error {
 		return err
 	}
 	if err := n.blackholes(c.PodCIDRs); err != nil {
+		return err
+	}
+	if err := n.setLocalAddrs(c.LocalAddrs); err != nil {
 		return err
 	}
 	if err := n.writeRules(c); err != nil {

@@ -426,3 +426,27 @@ func BenchmarkAttach(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// TestReachableAtOnce connects to pods, and from them, as soon as Attach has
+// returned: a packet that is lost then is sent again after a second.
+func TestReachableAtOnce(t *testing.T) {
+	tn := newNode(t, "net-test-once")
+	tn.node.ServeTCP(":90", "node")
+	for i := range 30 {
+		s := nettest.New(t)
+		s.ServeTCP(":80", "a")
+		r, err := tn.net.Attach(t.Context(), Sandbox{ID: fmt.Sprint(i), NetNS: s.Path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, ip := range r.IPs {
+			if _, _, err := tn.node.Ask("tcp", at(ip, 80), 900*time.Millisecond); err != nil {
+				t.Errorf("pod %d: host to %s: %v", i, ip, err)
+			}
+			node := []netip.Addr{nettest.NodeIP, nettest.NodeIP6}[j]
+			if _, _, err := s.Ask("tcp", at(node, 90), 900*time.Millisecond); err != nil {
+				t.Errorf("pod %d: %s to host: %v", i, ip, err)
+			}
+		}
+	}
+}

@@ -236,8 +236,7 @@ func BenchmarkSync10000(b *testing.B) {
 	tn := newNode(b, "svc-bench-sync")
 	svcs := many(10000)
 	for b.Loop() {
-		tn.proxy.Close()
-		tn.start()
+		tn.restart()
 		if err := tn.proxy.Sync(context.Background(), svcs); err != nil {
 			b.Fatal(err)
 		}

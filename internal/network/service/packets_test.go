@@ -1,14 +1,19 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"skiff/internal/host"
 	"skiff/internal/network/nettest"
@@ -30,6 +35,7 @@ type testNode struct {
 	journal       *host.Journal
 	pods          *pod.Network
 	proxy         *Proxy
+	stop          func()
 }
 
 func newNode(t testing.TB, name string) *testNode {
@@ -44,13 +50,13 @@ func newNode(t testing.TB, name string) *testNode {
 	err = n.Configure(t.Context(), pod.Config{
 		PodCIDRs: []netip.Prefix{podCIDR, podCIDR6}, ClusterCIDRs: []netip.Prefix{podCIDR, podCIDR6},
 		NoMasquerade: []netip.Prefix{svcCIDR, svcCIDR6}, NodeIPs: []netip.Addr{nettest.NodeIP, nettest.NodeIP6},
+		LocalAddrs: pod.LocalAddrs(inst),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	tn := &testNode{t: t, node: node, outside: outside, inst: inst, journal: journal, pods: n}
 	tn.start()
-	t.Cleanup(func() { tn.proxy.Close() })
 	return tn
 }
 
@@ -62,6 +68,23 @@ func (tn *testNode) start() {
 		tn.t.Fatal(err)
 	}
 	tn.proxy = p
+	ctx, cancel := context.WithCancel(context.Background())
+	var g errgroup.Group
+	g.Go(func() error { return p.Run(ctx) })
+	tn.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := errors.Join(g.Wait(), p.Close()); err != nil {
+			tn.t.Error(err)
+		}
+	})
+	tn.t.Cleanup(tn.stop)
+}
+
+// restart is what a killed and started skiff does.
+func (tn *testNode) restart() {
+	tn.t.Helper()
+	tn.stop()
+	tn.start()
 }
 
 type testPod struct {
@@ -326,8 +349,7 @@ func TestAffinity(t *testing.T) {
 					}
 				}
 				stays("with no change")
-				tn.proxy.Close()
-				tn.start()
+				tn.restart()
 				tn.sync(svc(pods...))
 				stays("after a restart")
 				var rest []*testPod
@@ -367,12 +389,18 @@ func TestAffinityEnds(t *testing.T) {
 	}
 }
 
+// TestNodeLocal reaches a server of the node, as pods reach DNS, at an address
+// that nobody else reaches.
 func TestNodeLocal(t *testing.T) {
 	tn := newNode(t, "svc-test-local")
 	a := tn.pod("a")
-	tn.node.ServeUDP(":10053", "node")
-	tn.node.ServeTCP(":10053", "node")
-	local := []netip.AddrPort{netip.AddrPortFrom(nettest.NodeIP, 10053), netip.AddrPortFrom(nettest.NodeIP6, 10053)}
+	var local []netip.AddrPort
+	for _, ip := range pod.LocalAddrs(tn.inst) {
+		to := netip.AddrPortFrom(ip, 10053)
+		tn.node.ServeUDP(to.String(), "node")
+		tn.node.ServeTCP(to.String(), "node")
+		local = append(local, to)
+	}
 	tn.sync(Service{Key: "kube-system/kube-dns", ClusterIPs: []netip.Addr{vip, vip6}, Ports: []Port{
 		{Name: "dns", Protocol: "UDP", Port: 53, NodeLocal: local}, {Name: "dns-tcp", Protocol: "TCP", Port: 53, NodeLocal: local},
 	}})
@@ -387,6 +415,17 @@ func TestNodeLocal(t *testing.T) {
 			}
 		}
 	}
+	tn.outside.Netlink(func(h *netlink.Handle) {
+		for i, to := range local {
+			via := []netip.Addr{nettest.NodeIP, nettest.NodeIP6}[i]
+			dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Addr().BitLen(), to.Addr().BitLen())}
+			if err := h.RouteAdd(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
+				t.Fatal(err)
+			}
+			wantTimeout(t, tn.outside, "udp", to.String())
+			wantTimeout(t, tn.outside, "tcp", to.String())
+		}
+	})
 }
 
 func TestEstablishedGoOn(t *testing.T) {
@@ -427,8 +466,7 @@ func TestEstablishedGoOn(t *testing.T) {
 	echo("at first")
 	tn.apply(web(b))
 	echo("without the endpoint")
-	tn.proxy.Close()
-	tn.start()
+	tn.restart()
 	tn.sync(web(b))
 	echo("after a restart")
 	tn.apply(web())
@@ -457,18 +495,27 @@ func TestUDPFlowMoves(t *testing.T) {
 		}
 		return string(buf[:n])
 	}
-	ask()
+	moves := func(what, to string) {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		for {
+			got := ask()
+			if got == fmt.Sprintf("%s %s", to, c.ips[0]) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: the flow goes on to %q", what, got)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	moves("at first", "a")
 	tn.apply(web(b))
-	if got := ask(); got != fmt.Sprintf("b %s", c.ips[0]) {
-		t.Fatalf("the flow goes on to %q", got)
-	}
+	moves("after a change", "b")
 	// And over a restart that missed a change.
-	tn.proxy.Close()
-	tn.start()
+	tn.restart()
 	tn.sync(web(a))
-	if got := ask(); got != fmt.Sprintf("a %s", c.ips[0]) {
-		t.Fatalf("after a restart the flow goes on to %q", got)
-	}
+	moves("after a restart", "a")
 }
 
 func TestRulesComeBack(t *testing.T) {

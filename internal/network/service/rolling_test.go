@@ -59,12 +59,12 @@ func TestRollingUpdate(t *testing.T) {
 			case 1: // at once
 				tn.apply(web(current...))
 			case 2: // missed, since the process was down
-				tn.proxy.Close()
-				tn.start()
+				tn.restart()
 				tn.sync(web(current...))
 			}
-			// What a server needs to answer those it has accepted.
-			time.Sleep(100 * time.Millisecond)
+			// What a server needs to answer what it has accepted, and UDP clients that
+			// send from the port of a former flow, until that is forgotten.
+			time.Sleep(2 * flowGrace)
 			for _, stop := range old.stop {
 				stop()
 			}

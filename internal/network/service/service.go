@@ -19,7 +19,8 @@
 // endpoints must change together with their service.
 //
 // The rules survive the process. The first Sync of the next one replaces them in
-// one transaction, session affinity included, whatever they were.
+// one transaction; hooks and session affinity stay as they are, unless another
+// version of this package made them.
 //
 // As in upstream's nftables mode: node ports are on all addresses of the node
 // but those of loopback; external traffic under the Local policy keeps its
@@ -112,6 +113,8 @@ type Proxy struct {
 	ns       ns.NS
 	nft      *nft.Conn
 	families []nft.Family
+	// stale tells Run that there may be UDP flows to endpoints that have gone.
+	stale chan struct{}
 
 	mu    sync.Mutex
 	state *state
@@ -134,12 +137,38 @@ func New(d Deps) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Proxy{deps: d, ns: space, nft: nft.Dial(space),
+	return &Proxy{deps: d, ns: space, nft: nft.Dial(space), stale: make(chan struct{}, 1),
 		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState()}, nil
 }
 
 // Close closes the sockets. The rules stay.
 func (p *Proxy) Close() error { return errors.Join(p.nft.Close(), p.ns.Close()) }
+
+// flowGrace is how long UDP flows to an endpoint that has gone are left: what it
+// has been asked before, it may still answer.
+const flowGrace = 200 * time.Millisecond
+
+// Run forgets UDP flows to endpoints that have gone, until ctx ends. What is left
+// to do then, the next run does after its first Sync.
+func (p *Proxy) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.stale:
+		}
+		t := time.NewTimer(flowGrace)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+		if err := p.forgetFlows(); err != nil {
+			p.deps.Log.Error("forget UDP flows", "err", err)
+		}
+	}
+}
 
 // Remove deletes the rules, as reset does.
 func (p *Proxy) Remove() error {
@@ -220,8 +249,9 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 		return errors.Join(append(errs, fmt.Errorf("%w: %w", ErrNotWritten, err))...)
 	}
 	if d.udp {
-		if err := p.forgetFlows(); err != nil {
-			errs = append(errs, err)
+		select {
+		case p.stale <- struct{}{}:
+		default: // Run knows already
 		}
 	}
 	return errors.Join(errs...)
@@ -250,17 +280,20 @@ func (p *Proxy) write(d *delta) error {
 			return err
 		}
 	}
-	kept, err := p.readAffinity()
-	if err != nil {
-		return err
+	found := make([][]string, len(p.families))
+	for i, f := range p.families {
+		var err error
+		if found[i], err = p.layout(f).find(p.nft); err != nil {
+			return err
+		}
 	}
 	chains, all := p.state.all()
-	err = p.nft.Do(func(t *nft.Txn) {
+	err := p.nft.Do(func(t *nft.Txn) {
 		for i, f := range p.families {
 			l := p.layout(f)
-			l.writeBase(t, p.deps)
+			l.writeBase(t, p.deps, found[i])
 			l.write(t, chains, content{}, all)
-			l.writeAffinity(t, kept[i])
+			l.deleteRest(t, chains, found[i])
 		}
 	})
 	if err != nil {
@@ -277,6 +310,8 @@ func (p *Proxy) tableName() string { return p.deps.Instance.Table() + "-services
 // were made before their service had one: a client that keeps sending from one
 // port would never be sent elsewhere.
 func (p *Proxy) forgetFlows() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var h *netlink.Handle
 	err := p.ns.Do(func() (err error) { h, err = netlink.NewHandle(unix.NETLINK_NETFILTER); return err })
 	if err != nil {

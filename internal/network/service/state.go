@@ -1,6 +1,7 @@
 package service
 
 import (
+	"hash/fnv"
 	"iter"
 	"maps"
 	"net/netip"
@@ -44,12 +45,23 @@ func fixedClasses() map[chain]uint32 {
 	return map[chain]uint32{{verdict: verdictReject}: classReject, {verdict: verdictDrop}: classDrop}
 }
 
-// class returns the number of a kind, and whether it is new.
+// class returns the number of a kind, and whether it is new. It derives from the
+// kind's name: a packet that finds a service in the rules of a former run, just
+// before they are replaced, finds the same chain in the new ones.
 func (s *state) class(c chain) (id uint32, fresh bool) {
 	if id, ok := s.classes[c]; ok {
 		return id, false
 	}
-	id = uint32(len(s.classes)) + 1
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(c.name()))
+	taken := map[uint32]bool{}
+	for _, id := range s.classes {
+		taken[id] = true
+	}
+	for id = h.Sum32() | 1<<31; taken[id]; {
+		id++
+		id |= 1 << 31
+	}
 	s.classes[c] = id
 	return id, true
 }

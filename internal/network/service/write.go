@@ -2,10 +2,10 @@ package service
 
 import (
 	"bytes"
+	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -71,16 +71,53 @@ func (p *Proxy) layout(f nft.Family) layout {
 	return l
 }
 
-// writeBase replaces the table by an empty one with all its hooks.
-func (l layout) writeBase(t *nft.Txn, d Deps) {
+// version names this layout; another one gets another name. A table has a chain
+// with that name.
+const version = "layout-1"
+
+// find returns the chains of the table that is there; nil where there is none, or
+// one of another layout.
+func (l layout) find(conn *nft.Conn) (names []string, err error) {
+	err = conn.Query(func(c *nftables.Conn) error {
+		chains, err := c.ListChainsOfTableFamily(l.f.Table)
+		if err != nil {
+			return fmt.Errorf("list chains: %w", err)
+		}
+		for _, ch := range chains {
+			if ch.Table.Name == l.table.Name {
+				names = append(names, ch.Name)
+			}
+		}
+		return nil
+	})
+	if !slices.Contains(names, version) {
+		return nil, err
+	}
+	return names, err
+}
+
+// writeBase makes the table with all its hooks, or empties it of all but the
+// hooks and the clients it remembers. Taking hooks away while others come would
+// let packets pass between them.
+func (l layout) writeBase(t *nft.Txn, d Deps, found []string) {
 	f, w := l.f, l.f.Words
-	t.ReplaceTable(l.table)
-	for _, s := range []*nftables.Set{l.services, l.classes, l.endpoints, l.affinity[0], l.affinity[1],
-		l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters} {
-		t.AddSet(s)
+	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: l.table, Name: name} }
+	content := []*nftables.Set{l.services, l.classes, l.endpoints, l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters}
+	if found == nil {
+		t.ReplaceTable(l.table)
+		t.AddChain(chain(version))
+		for _, s := range append(content, l.affinity[0], l.affinity[1]) {
+			t.AddSet(s)
+		}
+	} else {
+		for _, name := range found {
+			t.FlushChain(chain(name))
+		}
+		for _, s := range content {
+			t.FlushSet(s)
+		}
 	}
 	t.Add(l.clusters, nft.Ranges(nft.Disjoint(f.Only(d.ClusterCIDRs))))
-	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: l.table, Name: name} }
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		ch := &nftables.Chain{Table: l.table, Name: name, Type: typ, Hooknum: hook, Priority: prio}
 		t.AddChain(ch)
@@ -107,6 +144,9 @@ func (l layout) writeBase(t *nft.Txn, d Deps) {
 	}
 	t.Rule(lookup, nft.Rule{}.DstLocal(0).DAddr(f, 0).NotInPrefix(f, 0, loopback).
 		Imm(0, f.Any().AsSlice()).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
+	// A service whose class is not there: a packet that came between two versions
+	// of the rules. It is sent again.
+	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).Drop())
 	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).In(l.clusterIPs, 0).Goto(verdictReject))
 	for _, p := range f.Only(d.ServiceCIDRs) {
 		t.Rule(lookup, nft.Rule{}.DAddr(f, 0).InPrefix(f, 0, p).Drop())
@@ -164,13 +204,11 @@ func (l layout) writeChain(t *nft.Txn, c chain) {
 	switch {
 	case c.split:
 		// Pods and this node reach every endpoint, the node under its own address.
-		all := c
-		all.split, all.local, all.masq = false, 0, masqNever
-		l.writeChain(t, all)
-		t.Rule(ch, nft.Rule{}.SAddr(f, 0).In(l.clusters, 0).Goto(all.name()))
-		all.masq = masqAlways
-		l.writeChain(t, all)
-		t.Rule(ch, nft.Rule{}.SrcLocal(0).Goto(all.name()))
+		parts := c.parts()
+		l.writeChain(t, parts[0])
+		t.Rule(ch, nft.Rule{}.SAddr(f, 0).In(l.clusters, 0).Goto(parts[0].name()))
+		l.writeChain(t, parts[1])
+		t.Rule(ch, nft.Rule{}.SrcLocal(0).Goto(parts[1].name()))
 		l.writePick(t, ch, c, c.local, 1)
 		return
 	case c.masq == masqAlways:
@@ -282,51 +320,30 @@ func (l layout) addrs(s *nftables.Set, ips iter.Seq[netip.Addr], times int, do f
 	}, do)
 }
 
-// readAffinity returns the clients that the rules in the kernel remember, by
-// family and side.
-func (p *Proxy) readAffinity() ([][2][]nftables.SetElement, error) {
-	out := make([][2][]nftables.SetElement, len(p.families))
-	err := p.nft.Query(func(c *nftables.Conn) error {
-		for i, f := range p.families {
-			l := p.layout(f)
-			tables, err := c.ListTablesOfFamily(f.Table)
-			if err != nil {
-				return err
-			}
-			if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == l.table.Name }) {
-				continue
-			}
-			sets, err := c.GetSets(l.table)
-			if err != nil {
-				return err
-			}
-			for side, want := range l.affinity {
-				for _, s := range sets {
-					if s.Name != want.Name || s.KeyType.Bytes != want.KeyType.Bytes {
-						continue
-					}
-					if out[i][side], err = c.GetSetElements(want); err != nil {
-						return err
-					}
-				}
+// deleteRest deletes chains of a former run that no class leads to.
+func (l layout) deleteRest(t *nft.Txn, chains []chain, found []string) {
+	used := map[string]bool{version: true, verdictReject: true, verdictDrop: true,
+		"lookup": true, "prerouting": true, "output": true, "postrouting": true, "forward": true}
+	for _, c := range chains {
+		used[c.name()] = true
+		if c.split {
+			for _, part := range c.parts() {
+				used[part.name()] = true
 			}
 		}
-		return nil
-	})
-	return out, err
+	}
+	for _, name := range found {
+		if !used[name] {
+			t.DelChain(&nftables.Chain{Table: l.table, Name: name})
+		}
+	}
 }
 
-// writeAffinity puts back what readAffinity read. An endpoint that has gone does
-// no harm there: it is not pinned.
-func (l layout) writeAffinity(t *nft.Txn, kept [2][]nftables.SetElement) {
-	for side, elems := range kept {
-		out := make([]nftables.SetElement, 0, len(elems))
-		for _, e := range elems {
-			if e.Expires < time.Second {
-				continue
-			}
-			out = append(out, nftables.SetElement{Key: e.Key, Val: e.Val, Timeout: e.Expires})
-		}
-		t.Add(l.affinity[side], out)
-	}
+// parts are the chains that one under the Local policy uses for pods and for the
+// node itself.
+func (c chain) parts() [2]chain {
+	c.split, c.local, c.masq = false, 0, masqNever
+	node := c
+	node.masq = masqAlways
+	return [2]chain{c, node}
 }
