@@ -196,3 +196,14 @@ func readXattrs(full string) [][2]string {
 	sort.Slice(out, func(a, b int) bool { return out[a][0] < out[b][0] })
 	return out
 }
+
+// CopyXattrs gives file to the attributes of file from that belong into an
+// image.
+func CopyXattrs(from, to string) error {
+	for _, x := range readXattrs(from) {
+		if err := unix.Lsetxattr(to, x[0], []byte(x[1]), 0); err != nil && err != unix.ENOTSUP {
+			return &os.PathError{Op: "set attribute " + x[0], Path: to, Err: err}
+		}
+	}
+	return nil
+}

@@ -36,6 +36,10 @@ type Images interface {
 	Attach(image.Layers)
 }
 
+// EphemeralPrefix starts keys that end with the process: the next Open removes
+// them, and Keys leaves them out.
+const EphemeralPrefix = "tmp-"
+
 // Store is an open snapshot store. Its methods may be called concurrently.
 type Store struct {
 	dir    string
@@ -210,6 +214,12 @@ func (s *Store) load() error {
 		return err
 	}
 	for _, e := range keys {
+		if strings.HasPrefix(e.Name(), EphemeralPrefix) {
+			if err := os.RemoveAll(s.path("keys", e.Name())); err != nil {
+				return err
+			}
+			continue
+		}
 		var ids []string
 		data, err := os.ReadFile(s.path("keys", e.Name(), "layers.json"))
 		if err == nil {
@@ -637,13 +647,15 @@ func (s *Store) Usage(ctx context.Context, key string) (bytes, inodes uint64, er
 	return bytes, inodes, nil
 }
 
-// Keys lists what exists.
+// Keys lists what exists, without ephemeral keys.
 func (s *Store) Keys(ctx context.Context) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]string, 0, len(s.keys))
 	for k := range s.keys {
-		out = append(out, k)
+		if !strings.HasPrefix(k, EphemeralPrefix) {
+			out = append(out, k)
+		}
 	}
 	sort.Strings(out)
 	return out, nil
