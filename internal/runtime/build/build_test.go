@@ -26,6 +26,9 @@ import (
 
 func TestMain(m *testing.M) {
 	Helper()
+	if dir := os.Getenv("SKIFF_TEST_KILLED"); dir != "" {
+		killedChild(dir)
+	}
 	goleak.VerifyTestMain(m)
 }
 
