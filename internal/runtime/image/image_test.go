@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -284,6 +285,57 @@ func TestImportArchives(t *testing.T) {
 			t.Error(imgs, err)
 		}
 	})
+}
+
+// Archives of old: a directory per layer, and links to a layer that is there
+// twice.
+func TestImportOldDocker(t *testing.T) {
+	layer := makeTar(t, map[string]string{"f": "f"})
+	diffID := fmt.Sprintf("sha256:%x", sha256.Sum256(layer))
+	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","config":{"Cmd":["x"]},"rootfs":{"type":"layers","diff_ids":[%q,%q]}}`, diffID, diffID)
+	name := fmt.Sprintf("%x.json", sha256.Sum256([]byte(config)))
+	archive := func(config string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		put := func(h tar.Header, body string) {
+			h.Size, h.Mode = int64(len(body)), 0o644
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(w, body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(tar.Header{Name: "aaa/layer.tar", Typeflag: tar.TypeReg}, string(layer))
+		put(tar.Header{Name: "bbb/layer.tar", Typeflag: tar.TypeSymlink, Linkname: "../aaa/layer.tar"}, "")
+		put(tar.Header{Name: name, Typeflag: tar.TypeReg}, config)
+		put(tar.Header{Name: "manifest.json", Typeflag: tar.TypeReg}, fmt.Sprintf(
+			`[{"Config":%q,"RepoTags":["old:1","old:2"],"Layers":["aaa/layer.tar","bbb/layer.tar"]}]`, name))
+		put(tar.Header{Name: "repositories", Typeflag: tar.TypeReg}, "{}")
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	s := openStore(t, t.TempDir())
+	imgs, err := s.Import(t.Context(), bytes.NewReader(archive(config)), ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if imgs[0].ID != "sha256:"+strings.TrimSuffix(name, ".json") || len(imgs[0].RepoTags) != 2 || len(imgs[0].DiffIDs) != 2 {
+		t.Errorf("%+v", imgs[0])
+	}
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive(config+" ")), ImportOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("config of another digest: %v", err)
+	}
+	other := strings.Replace(config, diffID[:20], diffID[:19]+"0", 1)
+	if other == config {
+		other = strings.Replace(config, diffID[:20], diffID[:19]+"1", 1)
+	}
+	name = fmt.Sprintf("%x.json", sha256.Sum256([]byte(other)))
+	if _, err := s.Import(t.Context(), bytes.NewReader(archive(other)), ImportOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("layer of another digest: %v", err)
+	}
 }
 
 // A store is an OCI layout that others can read, and what it exports others can

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,7 +14,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"skiff/internal/runtime/image"
 )
 
 // WriteLayer writes directory dir as a layer's tar: an overlay's upper directory
@@ -195,4 +199,34 @@ func readXattrs(full string) [][2]string {
 	}
 	sort.Slice(out, func(a, b int) bool { return out[a][0] < out[b][0] })
 	return out
+}
+
+// CopyXattrs gives file to the attributes of file from that belong into an
+// image.
+func CopyXattrs(from, to string) error {
+	for _, x := range readXattrs(from) {
+		if err := unix.Lsetxattr(to, x[0], []byte(x[1]), 0); err != nil && err != unix.ENOTSUP {
+			return &os.PathError{Op: "set attribute " + x[0], Path: to, Err: err}
+		}
+	}
+	return nil
+}
+
+// ImportDir stores directory dir as an image of one layer: a root file system
+// that another program made.
+func ImportDir(ctx context.Context, images *image.Store, dir string, opts image.ImportOptions) (*image.Image, error) {
+	r, w := io.Pipe()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := WriteLayer(gctx, w, dir)
+		w.CloseWithError(err)
+		return err
+	})
+	opts.RootFS = true
+	imgs, err := images.Import(ctx, r, opts)
+	r.CloseWithError(err)
+	if err := errors.Join(g.Wait(), err); err != nil {
+		return nil, err
+	}
+	return imgs[0], nil
 }

@@ -29,6 +29,8 @@ const (
 type unpacker struct {
 	root   int      // the directory's descriptor
 	lowers []string // what is below, uppermost first
+	// plain takes whiteouts for ordinary files.
+	plain bool
 	// dependent is set when the result depends on lowers.
 	dependent bool
 	implicit  map[string]bool      // directories that no entry has named so far
@@ -42,15 +44,24 @@ type unpacker struct {
 // unpack writes the uncompressed tar r into dir, an empty directory, and tells
 // whether the result depends on lowers.
 func unpack(ctx context.Context, r io.Reader, dir string, lowers []string) (dependent bool, err error) {
+	return unpackInto(ctx, r, dir, &unpacker{lowers: lowers})
+}
+
+// Extract writes the tar r, uncompressed, into dir, which need not be empty, as
+// any archive: whiteouts mean nothing. Nothing outside dir is touched.
+func Extract(ctx context.Context, r io.Reader, dir string) error {
+	_, err := unpackInto(ctx, r, dir, &unpacker{plain: true})
+	return err
+}
+
+func unpackInto(ctx context.Context, r io.Reader, dir string, u *unpacker) (dependent bool, err error) {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(root)
-	u := &unpacker{
-		root: root, lowers: lowers, cachedFD: -1, buf: make([]byte, 256<<10),
-		implicit: map[string]bool{}, times: map[string]time.Time{},
-	}
+	u.root, u.cachedFD, u.buf = root, -1, make([]byte, 256<<10)
+	u.implicit, u.times = map[string]bool{}, map[string]time.Time{}
 	defer u.forget()
 	tr := tar.NewReader(bufio.NewReaderSize(r, 256<<10))
 	for {
@@ -119,6 +130,10 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		return err
 	}
 	switch {
+	case u.plain:
+		if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+			return fmt.Errorf("%w: character device 0/0", ErrUnsafe)
+		}
 	case base == whOpaque:
 		return unix.Fsetxattr(parent, xattrOpaque, []byte("y"), 0)
 	case strings.HasPrefix(base, whMeta):
