@@ -134,6 +134,10 @@ type Kubelet struct {
 	node        *nodeState
 	started     time.Time
 
+	// exits are those who wait for the end of a container, by its ID.
+	exitMu sync.Mutex
+	exits  map[string]map[chan struct{}]bool
+
 	// admission is held while a pod is judged by what the others take.
 	admission sync.Mutex
 

@@ -1,9 +1,6 @@
 package kubelet
 
 import (
-	"bufio"
-	"os"
-	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -227,17 +224,4 @@ func oomScore(pod *corev1.Pod, c *corev1.Container, capacity int64) int {
 }
 
 // memoryCapacity is the machine's memory in bytes.
-func memoryCapacity() int64 {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if v, ok := strings.CutPrefix(s.Text(), "MemTotal:"); ok {
-			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
-			return n << 10
-		}
-	}
-	return 0
-}
+func memoryCapacity() int64 { return meminfo("MemTotal:") }

@@ -189,6 +189,7 @@ func (k *Kubelet) observe(ctx context.Context, uid types.UID) (*observed, error)
 		}
 		return a.restarts > b.restarts
 	})
+	k.noteExits(o)
 	return o, nil
 }
 
