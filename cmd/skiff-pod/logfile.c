@@ -16,9 +16,20 @@
 #include <time.h>
 #include <unistd.h>
 
-static char obuf[LINE_MAX_LOG * 2]; /* records on their way to one file */
+/* Neither holds anything between two events: log_idle gives their memory back. */
+static char obuf[LINE_MAX_LOG * 2] __attribute__((aligned(4096))); /* records on their way to one file */
+static char rbuf[LINE_MAX_LOG] __attribute__((aligned(4096)));
 static size_t olen;
-static char rbuf[LINE_MAX_LOG];
+static int used;
+
+int log_used(void) { return used; }
+
+void log_idle(void)
+{
+	used = 0;
+	madvise(obuf, sizeof obuf, MADV_DONTNEED);
+	madvise(rbuf, sizeof rbuf, MADV_DONTNEED);
+}
 
 int64_t unix_ns(void)
 {
@@ -132,6 +143,7 @@ int stream_read(struct stream *s, size_t max)
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	int64_t ts = unix_ns();
+	used = 1;
 	if (n <= 0) { /* a terminal whose last holder left answers EIO */
 		if (s->len) {
 			record(s->ct, s->name, 'P', s->part, s->len, ts);

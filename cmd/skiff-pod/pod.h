@@ -95,6 +95,8 @@ void reply_err(int fd, const char *seq, int err, const char *fmt, ...) __attribu
 /* logfile.c */
 int64_t unix_ns(void);
 int64_t mono_ns(void);
+int log_used(void);  /* buffers were touched since log_idle */
+void log_idle(void); /* gives their memory back */
 void log_open(struct ct *c);
 int log_reopen(struct ct *c);
 /* Reads once; 1 data, 0 nothing now, -1 end of the stream. */

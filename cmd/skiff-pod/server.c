@@ -14,6 +14,7 @@
 
 pid_t nsinit;
 int64_t pod_started;
+#define IDLE_MS 500 /* without an event: give buffers back */
 static int ep = -1, keeping;
 static int64_t closing; /* when a shutdown gives up waiting; 0: none */
 static struct conn *conns;
@@ -309,7 +310,11 @@ int serve(int listener, int keeper)
 				return 0;
 			wait = 100;
 		}
+		if (wait < 0 && log_used())
+			wait = IDLE_MS;
 		int n = epoll_wait(ep, &e, 1, wait);
+		if (n == 0 && log_used())
+			log_idle();
 		attach_expire();
 		if (n <= 0)
 			continue;

@@ -52,7 +52,7 @@ type images struct{ dir string }
 func (i images) image() *image.Image {
 	sum := sha256.Sum256([]byte(testImage))
 	id := "sha256:" + hex.EncodeToString(sum[:])
-	return &image.Image{ID: id, RepoTags: []string{testImage}, Config: &v1.ConfigFile{Config: v1.Config{Env: []string{"PATH=/bin", "IMAGE=yes"}}}}
+	return &image.Image{ID: id, RepoTags: []string{testImage}, Size: 1 << 20, Config: &v1.ConfigFile{Config: v1.Config{Env: []string{"PATH=/bin", "IMAGE=yes"}}}}
 }
 
 func (i images) Resolve(_ context.Context, ref string) (*image.Image, error) {

@@ -57,6 +57,7 @@ type Runtime struct {
 	boot     string
 	stream   streaming.Server
 	streamLn net.Listener
+	socketLn net.Listener // nil without a socket
 	events   broadcaster
 	stopping chan struct{} // closed when Run ends
 	bg       struct {
@@ -99,11 +100,26 @@ func New(ctx context.Context, d Deps) (*Runtime, error) {
 		r.release()
 		return nil, fmt.Errorf("container runtime: adopt pods: %w", err)
 	}
-	if err := r.listenStreams(); err != nil {
+	if err := errors.Join(r.listenStreams(), r.listenSocket()); err != nil {
 		r.release()
 		return nil, fmt.Errorf("container runtime: %w", err)
 	}
 	return r, nil
+}
+
+func (r *Runtime) listenSocket() error {
+	if r.Socket == "" {
+		return nil
+	}
+	if err := os.Remove(r.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("CRI socket: %w", err)
+	}
+	ln, err := net.Listen("unix", r.Socket)
+	if err != nil {
+		return fmt.Errorf("CRI socket: %w", err)
+	}
+	r.socketLn = ln
+	return os.Chmod(r.Socket, 0o600)
 }
 
 // Directories of an instance's runtime.
@@ -180,29 +196,22 @@ func (r *Runtime) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	var gs *grpc.Server
-	if r.Socket != "" {
-		if err := os.Remove(r.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return errors.Join(err, srv.Close(), g.Wait())
-		}
-		ln, err := net.Listen("unix", r.Socket)
-		if err != nil {
-			return errors.Join(fmt.Errorf("CRI socket: %w", err), srv.Close(), g.Wait())
-		}
-		if err := os.Chmod(r.Socket, 0o600); err != nil {
-			return errors.Join(err, ln.Close(), srv.Close(), g.Wait())
-		}
-		gs = grpc.NewServer(grpc.MaxSendMsgSize(16<<20), grpc.MaxRecvMsgSize(16<<20))
-		runtimeapi.RegisterRuntimeServiceServer(gs, r)
-		runtimeapi.RegisterImageServiceServer(gs, r)
-		g.Go(func() error { return gs.Serve(ln) })
+	gs := grpc.NewServer(grpc.MaxSendMsgSize(16<<20), grpc.MaxRecvMsgSize(16<<20))
+	runtimeapi.RegisterRuntimeServiceServer(gs, r)
+	runtimeapi.RegisterImageServiceServer(gs, r)
+	if r.socketLn != nil {
+		g.Go(func() error {
+			if err := gs.Serve(r.socketLn); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("serve CRI: %w", err)
+			}
+			return nil
+		})
 	}
 	g.Go(func() error {
 		<-ctx.Done()
 		close(r.stopping)
-		if gs != nil {
-			gs.Stop()
-		}
+		r.events.close() // or a subscriber would hold the server
+		gs.Stop()
 		return srv.Close()
 	})
 	return g.Wait()
@@ -223,8 +232,10 @@ func (r *Runtime) release() {
 		}
 	}
 	r.mu.Unlock()
-	if r.streamLn != nil {
-		r.streamLn.Close()
+	for _, ln := range []net.Listener{r.streamLn, r.socketLn} {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	for _, c := range clients {
 		c.Close()
