@@ -3,6 +3,7 @@
 package api
 
 import (
+	"skiff/internal/api/apps"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
@@ -15,9 +16,12 @@ func All() []*resource.Resource {
 		pod.Binding(),
 		core.ConfigMap(),
 		core.Namespace(),
+		core.Node(),
 		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
+		apps.Deployment(),
+		apps.ReplicaSet(),
 		coordination.Lease(),
 	}
 }
