@@ -3,6 +3,7 @@
 package api
 
 import (
+	"skiff/internal/api/apps"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
@@ -17,9 +18,12 @@ func All() []*resource.Resource {
 		core.ConfigMap(),
 		events,
 		core.Namespace(),
+		core.Node(),
 		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
+		apps.Deployment(),
+		apps.ReplicaSet(),
 		coordination.Lease(),
 		newEvents,
 	}

@@ -135,7 +135,23 @@ func checkNamespace(k *kind, requested string, obj Object) error {
 }
 
 func invalid(k *kind, name string, errs field.ErrorList) error {
-	return apierrors.NewInvalid(k.gvk.GroupKind(), name, errs)
+	return apierrors.NewInvalid(k.gvk.GroupKind(), name, distinct(errs))
+}
+
+// distinct leaves every mistake out that reads like one before it.
+func distinct(errs field.ErrorList) field.ErrorList {
+	if len(errs) < 2 {
+		return errs
+	}
+	seen := make(map[string]bool, len(errs))
+	out := make(field.ErrorList, 0, len(errs))
+	for _, e := range errs {
+		if text := e.Error(); !seen[text] {
+			seen[text] = true
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // create makes a new object. obj is the caller's to give away.

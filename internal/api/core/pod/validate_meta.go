@@ -35,7 +35,7 @@ func (c *check) annotations(p *field.Path, a map[string]string, spec *corev1.Pod
 	if v := a[tolerationsAnnotation]; v != "" {
 		var ts []corev1.Toleration
 		if err := json.Unmarshal([]byte(v), &ts); err != nil {
-			c.invalid(p, tolerationsAnnotation, err.Error())
+			c.invalid(p, tolerationsAnnotation, internalNames(err))
 		} else {
 			c.tolerations(p.Child(tolerationsAnnotation), ts)
 		}
@@ -66,6 +66,10 @@ func (c *check) annotations(p *field.Path, a map[string]string, spec *corev1.Pod
 		}
 	}
 }
+
+// internalNames is the text of an error of decoding, which names upstream's
+// internal type.
+func internalNames(err error) string { return strings.ReplaceAll(err.Error(), " []v1.", " []core.") }
 
 func (c *check) seccompAnnotation(p *field.Path, v string) {
 	switch {
