@@ -102,6 +102,7 @@ func (d *dataPlane) run(ctx context.Context) error {
 		d.index.SetNamespace(c.Object().Name, !c.Deleted())
 	})
 	synced := false
+	d.mark(nsName{}) // the first flush, though there be no service
 	for {
 		select {
 		case <-ctx.Done():

@@ -22,9 +22,7 @@ import (
 	"skiff/internal/network/pod"
 	"skiff/internal/pki"
 	"skiff/internal/runtime"
-	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/programs"
-	"skiff/internal/runtime/snapshot"
 	"skiff/internal/volume"
 )
 
@@ -37,35 +35,30 @@ type node struct {
 	pki     *pki.PKI
 	client  *client.Client
 
-	programs  programs.Set
-	images    *image.Store
-	snapshots *snapshot.Store
-	network   *pod.Network
-	runtime   *runtime.Runtime
-	kubelet   *kubelet.Kubelet
-	events    *control.Recorder
-	sockets   *sockets
-	data      *dataPlane
+	programs programs.Set
+	images   *images
+	network  *pod.Network
+	runtime  *runtime.Runtime
+	kubelet  *kubelet.Kubelet
+	events   *control.Recorder
+	sockets  *sockets
+	data     *dataPlane
 }
 
 // open does what needs no API server: images, runtime and its adoption of pods.
 func (n *node) open(ctx context.Context) error {
 	i := n.set.Instance
 	var err error
-	if n.images, err = image.Open(i.Data("images"), image.Options{Log: n.log}); err != nil {
+	if n.images, err = openImages(i, n.log); err != nil {
 		return err
 	}
-	n.g.atStop("images", n.images.Close)
-	if n.snapshots, err = snapshot.Open(i.Data("snapshots"), n.images); err != nil {
-		return err
-	}
-	n.g.atStop("snapshots", n.snapshots.Close)
+	n.g.atStop("images", n.images.close)
 	if n.network, err = pod.New(pod.Deps{Instance: i, Journal: n.journal, Log: n.log}); err != nil {
 		return err
 	}
 	n.g.atStop("pod network", n.network.Close)
 	n.runtime, err = runtime.New(ctx, runtime.Deps{
-		Instance: i, Journal: n.journal, Images: n.images, Snapshots: n.snapshots, Network: podNetwork{n.network},
+		Instance: i, Journal: n.journal, Images: n.images.store, Snapshots: n.images.snapshots, Network: podNetwork{n.network},
 		Programs: n.programs, Log: n.log, Now: time.Now, Socket: i.Run("cri.sock"),
 	})
 	if err != nil {
@@ -111,10 +104,14 @@ func (n *node) run(ctx context.Context) error {
 	n.g.start("kubelet events", n.events.Run)
 	services := cri.InProcess(n.runtime)
 	sources := kubelet.NewSources(kubelet.SourcesDeps{Client: n.client, Now: time.Now, NodeName: n.set.NodeName})
-	var err error
+	cgroups, err := kubelet.NewCgroups(n.set.Instance, n.journal, n.log)
+	if err != nil {
+		return err
+	}
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
 		Volumes: volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log}),
+		Cgroups: cgroups,
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
@@ -255,7 +252,6 @@ func (f *nodeFollower) step(ctx context.Context) error {
 			return err
 		}
 		f.done.configured = true
-		f.n.kubelet.RuntimeChanged()
 	}
 	if !f.done.ready && f.done.configured && conditionTrue(me, corev1.NodeReady) {
 		f.done.ready = true
@@ -313,4 +309,3 @@ func conditionTrue(o *corev1.Node, t corev1.NodeConditionType) bool {
 	}
 	return false
 }
-

@@ -221,5 +221,9 @@ func (p *Process) Stop(pods bool) {
 }
 
 // Images implements admin.Host.
-func (p *Process) Images() http.Handler { return nil }
-
+func (p *Process) Images() http.Handler {
+	if p.node == nil || p.node.images == nil {
+		return nil
+	}
+	return p.node.images.handler.handler()
+}
