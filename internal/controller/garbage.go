@@ -108,6 +108,9 @@ func newCollector(d Deps) *control.Controller {
 	follow[*rbacv1.RoleBinding](g)
 	follow[*rbacv1.ClusterRole](g)
 	follow[*rbacv1.ClusterRoleBinding](g)
+	// A kind that cannot be listed must not stop all others from being collected:
+	// what is deleted is proven live anyway.
+	c.SyncWait = 30 * time.Second
 	c.Writes = append(c.Writes, control.Rule("*", []string{"*"}, "get", "list", "watch", "patch", "update", "delete"))
 	c.Loop = func(ctx context.Context) error {
 		g.queue.Work(ctx, 20, g.work)
