@@ -58,10 +58,10 @@ func TestCopy(t *testing.T) {
 		"url":                 {"ADD https://example.com/x /x", "", "", "not supported"},
 		"unknown stage":       {"COPY --from=nothing /x /y", "", "", "docker.io/library/nothing:latest"},
 	}
+	e := setup(t)
+	e.busybox(t)
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := setup(t)
-			e.busybox(t)
 			img, err := e.build(t, "FROM busybox\n"+tc.dockerfile, files)
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {

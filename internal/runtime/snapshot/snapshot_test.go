@@ -726,3 +726,34 @@ func TestImportDir(t *testing.T) {
 		t.Error("a whiteout's name was imported")
 	}
 }
+
+// A writable rootfs can be mounted time and again, either way: what was written
+// is there, and unmounting does not wait for the disk.
+func TestMountAgain(t *testing.T) {
+	e := setup(t)
+	r, err := e.snaps.Prepare(t.Context(), "c", e.image(t, "base", makeTar(t, file("a", "a"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "a 644 0 =a"
+	for i, open := range []func() (*os.File, error){r.Open, r.openOld, r.Open, r.openOld} {
+		f, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("f%d", i)
+		if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name), nil, 0o600); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(r.Work, "work/incompat/volatile")); err != nil {
+			t.Errorf("mount %d is not volatile: %v", i, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		want += "\n" + name + " 600 0 ="
+		if got := tree(t, r); got != want {
+			t.Errorf("after mount %d:\n%s\nwant\n%s", i, got, want)
+		}
+	}
+}
