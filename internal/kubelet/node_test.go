@@ -118,6 +118,13 @@ func TestNodeStatusOnChange(t *testing.T) {
 			t.Errorf("Ready: %+v", c)
 		}
 		w.wantEvent("NodeNotReady: Node node-1 status is now: NodeNotReady")
+		// What is said to have changed is looked at without waiting.
+		w.rt.SetNetworkReady(true)
+		w.k.RuntimeChanged()
+		w.after(time.Millisecond)
+		if !isReady(w.node()) {
+			t.Errorf("Ready: %+v", nodeCondition(w.node().Status.Conditions, corev1.NodeReady))
+		}
 		// A node that somebody deleted comes back.
 		if err := client.For[*corev1.Node](w.api.Client()).Delete(context.Background(), node, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
