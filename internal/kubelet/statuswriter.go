@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -130,17 +131,23 @@ func (s *statusWriter) write(ctx context.Context) {
 			}
 		case apierrors.IsNotFound(err):
 			s.gone = true
-		case apierrors.IsConflict(err) && got == nil:
-			// Another pod has the name now.
+		case isOther(err):
 			s.gone = true
 		}
+		gone := s.gone
 		s.mu.Unlock()
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil {
+		if err != nil && !gone && ctx.Err() == nil {
 			s.k.d.Log.Warn("write pod status", "pod", name, "ns", ns, "err", err)
 			sleep(ctx, wait)
 			wait = min(wait*2, 10*time.Second)
 		}
 	}
+}
+
+// isOther tells that a write was refused because another pod has the name now. A
+// server that is overtaken by other writers refuses too, and may be asked again.
+func isOther(err error) bool {
+	return apierrors.IsConflict(err) && strings.Contains(err.Error(), "UID")
 }
 
 // flush waits until what was set is written, or the pod is gone.
