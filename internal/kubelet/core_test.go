@@ -253,3 +253,24 @@ func TestRuntimeWithoutEvents(t *testing.T) {
 		w.wantPhase("job", corev1.PodSucceeded)
 	})
 }
+
+// A server that does not keep a field is not asked again and again to.
+func TestFieldsThatTheServerDrops(t *testing.T) {
+	run(t, nil, func(w *world) {
+		drop := func() {
+			p := w.pod("web").DeepCopy()
+			p.Status.ObservedGeneration = 0
+			w.api.Put(p)
+		}
+		w.create(newPod("web", "a"))
+		for range 3 {
+			drop()
+			w.after(time.Second)
+		}
+		before := len(w.api.Requests())
+		w.after(time.Minute)
+		if n := len(w.api.Requests()) - before; n != 0 {
+			t.Errorf("%d writes for nothing", n)
+		}
+	})
+}

@@ -357,6 +357,10 @@ func (k *Kubelet) watchRuntime(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case e := <-ch:
+			// Who made or started a container looks at it by itself.
+			if t := e.ContainerEventType; t == runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT || t == runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT {
+				continue
+			}
 			uid := types.UID(e.GetPodSandboxStatus().GetMetadata().GetUid())
 			if w := k.worker(uid); w != nil {
 				w.kick()
