@@ -6,6 +6,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"skiff/internal/client"
 )
 
 func TestPodRunsAndEnds(t *testing.T) {
@@ -142,6 +145,57 @@ func TestRestartBetweenSteps(t *testing.T) {
 	}
 }
 
+func TestRestartWhileEnding(t *testing.T) {
+	for _, op := range []string{"StopContainer", "StopPodSandbox", "RemovePodSandbox", "RemoveContainer"} {
+		for _, lose := range []bool{true, false} {
+			run(t, nil, func(w *world) {
+				w.create(newPod("web", "a"))
+				if lose {
+					w.rt.LoseAnswer(op, 1, errors.New("connection lost"))
+				} else {
+					w.rt.Fail(op, 1, errors.New("connection refused"))
+				}
+				w.delete("web", 30)
+				w.kill()
+				w.start()
+				w.after(15 * time.Second)
+				if w.exists("web") || len(w.rt.Sandboxes())+len(w.rt.Containers("")) > 0 {
+					t.Errorf("%s: something is left", op)
+				}
+			})
+		}
+	}
+}
+
+// A write that was overtaken by others is tried again; one that meets another pod
+// under the name is not.
+func TestStatusConflicts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		n := 0
+		w.api.Intercept = func(verb string, ref client.Ref, _ client.Object) error {
+			if verb == "patch" && ref.Subresource == "status" {
+				if n++; n <= 3 {
+					return apierrors.NewConflict(ref.GVR.GroupResource(), ref.Name, errors.New("the object has been modified; please apply your changes to the latest version and try again"))
+				}
+			}
+			return nil
+		}
+		w.create(newPod("web", "a"))
+		w.after(5 * time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+	})
+}
+
+func TestUnsupported(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		p.Spec.RuntimeClassName = ptr("gvisor")
+		w.create(p)
+		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: failed to get sandbox runtime: runtimeclass.node.k8s.io "gvisor" not found`)
+		w.wantPhase("web", corev1.PodPending)
+	})
+}
+
 func TestOrphansEnd(t *testing.T) {
 	run(t, nil, func(w *world) {
 		w.create(newPod("web", "a"))
@@ -197,5 +251,26 @@ func TestRuntimeWithoutEvents(t *testing.T) {
 		w.exit("a", 0)
 		w.after(2 * time.Second)
 		w.wantPhase("job", corev1.PodSucceeded)
+	})
+}
+
+// A server that does not keep a field is not asked again and again to.
+func TestFieldsThatTheServerDrops(t *testing.T) {
+	run(t, nil, func(w *world) {
+		drop := func() {
+			p := w.pod("web").DeepCopy()
+			p.Status.ObservedGeneration = 0
+			w.api.Put(p)
+		}
+		w.create(newPod("web", "a"))
+		for range 3 {
+			drop()
+			w.after(time.Second)
+		}
+		before := len(w.api.Requests())
+		w.after(time.Minute)
+		if n := len(w.api.Requests()) - before; n != 0 {
+			t.Errorf("%d writes for nothing", n)
+		}
 	})
 }

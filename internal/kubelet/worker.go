@@ -348,7 +348,7 @@ func (w *worker) deleteObject(ctx context.Context, pod *corev1.Pod) error {
 		GracePeriodSeconds: &zero,
 		Preconditions:      &metav1.Preconditions{UID: &w.uid},
 	})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	if apierrors.IsNotFound(err) || isOther(err) {
 		return nil
 	}
 	return err
