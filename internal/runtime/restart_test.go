@@ -101,7 +101,7 @@ func (b bench) child(t *testing.T, killAt string) *child {
 }
 
 // config of a pod whose sandbox outlives the runtime that makes it.
-func (b bench) config(t *testing.T, name string) *runtimeapi.PodSandboxConfig {
+func (b bench) config(t testing.TB, name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "restart", Uid: name + "-uid"}, LogDirectory: t.TempDir(),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
