@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -102,6 +103,9 @@ func (r *Runtime) reconnect(ctx context.Context, s *sandbox) (map[string]pod.Pro
 			r.mu.Unlock()
 			for _, p := range list {
 				known[p.ID] = p
+				if p.Exec { // whoever asked for it is gone
+					_ = client.Signal(ctx, p.ID, syscall.SIGKILL, false) // it may have ended
+				}
 			}
 			return known, nil
 		}

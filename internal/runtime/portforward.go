@@ -50,6 +50,12 @@ func (s streams) PortForward(ctx context.Context, id string, port int32, stream 
 		return fmt.Errorf("failed to connect to localhost:%d inside namespace %q: %w", port, sb.id, err)
 	}
 	defer conn.Close()
+	stop := make(chan struct{})
+	defer close(stop)
+	s.r.onEnd(ctx, stop, func() {
+		conn.Close()
+		stream.Close()
+	})
 	// Ends when the pod's side has said all, or the client is gone.
 	var g errgroup.Group
 	g.Go(func() error {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/cri"
@@ -32,12 +33,24 @@ type childSpec struct {
 	Programs programs.Set
 	// KillAt is the step at which it kills itself.
 	KillAt string
+	// Unified shows it a host with cgroup v2 alone.
+	Unified bool
 }
 
 func childMain() {
 	var spec childSpec
 	if err := json.Unmarshal([]byte(os.Getenv(childEnv)), &spec); err != nil {
 		panic(err)
+	}
+	if spec.Unified {
+		for _, err := range []error{
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""),
+		} {
+			if err != nil {
+				panic(err)
+			}
+		}
 	}
 	b := bench{inst: spec.Instance, set: spec.Programs, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	d, err := b.deps()
@@ -67,13 +80,21 @@ type child struct {
 
 func (b bench) child(t *testing.T, killAt string) *child {
 	t.Helper()
-	spec, err := json.Marshal(childSpec{b.inst, b.set, killAt})
+	return b.childOf(t, childSpec{b.inst, b.set, killAt, false})
+}
+
+func (b bench) childOf(t *testing.T, cs childSpec) *child {
+	t.Helper()
+	spec, err := json.Marshal(cs)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(spec))
 	cmd.Stderr = os.Stderr
+	if cs.Unified {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
