@@ -91,6 +91,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}()
 	if config.GetLogPath() != "" && s.config.GetLogDirectory() != "" {
 		c.rec.LogPath = filepath.Join(s.config.GetLogDirectory(), config.GetLogPath())
+		if err := os.MkdirAll(filepath.Dir(c.rec.LogPath), 0o755); err != nil {
+			return nil, fmt.Errorf("log directory: %w", err)
+		}
 	}
 	if c.rec.Config, err = encode(config); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "container config: %v", err)
@@ -188,12 +191,42 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	// Not the caller's time: a start that was asked for is carried through.
 	p, err := client.Start(context.WithoutCancel(ctx), start)
 	r.Step("container-started")
+	if errors.Is(err, syscall.EEXIST) {
+		// An earlier runtime asked for it just before it died: that start counts.
+		p, err = r.startedBefore(ctx, c, client)
+	}
 	if err != nil {
 		r.failStart(c, err)
 		return nil, fmt.Errorf("failed to start container %q: %w", c.id, err)
 	}
 	r.processChanged(c.sb, p)
 	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// startedBefore waits until a start that is under way has come to something.
+func (r *Runtime) startedBefore(ctx context.Context, c *container, client *pod.Client) (pod.Process, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		list, err := client.List(ctx)
+		if err != nil {
+			return pod.Process{}, err
+		}
+		for _, p := range list {
+			if p.ID != c.id || p.State == pod.Starting {
+				continue
+			}
+			if p.State == pod.Failed {
+				return p, errors.New(p.Message)
+			}
+			return p, nil
+		}
+		select {
+		case <-ctx.Done():
+			return pod.Process{}, ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 func (c *container) ownPID() bool {

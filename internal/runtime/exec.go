@@ -382,9 +382,6 @@ func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOu
 	stop := make(chan struct{})
 	defer close(stop)
 	if err == nil && input != nil {
-		if err := unix.SetNonblock(int(input.Fd()), false); err != nil {
-			return err
-		}
 		switch {
 		case c.config.GetTty():
 			defer input.Close()
@@ -407,17 +404,31 @@ func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOu
 		select {
 		case <-c.ended:
 		case <-ctx.Done():
+		case <-s.r.stopping:
 		}
 	}
-	leave := context.AfterFunc(ctx, func() {
+	s.r.onEnd(ctx, stop, func() {
 		for _, f := range []*os.File{or, er} {
 			if f != nil {
 				_ = f.SetReadDeadline(time.Now())
 			}
 		}
 	})
-	defer leave()
 	return errors.Join(err, g.Wait())
+}
+
+// onEnd calls f when the client leaves or the runtime stops, unless stop is
+// closed before.
+func (r *Runtime) onEnd(ctx context.Context, stop <-chan struct{}, f func()) {
+	r.background(func() {
+		select {
+		case <-stop:
+			return
+		case <-ctx.Done():
+		case <-r.stopping:
+		}
+		f()
+	})
 }
 
 // Exec prepares a stream.

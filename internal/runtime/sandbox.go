@@ -287,6 +287,14 @@ func (r *Runtime) stop(ctx context.Context, s *sandbox) error {
 	if err := unmount(r.shmDir(s.id)); err != nil {
 		return err
 	}
+	if own := r.ownCgroup(s); own != "" {
+		if err := r.cg.Kill(ctx, own); err != nil {
+			return err
+		}
+		if err := r.cg.Remove(ctx, own); err != nil {
+			return err
+		}
+	}
 	if was {
 		r.notify(s, s.id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
