@@ -242,7 +242,9 @@ func TestCreateVolumes(t *testing.T) {
 			`spec.containers[0].volumeMounts.mountPropagation: Forbidden: Bidirectional mount propagation is available only to privileged containers`,
 			`spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when readOnly is true`,
 			`spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when mountPropagation is None or not specified`}},
-		{"devices", func(p *corev1.Pod) { main0(p).VolumeDevices = []corev1.VolumeDevice{{Name: "cfg", DevicePath: "/x/../y"}} }, []string{
+		{"devices", func(p *corev1.Pod) {
+			main0(p).VolumeDevices = []corev1.VolumeDevice{{Name: "cfg", DevicePath: "/x/../y"}}
+		}, []string{
 			`spec.containers[0].volumeDevices[0].name: Invalid value: "cfg": can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode`,
 			`spec.containers[0].volumeDevices[0].devicePath: Invalid value: "/x/../y": can not contain backsteps ('..')`}},
 	})
