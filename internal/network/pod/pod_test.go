@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
 	"skiff/internal/host"
 	"skiff/internal/network/nettest"
+	"skiff/internal/network/nft"
 )
 
 var (
@@ -298,6 +300,73 @@ func TestHostPorts(t *testing.T) {
 		if l == tn.inst.Link("c") {
 			t.Fatal("the failed attach left its link")
 		}
+	}
+}
+
+// TestHostPortOfAPodThatWent maps a port again whose pod's namespace ended while
+// no process ran.
+func TestHostPortOfAPodThatWent(t *testing.T) {
+	tn := newNode(t, "net-test-went")
+	port := HostPort{Protocol: "TCP", HostPort: 8081, ContainerPort: 80}
+	a, aIPs := tn.attach("a", port)
+	tn.net.Close()
+	a.Close()
+	deadline := time.Now().Add(20 * time.Second)
+	for gone := false; !gone; {
+		tn.node.Netlink(func(h *netlink.Handle) {
+			_, err := h.LinkByName(tn.inst.Link("a"))
+			gone = err != nil
+		})
+		if time.Now().After(deadline) {
+			t.Fatal("the link stays")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	tn.start()
+	b, bIPs := tn.attach("b", port)
+	if bIPs[0] == aIPs[0] {
+		t.Fatalf("%s is used again at once", bIPs[0])
+	}
+	b.ServeTCP(":80", "b")
+	if name, _ := tn.outside.MustAsk("tcp", at(nettest.NodeIP, 8081)); name != "b" {
+		t.Fatalf("answered by %q", name)
+	}
+}
+
+// TestRestartWritesNothing keeps the rules of a former run as they are, and
+// replaces those that are made from something else.
+func TestRestartWritesNothing(t *testing.T) {
+	tn := newNode(t, "net-test-same")
+	// A chain that is not ours goes when the table is replaced.
+	probe := &nftables.Chain{Table: tn.net.rules(nft.IPv4).table, Name: "probe"}
+	if err := tn.net.nft.Do(func(x *nft.Txn) { x.AddChain(probe) }); err != nil {
+		t.Fatal(err)
+	}
+	kept := func() (found bool) {
+		t.Helper()
+		err := tn.net.nft.Query(func(c *nftables.Conn) error {
+			chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+			for _, ch := range chains {
+				found = found || ch.Table.Name == probe.Table.Name && ch.Name == probe.Name
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	tn.restart()
+	if !kept() {
+		t.Error("a restart wrote the same rules anew")
+	}
+	cfg := testConfig()
+	cfg.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	if err := tn.net.Configure(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if kept() {
+		t.Error("the rules are the former ones after a change")
 	}
 }
 
