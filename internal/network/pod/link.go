@@ -168,11 +168,7 @@ func (n *Network) podRoute(index int, ip netip.Addr) *netlink.Route {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cfg != nil {
-		for _, a := range n.cfg.NodeIPs {
-			if a.Is4() == ip.Is4() {
-				r.Src = a.AsSlice()
-			}
-		}
+		r.Src = source(*n.cfg, ip)
 	}
 	return r
 }

@@ -48,7 +48,7 @@ const rulesVersion = "1"
 // while hooks change could pass between the former and the new ones.
 func (n *Network) mark(c Config) string {
 	sum := sha256.Sum256(fmt.Append(nil, rulesVersion, n.deps.Instance.Name,
-		c.PodCIDRs, c.ClusterCIDRs, c.NoMasquerade, c.LocalAddrs))
+		c.PodCIDRs, c.ClusterCIDRs, c.ServiceCIDRs, c.NoMasquerade, c.LocalAddrs))
 	return "made-" + hex.EncodeToString(sum[:8])
 }
 
@@ -84,8 +84,8 @@ func (n *Network) writeRules(c Config) error {
 			t.ReplaceTable(r.table)
 			t.AddChain(&nftables.Chain{Table: r.table, Name: mark})
 			t.AddSet(r.keep)
-			keep := append(f.Only(c.ClusterCIDRs), append(f.Only(c.PodCIDRs), f.Only(c.NoMasquerade)...)...)
-			t.Add(r.keep, nft.Ranges(nft.Disjoint(keep)))
+			keep := slices.Concat(c.ClusterCIDRs, c.PodCIDRs, c.ServiceCIDRs, c.NoMasquerade)
+			t.Add(r.keep, nft.Ranges(nft.Disjoint(f.Only(keep))))
 			t.AddSet(r.ports)
 			t.AddSet(r.hairpin)
 			for _, hook := range []struct {

@@ -59,8 +59,12 @@ type Config struct {
 	PodCIDRs []netip.Prefix
 	// ClusterCIDRs hold the pods of all nodes.
 	ClusterCIDRs []netip.Prefix
-	// NoMasquerade are further destinations for which pods keep their address:
-	// the service CIDRs.
+	// ServiceCIDRs are where cluster IPs come from. They are routed to lo, so that
+	// the host itself reaches services even where it has no default route: their
+	// destination is rewritten on the way, or they are dropped.
+	ServiceCIDRs []netip.Prefix
+	// NoMasquerade are further destinations for which pods keep their address, as
+	// they do for pods and services.
 	NoMasquerade []netip.Prefix
 	// NodeIPs are this node's addresses, the source of packets from the host to
 	// its pods. Empty: the kernel chooses.
@@ -216,7 +220,7 @@ func (n *Network) Configure(ctx context.Context, c Config) error {
 	if err := n.adopt(); err != nil {
 		return err
 	}
-	if err := n.blackholes(c.PodCIDRs); err != nil {
+	if err := n.setOwnRoutes(c); err != nil {
 		return err
 	}
 	if err := n.setLocalAddrs(c.LocalAddrs); err != nil {
