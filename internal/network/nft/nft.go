@@ -7,6 +7,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -77,6 +78,18 @@ func (c *Conn) dial() (*nftables.Conn, error) {
 	}
 	c.c = conn
 	return conn, nil
+}
+
+// Hint explains an error of the first transaction on a host to a person; empty
+// where there is nothing to say.
+func Hint(err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return " (needs root, or CAP_NET_ADMIN)"
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
+		return " (this kernel may lack a part of nf_tables that is needed: nat, masq, reject, fib, numgen, ct, sets)"
+	}
+	return ""
 }
 
 // Txn is a transaction in the making.

@@ -78,7 +78,7 @@ func (n *Network) writeRules(c Config) error {
 	if current {
 		return nil
 	}
-	return n.nft.Do(func(t *nft.Txn) {
+	err := n.nft.Do(func(t *nft.Txn) {
 		for _, f := range n.families {
 			r := n.rules(f)
 			t.ReplaceTable(r.table)
@@ -118,6 +118,10 @@ func (n *Network) writeRules(c Config) error {
 			}
 		}
 	})
+	if err != nil {
+		return fmt.Errorf("write pod network rules: %w%s", err, nft.Hint(err))
+	}
+	return nil
 }
 
 func loopback(f nft.Family) netip.Prefix {

@@ -217,7 +217,7 @@ func (n *Network) Configure(ctx context.Context, c Config) error {
 		return err
 	}
 	n.mtu = mtu
-	if err := n.adopt(); err != nil {
+	if err := n.adopt(c); err != nil {
 		return err
 	}
 	if err := n.setOwnRoutes(c); err != nil {

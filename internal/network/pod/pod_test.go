@@ -233,29 +233,72 @@ func TestRetainDropsTheRest(t *testing.T) {
 	}
 }
 
+// TestInterruptedAttachIsRedone ends Attach after each of the steps that leave a
+// link on the host.
 func TestInterruptedAttachIsRedone(t *testing.T) {
-	tn := newNode(t, "net-test-half")
-	// What a kill between the link and its routes leaves.
-	s := nettest.New(t)
+	for _, c := range []struct {
+		name string
+		cut  func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error
+	}{
+		{"before the routes", func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error {
+			return errors.Join(h.RouteDel(tn.net.podRoute(index, ips[0])), h.RouteDel(tn.net.podRoute(index, ips[1])))
+		}},
+		{"between the routes", func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error {
+			return h.RouteDel(tn.net.podRoute(index, ips[0]))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tn := newNode(t, "net-test-half")
+			s, ips := tn.attach("a")
+			tn.node.Netlink(func(h *netlink.Handle) {
+				l, err := h.LinkByName(tn.inst.Link("a"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.cut(tn, h, l.Attrs().Index, ips); err != nil {
+					t.Fatal(err)
+				}
+			})
+			tn.restart()
+			r, err := tn.net.Attach(t.Context(), Sandbox{ID: "a", NetNS: s.Path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.ServeTCP(":80", "a")
+			for _, ip := range r.IPs {
+				tn.node.MustAsk("tcp", at(ip, 80))
+			}
+			if len(r.IPs) != 2 || len(tn.links()) != 1 {
+				t.Errorf("addresses %v, links %v", r.IPs, tn.links())
+			}
+		})
+	}
+}
+
+// TestNodeAddressChanges gives the host's packets to pods that are attached the
+// new address.
+func TestNodeAddressChanges(t *testing.T) {
+	tn := newNode(t, "net-test-addr")
+	s, ips := tn.attach("a")
+	s.ServeTCP(":80", "a")
+	second := netip.MustParseAddr("192.0.2.11")
 	tn.node.Netlink(func(h *netlink.Handle) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = tn.inst.Link("a")
-		if err := h.LinkAdd(netlink.NewVeth(attrs)); err == nil {
-			t.Fatal("a veth needs a peer name")
+		l, err := h.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
 		}
-		v := netlink.NewVeth(attrs)
-		v.PeerName = "left"
-		if err := h.LinkAdd(v); err != nil {
+		if err := h.AddrAdd(l, &netlink.Addr{IPNet: single(second)}); err != nil {
 			t.Fatal(err)
 		}
 	})
-	tn.restart()
-	r, err := tn.net.Attach(t.Context(), Sandbox{ID: "a", NetNS: s.Path})
-	if err != nil {
+	cfg := testConfig()
+	cfg.NodeIPs[0] = second
+	if err := tn.net.Configure(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	s.ServeTCP(":80", "a")
-	tn.node.MustAsk("tcp", at(r.IPs[0], 80))
+	if _, from := tn.node.MustAsk("tcp", at(ips[0], 80)); from != second.String() {
+		t.Errorf("the host is seen as %s, want %s", from, second)
+	}
 }
 
 func TestHostPorts(t *testing.T) {
@@ -516,6 +559,39 @@ func TestReachableAtOnce(t *testing.T) {
 			if _, _, err := s.Ask("tcp", at(node, 90), 900*time.Millisecond); err != nil {
 				t.Errorf("pod %d: %s to host: %v", i, ip, err)
 			}
+		}
+	}
+}
+
+func BenchmarkAttach100AtOnce(b *testing.B) {
+	node, _ := nettest.Node(b)
+	inst, journal := nettest.Instance(b, "net-bench-many")
+	n, err := New(Deps{Instance: inst, Journal: journal, NetNS: node.Path})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer n.Close()
+	cfg := testConfig()
+	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	if err := n.Configure(b.Context(), cfg); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		var spaces []*nettest.Space
+		for range 100 {
+			spaces = append(spaces, nettest.New(b))
+		}
+		b.StartTimer()
+		var g errgroup.Group
+		for j, s := range spaces {
+			g.Go(func() error {
+				_, err := n.Attach(b.Context(), Sandbox{ID: fmt.Sprint(i, j), NetNS: s.Path})
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -246,7 +246,7 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 	p.state.complete = true
 	if err := p.write(d); err != nil {
 		p.synced = false
-		return errors.Join(append(errs, fmt.Errorf("%w: %w", ErrNotWritten, err))...)
+		return errors.Join(append(errs, fmt.Errorf("%w: %w%s", ErrNotWritten, err, nft.Hint(err)))...)
 	}
 	if d.udp {
 		select {
