@@ -118,9 +118,30 @@ func (c *Conn) Do(fn func(*Txn)) error {
 		// transaction: start with a fresh socket.
 		_ = conn.CloseLasting()
 		c.c = nil
-		return fmt.Errorf("nftables: %w", err)
+		return fmt.Errorf("nftables: %w", first(err))
 	}
 	return nil
+}
+
+// first returns the first of joined errors: the kernel reports each message of a
+// transaction, and those after the first are mostly its consequence.
+func first(err error) error {
+	for {
+		switch e := err.(type) {
+		case interface{ Unwrap() []error }:
+			if all := e.Unwrap(); len(all) > 0 {
+				err = all[0]
+				continue
+			}
+		case interface{ Unwrap() error }:
+			var joined interface{ Unwrap() []error }
+			if errors.As(err, &joined) {
+				err = e.Unwrap()
+				continue
+			}
+		}
+		return err
+	}
 }
 
 // Query calls fn with the connection, for dumps.
