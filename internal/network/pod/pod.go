@@ -131,6 +131,8 @@ type Network struct {
 	// links are the complete ones, by name.
 	links     map[string][]netip.Addr
 	hostPorts map[string][]mapping
+
+	checkEvery time.Duration
 }
 
 type unlink struct {
@@ -152,6 +154,7 @@ func New(d Deps) (*Network, error) {
 		cursors: openCursors(d.Instance.Run("network", "cursors")),
 		unlink:  make(chan unlink, 4096),
 		links:   map[string][]netip.Addr{}, hostPorts: map[string][]mapping{},
+		checkEvery: checkEvery,
 	}
 	err = space.Do(func() (err error) { n.nl, err = newHandle(); return err })
 	if err != nil {
@@ -388,13 +391,25 @@ func (n *Network) Retain(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// Run deletes links in the background until ctx ends. Links it does not get to
-// are found by Retain after the next start.
+// checkEvery is how often Run looks whether the rules are still there: services
+// of the host that load their own rules are known to delete everyone's.
+const checkEvery = 30 * time.Second
+
+// Run deletes links in the background, and writes the rules again when someone
+// else has deleted them, until ctx ends. Links it does not get to are found by
+// Retain after the next start.
 func (n *Network) Run(ctx context.Context) error {
+	check := time.NewTicker(n.checkEvery)
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-check.C:
+			if err := n.check(); err != nil {
+				n.deps.Log.Error("check pod network rules", "err", err)
+			}
+			continue
 		case u := <-n.unlink:
 			t := time.NewTimer(time.Until(u.at))
 			select {
@@ -411,6 +426,16 @@ func (n *Network) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// check writes the rules where they are not.
+func (n *Network) check() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cfg == nil {
+		return nil
+	}
+	return n.writeRules(*n.cfg)
 }
 
 func (n *Network) isAttached(name string) bool {

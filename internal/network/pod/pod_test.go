@@ -413,6 +413,36 @@ func TestRestartWritesNothing(t *testing.T) {
 	}
 }
 
+// TestRulesComeBack deletes the tables while host ports are mapped.
+func TestRulesComeBack(t *testing.T) {
+	tn := newNode(t, "net-test-back")
+	a, _ := tn.attach("a", HostPort{Protocol: "TCP", HostPort: 8081, ContainerPort: 80})
+	a.ServeTCP(":80", "a")
+	tn.net.checkEvery = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	var g errgroup.Group
+	g.Go(func() error { return tn.net.Run(ctx) })
+	defer func() { cancel(); g.Wait() }()
+	err := tn.net.nft.Do(func(x *nft.Txn) {
+		for _, f := range tn.net.families {
+			x.DelTable(tn.net.rules(f).table)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if name, _, err := tn.outside.Ask("tcp", at(nettest.NodeIP, 8081), time.Second); err == nil && name == "a" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the rules do not come back")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func TestRoutesToNodes(t *testing.T) {
 	tn := newNode(t, "net-test-routes")
 	other := netip.MustParsePrefix("10.244.9.0/24")

@@ -67,6 +67,7 @@ func (tn *testNode) start() {
 	if err != nil {
 		tn.t.Fatal(err)
 	}
+	p.checkEvery = 100 * time.Millisecond
 	tn.proxy = p
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
@@ -533,6 +534,20 @@ func TestRulesComeBack(t *testing.T) {
 	}
 	tn.apply(web(b))
 	want(t, tn.node, "tcp", at(vip, 8080), "b")
+	// Nothing changes after that: they come back all the same.
+	if err := other.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if name, _, err := tn.node.Ask("tcp", at(vip, 8080), time.Second); err == nil && name == "b" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the rules do not come back")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := tn.proxy.Remove(); err != nil {
 		t.Fatal(err)
 	}
