@@ -506,6 +506,27 @@ func importNamed(t testing.TB, s *Store, content string, names ...string) *Image
 	return imgs[0]
 }
 
+// The same root file system again is the same image; with another config it is
+// another.
+func TestImportAgain(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	data := makeTar(t, map[string]string{"f": "f"})
+	ids := map[string]string{}
+	for _, tc := range []struct{ name, cmd string }{{"a", "x"}, {"a", "x"}, {"b", "x"}, {"c", "y"}} {
+		imgs, err := s.Import(t.Context(), bytes.NewReader(data), ImportOptions{Names: []string{tc.name}, Config: v1.Config{Cmd: []string{tc.cmd}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if was := ids[tc.cmd]; was != "" && was != imgs[0].ID {
+			t.Errorf("%s: %s, before %s", tc.name, imgs[0].ID, was)
+		}
+		ids[tc.cmd] = imgs[0].ID
+	}
+	if got := refsOf(t, s); got != "[docker.io/library/a:latest docker.io/library/b:latest] [docker.io/library/c:latest]" || ids["x"] == ids["y"] {
+		t.Errorf("got %s, %v", got, ids)
+	}
+}
+
 func refsOf(t testing.TB, s *Store) string {
 	t.Helper()
 	list, err := s.List(t.Context())

@@ -757,3 +757,22 @@ func TestMountAgain(t *testing.T) {
 		}
 	}
 }
+
+// A path longer than the kernel takes for one layer (255 bytes) is mounted the
+// old way; also one with the characters that separate mount options.
+func TestAwkwardPath(t *testing.T) {
+	needRoot(t)
+	e := &env{dir: filepath.Join(t.TempDir(), strings.Repeat("d", 200), strings.Repeat("e", 100)+`a:b,c\\d`)}
+	e.open(t)
+	t.Cleanup(func() { e.close(t) })
+	img := e.image(t, "base", makeTar(t, file("a", "a")), makeTar(t, file("b", "b")))
+	r, err := e.snaps.Prepare(t.Context(), "c", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{tree(t, r), view(t, e, img)} {
+		if got != "a 644 0 =a\nb 644 0 =b" {
+			t.Errorf("got %s", got)
+		}
+	}
+}
