@@ -1,14 +1,18 @@
 package kubelet
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
+	"skiff/internal/client/clienttest"
 )
 
 func TestPodRunsAndEnds(t *testing.T) {
@@ -254,23 +258,46 @@ func TestRuntimeWithoutEvents(t *testing.T) {
 	})
 }
 
+// dropping is a server that does not keep a field of statuses.
+type dropping struct{ *clienttest.API }
+
+func (d dropping) Patch(ctx context.Context, ref client.Ref, t types.PatchType, p []byte, o metav1.PatchOptions) (client.Object, error) {
+	out, err := d.API.Patch(ctx, ref, t, p, o)
+	if pod, ok := out.(*corev1.Pod); ok && err == nil {
+		pod = pod.DeepCopy()
+		pod.Status.ObservedGeneration = 0
+		d.Put(pod)
+		return d.Get(ctx, client.Ref{GVR: ref.GVR, Namespace: ref.Namespace, Name: ref.Name}, metav1.GetOptions{})
+	}
+	return out, err
+}
+
 // A server that does not keep a field is not asked again and again to.
 func TestFieldsThatTheServerDrops(t *testing.T) {
-	run(t, nil, func(w *world) {
-		drop := func() {
-			p := w.pod("web").DeepCopy()
-			p.Status.ObservedGeneration = 0
-			w.api.Put(p)
-		}
+	run(t, func(w *world) {
+		w.deps = func(d *Deps) { d.Client = client.New(dropping{w.api}, "test") }
+	}, func(w *world) {
 		w.create(newPod("web", "a"))
-		for range 3 {
-			drop()
-			w.after(time.Second)
+		w.after(time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+		if n := len(w.api.Requests()); n > 8 {
+			t.Errorf("%d writes for one start", n)
 		}
 		before := len(w.api.Requests())
 		w.after(time.Minute)
 		if n := len(w.api.Requests()) - before; n != 0 {
 			t.Errorf("%d writes for nothing", n)
+		}
+		// What does change is written all the same.
+		w.exit("a", 1)
+		w.after(time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.RestartCount != 1 {
+			t.Errorf("status: %+v", s)
+		}
+		w.delete("web", 30)
+		w.after(time.Second)
+		if w.exists("web") {
+			t.Error("the pod is still there")
 		}
 	})
 }
