@@ -3,9 +3,12 @@ package kubelet
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -187,6 +190,65 @@ func TestStatusConflicts(t *testing.T) {
 		w.create(newPod("web", "a"))
 		w.after(5 * time.Second)
 		w.wantPhase("web", corev1.PodRunning)
+	})
+}
+
+// cgroups is a Cgroups that fails while told to.
+type cgroups struct {
+	fail  atomic.Bool
+	calls atomic.Int64
+}
+
+func (c *cgroups) Ensure(*corev1.Pod) (string, error) {
+	c.calls.Add(1)
+	if c.fail.Load() {
+		return "", errors.New("no space left on device")
+	}
+	return "/x", nil
+}
+func (c *cgroups) Remove(types.UID) error     { return nil }
+func (c *cgroups) Pods() ([]types.UID, error) { return nil, nil }
+
+func TestCgroupsFail(t *testing.T) {
+	c := &cgroups{}
+	run(t, func(w *world) { w.deps = func(d *Deps) { d.Cgroups = c } }, func(w *world) {
+		w.create(newPod("web", "a"))
+		if p := w.rt.Sandboxes()[0].Config.Linux.CgroupParent; p != "/x" {
+			t.Errorf("cgroup parent %q", p)
+		}
+		c.fail.Store(true)
+		before := c.calls.Load()
+		w.exit("a", 1)
+		w.after(10 * time.Second)
+		w.wantEvent("FailedCreatePodContainer: unable to ensure pod container exists: no space left on device")
+		if n := c.calls.Load() - before; n > 10 {
+			t.Errorf("%d tries within ten seconds", n)
+		}
+		c.fail.Store(false)
+		w.after(15 * time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.State.Running == nil {
+			t.Errorf("status: %+v", s)
+		}
+	})
+}
+
+// A runtime that says that a container was stopped and goes on to show it running
+// does not keep the kubelet busy.
+func TestRuntimeLies(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.rt.FailAlways("StopContainer", status.Error(codes.NotFound, "no such container"))
+		w.rt.FailAlways("CreateContainer", errors.New("exists"))
+		q := w.pod("web").DeepCopy()
+		q.Spec.Containers[0].Image = "busybox"
+		w.rt.ClearCalls()
+		if _, err := client.For[*corev1.Pod](w.api.Client()).Update(context.Background(), q); err != nil {
+			t.Fatal(err)
+		}
+		w.after(time.Second)
+		if n := len(w.rt.Calls()); n > 2*maxRounds {
+			t.Errorf("%d calls within a second", n)
+		}
 	})
 }
 
