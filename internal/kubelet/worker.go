@@ -200,10 +200,22 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
+// A pod with many containers takes some rounds to start; one that takes more than
+// maxRounds in a row rests.
+const (
+	maxRounds       = 200
+	restAfterRounds = 5 * time.Second
+)
+
 // step does what is to be done now. done ends the worker; next, where not zero,
 // is when to come back.
 func (w *worker) step(ctx context.Context) (done bool, next time.Time) {
-	for ctx.Err() == nil {
+	for round := 0; ctx.Err() == nil; round++ {
+		if round == maxRounds {
+			// What is done has no effect: something lies, and is given time.
+			w.log().Warn("pod does not come to rest")
+			return false, w.k.d.Now().Add(restAfterRounds)
+		}
 		pod, gone := w.current()
 		if w.phase == syncing && (gone || pod.DeletionTimestamp != nil || w.verdict != nil) {
 			w.phase = terminating
