@@ -4,10 +4,14 @@ package api
 
 import (
 	"skiff/internal/api/apps"
+	"skiff/internal/api/authentication"
+	"skiff/internal/api/authorization"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
+	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
+	"skiff/internal/api/scheduling"
 )
 
 // All returns the built-in resources, in the order of discovery.
@@ -24,7 +28,18 @@ func All() []*resource.Resource {
 		core.ServiceAccount(),
 		apps.Deployment(),
 		apps.ReplicaSet(),
+		authentication.SelfSubjectReview(),
+		authentication.TokenReview(),
+		authorization.LocalSubjectAccessReview(),
+		authorization.SelfSubjectAccessReview(),
+		authorization.SelfSubjectRulesReview(),
+		authorization.SubjectAccessReview(),
 		coordination.Lease(),
 		newEvents,
+		rbac.ClusterRole(),
+		rbac.ClusterRoleBinding(),
+		rbac.Role(),
+		rbac.RoleBinding(),
+		scheduling.PriorityClass(),
 	}
 }
