@@ -29,7 +29,7 @@ import (
 // chain: there are as many as there are combinations of a number of endpoints and
 // policies. A map to verdicts would be one lookup, but for each change of such a
 // map the kernel walks all of it, to find loops; and a map to numbers that are
-// looked up in turn cannot be listed by nft(8) before 1.1, which ends abnormally
+// looked up in turn cannot be listed by nft(8) 1.0.6, say, which ends abnormally
 // at it (as it does at the rules for session affinity).
 type layout struct {
 	f                   nft.Family
