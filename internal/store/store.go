@@ -127,13 +127,14 @@ type Store interface {
 	// write's revision.
 	Create(ctx context.Context, key string, value []byte, o WriteOptions) (int64, error)
 	// Update puts a key whose ModRev must be expectRev, else *ConflictError with
-	// the current state, or ErrNotFound.
+	// the current state, or ErrNotFound. No key has revision 0.
 	Update(ctx context.Context, key string, value []byte, expectRev int64, o WriteOptions) (int64, error)
 	// Delete removes a key whose ModRev must be expectRev, else as Update.
 	Delete(ctx context.Context, key string, expectRev int64) (int64, error)
 	// Batch does independent conditional writes, each succeeding or failing on
-	// its own, with the cost of few transactions. Results are in the order of
-	// ops. No two ops may name one key. The error is for the whole call
+	// its own, with a revision of its own, at the same time: they share the
+	// store's syncs of the disk. Results are in the order of ops, revisions are
+	// in none. No two ops may name one key. The error is for the whole call
 	// (closed, timeout: each op's outcome is then unknown).
 	Batch(ctx context.Context, ops []Op) ([]OpResult, error)
 	// Revision returns the store's current revision, linearizable (ReadIndex
@@ -142,10 +143,12 @@ type Store interface {
 	Revision(ctx context.Context) (int64, error)
 	// Watch delivers the changes of prefix with a revision greater than after.
 	// Its channel is closed when ctx ends or the watch breaks; Err then says why
-	// (ErrCompacted where after is compacted). Progress batches come on
+	// (ErrCompacted where a revision after it is compacted, so that one may watch
+	// after the revision compacted to, and after the one before that). Progress batches come on
 	// RequestProgress, and now and then by themselves.
 	Watch(ctx context.Context, prefix string, after int64) (Watch, error)
-	// Compact forgets revisions below rev. A rev already compacted is no error.
+	// Compact forgets revisions below rev. A rev already compacted is no error, a
+	// future one ErrFutureRev.
 	Compact(ctx context.Context, rev int64) error
 	// Compacted returns the revision of the last compaction, 0 for none.
 	Compacted(ctx context.Context) (int64, error)
@@ -174,7 +177,7 @@ var (
 	ErrUnknown = errors.New("outcome of the write is unknown")
 	ErrClosed  = errors.New("store is closed")
 	// ErrNoSpace: the store's quota or its disk is full; reads and deletions work.
-	ErrNoSpace = errors.New("store is out of space")
+	ErrNoSpace  = errors.New("store is out of space")
 	ErrTooLarge = errors.New("value is too large")
 )
 

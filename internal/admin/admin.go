@@ -1,0 +1,182 @@
+// Package admin is the local door to a running skiff: HTTP over a unix socket that
+// only root can open. It serves what concerns this host and not the cluster:
+// status, images, builds, the end of the process.
+//
+// The half that needs no cluster (images, builds) also runs inside the command
+// itself when skiff is down.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Status describes a running skiff.
+type Status struct {
+	Name     string    `json:"name"`
+	PID      int       `json:"pid"`
+	Version  string    `json:"version"`
+	Started  time.Time `json:"started"`
+	Ready    bool      `json:"ready"`
+	Server   string    `json:"server,omitempty"`
+	NodeName string    `json:"nodeName,omitempty"`
+	NodeIP   string    `json:"nodeIP,omitempty"`
+	DataDir  string    `json:"dataDir"`
+	// Parts are the parts of this process with their state.
+	Parts []Part `json:"parts,omitempty"`
+}
+
+// Part is one part of a process.
+type Part struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+}
+
+// Host is what the door opens to; the app implements it.
+type Host interface {
+	Status(ctx context.Context) (Status, error)
+	// Stop ends the process; with pods, all pods of this node first.
+	Stop(pods bool)
+	// Images handles /images and /build; nil while there are none.
+	Images() http.Handler
+}
+
+// Listen opens the socket. A socket that nobody answers on is left over from a
+// killed skiff and is replaced.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("admin socket %s: another skiff of this name is running", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, h Host) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		st, err := h.Status(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(st)
+	})
+	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusAccepted)
+		h.Stop(r.URL.Query().Get("pods") != "false")
+	})
+	images := func(w http.ResponseWriter, r *http.Request) {
+		if i := h.Images(); i != nil {
+			i.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "skiff is starting, or runs no containers", http.StatusServiceUnavailable)
+	}
+	mux.HandleFunc("/images", images)
+	mux.HandleFunc("/images/", images)
+	mux.HandleFunc("/build", images)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return srv.Close()
+	}
+}
+
+// Client talks to a running skiff.
+type Client struct{ http *http.Client }
+
+// Dial returns a client of the socket at path.
+func Dial(path string) *Client {
+	return &Client{&http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+		DisableKeepAlives: true,
+	}}}
+}
+
+// ErrNotRunning: nobody answers on the socket.
+var ErrNotRunning = errors.New("skiff is not running")
+
+// Status asks for the status.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var st Status
+	resp, err := c.Do(ctx, http.MethodGet, "/status", nil, nil)
+	if err != nil {
+		return st, err
+	}
+	defer resp.Body.Close()
+	return st, json.NewDecoder(resp.Body).Decode(&st)
+}
+
+// Stop ends the process and returns at once.
+func (c *Client) Stop(ctx context.Context, pods bool) error {
+	resp, err := c.Do(ctx, http.MethodPost, "/stop", url.Values{"pods": {fmt.Sprint(pods)}}, nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Do sends a request. An answer of 400 or more is an error with its text.
+func (c *Client) Do(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+	u := url.URL{Scheme: "http", Host: "skiff", Path: path, RawQuery: q.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return nil, ErrNotRunning
+		}
+		return nil, err
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		if err != nil {
+			return nil, err
+		}
+		return nil, errors.New(string(trimNewline(b)))
+	}
+	return resp, nil
+}
+
+func trimNewline(b []byte) []byte {
+	for len(b) > 0 && b[len(b)-1] == '\n' {
+		b = b[:len(b)-1]
+	}
+	return b
+}

@@ -1,0 +1,162 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"skiff/internal/api/resource"
+	"skiff/internal/client"
+)
+
+// ServiceAccount declares core/v1 serviceaccounts and their token door.
+func ServiceAccount() *resource.Resource {
+	return resource.Define(resource.Resource{
+		GroupVersion: corev1.SchemeGroupVersion, Kind: "ServiceAccount", Plural: "serviceaccounts", Singular: "serviceaccount",
+		ShortNames: []string{"sa"}, Namespaced: true, Prefix: "/registry/serviceaccounts/", ReturnDeleted: true,
+		New:     func() resource.Object { return &corev1.ServiceAccount{} },
+		NewList: func() runtime.Object { return &corev1.ServiceAccountList{} },
+		Columns: []metav1.TableColumnDefinition{
+			resource.NameColumn(),
+			resource.AgeColumn(),
+		},
+		Subresources: []resource.Subresource{{
+			Name: "token", Kind: authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), Verbs: []string{"create"},
+			NewBody: func() resource.Object { return &authenticationv1.TokenRequest{} },
+			Post:    issueToken,
+		}},
+	}, resource.StrategyOf[*corev1.ServiceAccount]{
+		UnconditionalUpdate: true,
+		PrepareCreate: func(_ resource.Env, s *corev1.ServiceAccount) {
+			s.Secrets = onlyNames(s.Secrets)
+		},
+		PrepareUpdate: func(_ resource.Env, s, _ *corev1.ServiceAccount) {
+			s.Secrets = onlyNames(s.Secrets)
+		},
+		ValidateCreate: func(_ resource.Env, s *corev1.ServiceAccount) field.ErrorList {
+			return resource.ValidateMeta(s, true, resource.DNSSubdomain)
+		},
+		ValidateUpdate: func(_ resource.Env, s, old *corev1.ServiceAccount) field.ErrorList {
+			return append(resource.ValidateMetaUpdate(s, old), resource.ValidateMeta(s, true, resource.DNSSubdomain)...)
+		},
+		Row: func(s *corev1.ServiceAccount, now time.Time) []any {
+			return []any{s.Name, resource.Age(s.CreationTimestamp, now)}
+		},
+	})
+}
+
+// onlyNames keeps of each reference what upstream keeps: its name.
+func onlyNames(refs []corev1.ObjectReference) []corev1.ObjectReference {
+	for i := range refs {
+		refs[i] = corev1.ObjectReference{Name: refs[i].Name}
+	}
+	return refs
+}
+
+const (
+	defaultTokenSeconds = 3600
+	minTokenSeconds     = 600
+	maxTokenSeconds     = 1 << 32
+)
+
+// issueToken answers a TokenRequest (KEP-1205). A token bound to an object is
+// valid only as long as that object is.
+func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, name string, body resource.Object, _ metav1.CreateOptions) (resource.Object, error) {
+	req := body.(*authenticationv1.TokenRequest)
+	if req.Name != "" && req.Name != name {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("metadata.name %q does not match the name on the URL %q", req.Name, name))
+	}
+	obj, err := ops.Get(ctx, ns, name)
+	if err != nil {
+		return nil, err
+	}
+	sa := obj.(*corev1.ServiceAccount)
+	req.Name, req.Namespace = name, ns
+	req.CreationTimestamp = metav1.NewTime(env.Now().Truncate(time.Second))
+	spec := &req.Spec
+	if spec.ExpirationSeconds == nil {
+		s := int64(defaultTokenSeconds)
+		spec.ExpirationSeconds = &s
+	}
+	var errs field.ErrorList
+	path := field.NewPath("spec")
+	if s := *spec.ExpirationSeconds; s < minTokenSeconds {
+		errs = append(errs, field.Invalid(path.Child("expirationSeconds"), s, "may not specify a duration less than 10 minutes"))
+	} else if s > maxTokenSeconds {
+		errs = append(errs, field.Invalid(path.Child("expirationSeconds"), s, "may not specify a duration larger than 2^32 seconds"))
+	}
+	if len(errs) > 0 {
+		return nil, apierrors.NewInvalid(schema.GroupKind{Group: authenticationv1.GroupName, Kind: "TokenRequest"}, "", errs)
+	}
+	t := resource.TokenSpec{
+		Namespace: ns, ServiceAccount: name, UID: string(sa.UID), Audiences: spec.Audiences,
+		Lifetime: time.Duration(*spec.ExpirationSeconds) * time.Second,
+	}
+	if ref := spec.BoundObjectRef; ref != nil {
+		if err := bindToken(ctx, env, ns, name, ref, &t); err != nil {
+			return nil, err
+		}
+	}
+	if env.Tokens == nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("this server has no key to sign tokens with"))
+	}
+	token, expires, err := env.Tokens.Issue(ctx, t)
+	if err != nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("failed to generate token: %w", err))
+	}
+	req.Status = authenticationv1.TokenRequestStatus{Token: token, ExpirationTimestamp: metav1.NewTime(expires)}
+	return req, nil
+}
+
+func bindToken(ctx context.Context, env resource.Env, ns, sa string, ref *authenticationv1.BoundObjectReference, t *resource.TokenSpec) error {
+	var uid string
+	var gr schema.GroupResource
+	switch gvk := schema.FromAPIVersionAndKind(ref.APIVersion, ref.Kind); gvk {
+	case corev1.SchemeGroupVersion.WithKind("Pod"):
+		gr = corev1.Resource("pods")
+		p, err := client.For[*corev1.Pod](env.Client).In(ns).Get(ctx, ref.Name)
+		if err != nil {
+			return err
+		}
+		if p.Spec.ServiceAccountName != sa {
+			return apierrors.NewBadRequest(fmt.Sprintf("cannot bind token for serviceaccount %q to pod running with different serviceaccount name.", sa))
+		}
+		uid, t.NodeName = string(p.UID), p.Spec.NodeName
+		if p.Spec.NodeName != "" {
+			if n, err := client.For[*corev1.Node](env.Client).Get(ctx, p.Spec.NodeName); err == nil {
+				t.NodeUID = string(n.UID)
+			} else if !apierrors.IsNotFound(err) {
+				return err
+			}
+		}
+	case corev1.SchemeGroupVersion.WithKind("Node"):
+		gr = corev1.Resource("nodes")
+		n, err := client.For[*corev1.Node](env.Client).Get(ctx, ref.Name)
+		if err != nil {
+			return err
+		}
+		uid = string(n.UID)
+	case corev1.SchemeGroupVersion.WithKind("Secret"):
+		gr = corev1.Resource("secrets")
+		s, err := client.For[*corev1.Secret](env.Client).In(ns).Get(ctx, ref.Name)
+		if err != nil {
+			return err
+		}
+		uid = string(s.UID)
+	default:
+		return apierrors.NewBadRequest(fmt.Sprintf("cannot bind token to object of type %s", gvk.String()))
+	}
+	if ref.UID != "" && string(ref.UID) != uid {
+		return apierrors.NewConflict(gr, ref.Name, fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID))
+	}
+	t.BoundKind, t.BoundName, t.BoundUID = ref.Kind, ref.Name, uid
+	return nil
+}

@@ -1,0 +1,14 @@
+package core
+
+import (
+	"maps"
+	"slices"
+
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+)
+
+// equal is upstream's semantic equality: nil and empty are the same, quantities
+// compare by value.
+func equal(a, b any) bool { return apiequality.Semantic.DeepEqual(a, b) }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

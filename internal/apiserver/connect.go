@@ -1,0 +1,390 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/proxy"
+
+	"skiff/internal/client"
+)
+
+// NodeConnector reaches kubelets.
+type NodeConnector interface {
+	// Kubelet returns the base URL of a node's kubelet and the transport that
+	// authenticates to it and trusts it.
+	Kubelet(ctx context.Context, node *corev1.Node) (*url.URL, http.RoundTripper, error)
+}
+
+// connect joins a request to a node or a pod: logs, exec, attach, port-forward
+// and the proxies.
+func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in info) {
+	ok := false
+	for _, v := range rq.sub.Verbs {
+		ok = ok || v == in.verb
+	}
+	if !ok {
+		s.fail(w, r, apierrors.NewMethodNotSupported(rq.gr(), in.verb))
+		return
+	}
+	ctx := r.Context()
+	if rq.sub.Name == "proxy" {
+		// The name of a proxy request may carry a scheme and a port.
+		if _, name, _, ok := splitTarget(rq.name); ok {
+			rq.name = name
+		}
+	}
+	it, err := s.get(ctx, rq, &metav1.GetOptions{})
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if err := s.admitConnect(ctx, rq); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	switch o := it.Object().(type) {
+	case *corev1.Pod:
+		switch rq.sub.Name {
+		case "log":
+			err = s.podLog(ctx, w, r, o)
+		case "exec", "attach", "portforward":
+			err = s.podStream(w, r, o, rq.sub.Name)
+		case "proxy":
+			err = s.podProxy(w, r, rq, o, in)
+		}
+	case *corev1.Node:
+		err = s.nodeProxy(w, r, o, in)
+	case *corev1.Service:
+		err = s.serviceProxy(w, r, o, in)
+	default:
+		err = apierrors.NewMethodNotSupported(rq.gr(), in.verb)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+	}
+}
+
+func (s *Server) admitConnect(ctx context.Context, rq *request) error {
+	a := &Attributes{
+		Operation: OpConnect, Resource: rq.kind.Resource, Subresource: rq.sub.Name, Namespace: rq.namespace, Name: rq.name,
+		User: rq.user, Env: s.env(rq, false), Warn: rq.warn,
+	}
+	if err := s.admit(ctx, a); err != nil {
+		return err
+	}
+	return s.validateAdmission(ctx, a)
+}
+
+// container picks the container that a request is for, as upstream.
+func container(p *corev1.Pod, name string) (string, error) {
+	if name != "" {
+		for _, c := range p.Spec.Containers {
+			if c.Name == name {
+				return name, nil
+			}
+		}
+		for _, c := range p.Spec.InitContainers {
+			if c.Name == name {
+				return name, nil
+			}
+		}
+		for _, c := range p.Spec.EphemeralContainers {
+			if c.Name == name {
+				return name, nil
+			}
+		}
+		return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", name, p.Name))
+	}
+	switch len(p.Spec.Containers) {
+	case 1:
+		return p.Spec.Containers[0].Name, nil
+	case 0:
+		return "", apierrors.NewBadRequest(fmt.Sprintf("a container name must be specified for pod %s", p.Name))
+	}
+	names := func(cs []corev1.Container) string {
+		var out []string
+		for _, c := range cs {
+			out = append(out, c.Name)
+		}
+		return strings.Join(out, " ")
+	}
+	msg := fmt.Sprintf("a container name must be specified for pod %s, choose one of: [%s]", p.Name, names(p.Spec.Containers))
+	if len(p.Spec.InitContainers) > 0 {
+		msg += fmt.Sprintf(" or one of the init containers: [%s]", names(p.Spec.InitContainers))
+	}
+	return "", apierrors.NewBadRequest(msg)
+}
+
+func (s *Server) kubelet(ctx context.Context, nodeName string) (*url.URL, http.RoundTripper, error) {
+	if s.Nodes == nil {
+		return nil, nil, apierrors.NewServiceUnavailable("this server does not reach nodes")
+	}
+	node, err := client.For[*corev1.Node](s.system).Get(ctx, nodeName)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.Nodes.Kubelet(ctx, node)
+}
+
+func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Request, p *corev1.Pod) error {
+	q := r.URL.Query()
+	name, err := container(p, q.Get("container"))
+	if err != nil {
+		return err
+	}
+	if err := validateLogOptions(q); err != nil {
+		return err
+	}
+	if p.Spec.NodeName == "" {
+		// A pod without a node has logged nothing.
+		w.Header().Set("Content-Type", "text/plain")
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	u, rt, err := s.kubelet(ctx, p.Spec.NodeName)
+	if err != nil {
+		return err
+	}
+	u.Path = fmt.Sprintf("/containerLogs/%s/%s/%s", p.Namespace, p.Name, name)
+	q.Del("container")
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		if resp.StatusCode == http.StatusNotFound {
+			return apierrors.NewGenericServerResponse(resp.StatusCode, "get", corev1.Resource("pods"), p.Name, strings.TrimSpace(string(b)), 0, true)
+		}
+		return apierrors.NewBadRequest(strings.TrimSpace(string(b)))
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(http.StatusOK)
+	flush, _ := w.(http.Flusher)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := resp.Body.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				s.sent(werr)
+				return nil
+			}
+			if flush != nil {
+				flush.Flush()
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+func validateLogOptions(q url.Values) error {
+	for _, k := range []string{"tailLines", "sinceSeconds", "limitBytes"} {
+		v := q.Get(k)
+		if v == "" {
+			continue
+		}
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		if n < 0 || (n == 0 && k != "tailLines") {
+			what := "must be greater than or equal to 0"
+			if k != "tailLines" {
+				what = "must be greater than 0"
+			}
+			return apierrors.NewBadRequest(fmt.Sprintf("%s: Invalid value: %d: %s", k, n, what))
+		}
+	}
+	if q.Get("sinceSeconds") != "" && q.Get("sinceTime") != "" {
+		return apierrors.NewBadRequest("at most one of `sinceTime` or `sinceSeconds` may be specified")
+	}
+	return nil
+}
+
+func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod, what string) error {
+	q := r.URL.Query()
+	if p.Spec.NodeName == "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", p.Name))
+	}
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if what != "portforward" {
+			return apierrors.NewInternalError(fmt.Errorf("cannot %s in a completed pod; current phase is %s", what+" into a container", p.Status.Phase))
+		}
+	}
+	path := fmt.Sprintf("/portForward/%s/%s", p.Namespace, p.Name)
+	if what != "portforward" {
+		name, err := container(p, q.Get("container"))
+		if err != nil {
+			return err
+		}
+		if what == "exec" && len(q["command"]) == 0 {
+			return apierrors.NewBadRequest("you must specify at least 1 command for the container")
+		}
+		q.Del("container")
+		// The API says stdin, stdout, stderr, tty; the kubelet input, output,
+		// error, tty.
+		for api, kubelet := range map[string]string{"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"} {
+			v := q.Get(api)
+			q.Del(api)
+			if v == "true" || v == "1" {
+				q.Set(kubelet, "1")
+			}
+		}
+		path = fmt.Sprintf("/%s/%s/%s/%s", what, p.Namespace, p.Name, name)
+	}
+	u, rt, err := s.kubelet(r.Context(), p.Spec.NodeName)
+	if err != nil {
+		return err
+	}
+	u.Path, u.RawQuery = path, q.Encode()
+	s.upgradeAware(w, r, u, rt, true)
+	return nil
+}
+
+// responder passes the errors of a proxied request on.
+type responder struct {
+	s *Server
+}
+
+func (p responder) Error(w http.ResponseWriter, r *http.Request, err error) {
+	var api apierrors.APIStatus
+	if !errors.As(err, &api) {
+		err = apierrors.NewInternalError(err)
+	}
+	p.s.fail(w, r, err)
+}
+
+func (s *Server) upgradeAware(w http.ResponseWriter, r *http.Request, u *url.URL, rt http.RoundTripper, upgrade bool) {
+	h := proxy.NewUpgradeAwareHandler(u, rt, false, upgrade, responder{s})
+	h.UseLocationHost = true
+	r.Header.Del("Authorization")
+	h.ServeHTTP(w, r)
+}
+
+// proxyTarget makes the URL that a proxy request goes to.
+func proxyTarget(r *http.Request, scheme, host, rest string) *url.URL {
+	if scheme == "" {
+		scheme = "http"
+	}
+	return &url.URL{Scheme: scheme, Host: host, Path: rest, RawQuery: r.URL.RawQuery}
+}
+
+// splitTarget reads "scheme:name:port", "name:port" or "name".
+func splitTarget(id string) (scheme, name, port string, ok bool) {
+	parts := strings.Split(id, ":")
+	switch len(parts) {
+	case 1:
+		return "", parts[0], "", true
+	case 2:
+		return "", parts[0], parts[1], true
+	case 3:
+		if parts[0] == "http" || parts[0] == "https" || parts[0] == "" {
+			return parts[0], parts[1], parts[2], true
+		}
+	}
+	return "", "", "", false
+}
+
+func (s *Server) podProxy(w http.ResponseWriter, r *http.Request, rq *request, p *corev1.Pod, in info) error {
+	scheme, _, port, ok := splitTarget(in.name)
+	if !ok {
+		return apierrors.NewBadRequest(fmt.Sprintf("invalid pod request %q", in.name))
+	}
+	if port == "" && len(p.Spec.Containers) > 0 && len(p.Spec.Containers[0].Ports) > 0 {
+		port = strconv.Itoa(int(p.Spec.Containers[0].Ports[0].ContainerPort))
+	}
+	if p.Status.PodIP == "" {
+		return apierrors.NewBadRequest("pod " + p.Name + " has no address yet")
+	}
+	return s.proxyTo(w, r, scheme, joinHostPort(p.Status.PodIP, port), in.rest)
+}
+
+func joinHostPort(host, port string) string {
+	if port == "" {
+		return host
+	}
+	return net.JoinHostPort(host, port)
+}
+
+func (s *Server) proxyTo(w http.ResponseWriter, r *http.Request, scheme, host, rest string) error {
+	u := proxyTarget(r, scheme, host, rest)
+	s.upgradeAware(w, r, u, proxyTransport, false)
+	return nil
+}
+
+// proxyTransport carries requests to pods, which have no certificate to check
+// against (as upstream's proxies).
+var proxyTransport http.RoundTripper = &http.Transport{TLSClientConfig: insecureTLS(), MaxIdleConnsPerHost: 2}
+
+func (s *Server) nodeProxy(w http.ResponseWriter, r *http.Request, n *corev1.Node, in info) error {
+	u, rt, err := s.kubelet(r.Context(), n.Name)
+	if err != nil {
+		return err
+	}
+	u.Path, u.RawQuery = in.rest, r.URL.RawQuery
+	s.upgradeAware(w, r, u, rt, false)
+	return nil
+}
+
+func (s *Server) serviceProxy(w http.ResponseWriter, r *http.Request, svc *corev1.Service, in info) error {
+	scheme, _, port, ok := splitTarget(in.name)
+	if !ok {
+		return apierrors.NewBadRequest(fmt.Sprintf("invalid service request %q", in.name))
+	}
+	name, found := "", false
+	for _, p := range svc.Spec.Ports {
+		if port == "" && len(svc.Spec.Ports) == 1 || port != "" && (p.Name == port || strconv.Itoa(int(p.Port)) == port) {
+			name, found = p.Name, true
+		}
+	}
+	if !found {
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %q found for service %q", port, svc.Name))
+	}
+	slices, _, err := client.For[*discoveryv1.EndpointSlice](s.system).In(svc.Namespace).List(r.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + svc.Name})
+	if err != nil {
+		return err
+	}
+	var hosts []string
+	for _, sl := range slices {
+		for _, sp := range sl.Ports {
+			if sp.Port == nil || (sp.Name != nil && *sp.Name != name) {
+				continue
+			}
+			for _, e := range sl.Endpoints {
+				if e.Conditions.Ready == nil || *e.Conditions.Ready {
+					for _, a := range e.Addresses {
+						hosts = append(hosts, net.JoinHostPort(a, strconv.Itoa(int(*sp.Port))))
+					}
+				}
+			}
+		}
+	}
+	if len(hosts) == 0 {
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
+	}
+	return s.proxyTo(w, r, scheme, hosts[rand.IntN(len(hosts))], in.rest)
+}

@@ -1,0 +1,518 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/yaml"
+
+	"skiff/internal/cache"
+	"skiff/internal/codec"
+)
+
+// answer is what a client wants an answer to look like.
+type answer struct {
+	media string // codec.JSON, codec.YAML or codec.Protobuf
+	// as is "", "Table", "PartialObjectMetadata" or "PartialObjectMetadataList",
+	// of group meta.k8s.io and version v.
+	as, v  string
+	pretty bool
+	gzip   bool
+	stream bool
+}
+
+var accepted = []string{codec.JSON, codec.YAML, codec.Protobuf}
+
+// negotiate reads the Accept header: the first clause that can be served wins, as
+// upstream. Transformations are taken where the kind allows them.
+func negotiate(r *http.Request) (answer, error) {
+	a := answer{media: codec.JSON}
+	ua := r.UserAgent()
+	p := r.URL.Query().Get("pretty")
+	a.pretty = p == "1" || p == "true" || (p == "" && (strings.HasPrefix(ua, "curl") || strings.HasPrefix(ua, "Wget") || strings.HasPrefix(ua, "Mozilla/5.0")))
+	a.gzip = strings.Contains(r.Header.Get("Accept-Encoding"), "gzip")
+	header := r.Header.Get("Accept")
+	if header == "" {
+		return a, nil
+	}
+	for clause := range strings.SplitSeq(header, ",") {
+		mt, params, err := mime.ParseMediaType(strings.TrimSpace(clause))
+		if err != nil {
+			continue
+		}
+		switch mt {
+		case codec.JSON, "application/*", "*/*":
+			a.media = codec.JSON
+		case codec.YAML:
+			a.media = codec.YAML
+		case codec.Protobuf:
+			a.media = codec.Protobuf
+		default:
+			continue
+		}
+		a.stream = params["stream"] == "watch"
+		as := params["as"]
+		if as == "" {
+			return a, nil
+		}
+		if params["g"] != metav1.GroupName || (params["v"] != "v1" && params["v"] != "v1beta1") {
+			continue
+		}
+		switch as {
+		case "Table", "PartialObjectMetadata", "PartialObjectMetadataList":
+			a.as, a.v = as, params["v"]
+			return a, nil
+		}
+	}
+	return a, &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
+		Message: fmt.Sprintf("only the following media types are accepted: %v", strings.Join(accepted, ", ")),
+	}}
+}
+
+// fail answers with an error.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	var api apierrors.APIStatus
+	if !errors.As(err, &api) {
+		err = storeError(err)
+		if !errors.As(err, &api) {
+			api = apierrors.NewInternalError(err)
+		}
+	}
+	st := api.Status()
+	if st.Code == 0 {
+		st.Code = http.StatusInternalServerError
+	}
+	if d := st.Details; d != nil && d.RetryAfterSeconds > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(d.RetryAfterSeconds)))
+	}
+	a, aerr := negotiate(r)
+	if aerr != nil {
+		a = answer{media: codec.JSON}
+	}
+	s.send(w, a, int(st.Code), &st, statusKind)
+}
+
+// send encodes and writes one object that is not an item of the cache.
+func (s *Server) send(w http.ResponseWriter, a answer, code int, obj runtime.Object, gvk schema.GroupVersionKind) {
+	body, err := encode(a, obj, gvk)
+	if err != nil {
+		s.Log.Error("encode answer", "kind", gvk.Kind, "err", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	s.sendBytes(w, a, code, body)
+}
+
+func encode(a answer, obj runtime.Object, gvk schema.GroupVersionKind) ([]byte, error) {
+	if a.media == codec.Protobuf {
+		bare, err := codec.Bare(obj)
+		if err != nil {
+			return nil, err
+		}
+		return codec.Envelope(gvk, bare)
+	}
+	b, err := codec.Object(obj)
+	if err != nil {
+		return nil, err
+	}
+	return finishJSON(a, codec.WithType(gvk, b))
+}
+
+// finishJSON makes JSON what was asked for: YAML, indented, or with a final
+// newline.
+func finishJSON(a answer, b []byte) ([]byte, error) {
+	switch {
+	case a.media == codec.YAML:
+		return yaml.JSONToYAML(b)
+	case a.pretty:
+		var out bytes.Buffer
+		if err := json.Indent(&out, b, "", "  "); err != nil {
+			return nil, err
+		}
+		return out.Bytes(), nil
+	}
+	return append(b, '\n'), nil
+}
+
+// gzipFrom is the size, bytes, from which an answer is compressed (upstream's).
+const gzipFrom = 128 * 1024
+
+func (s *Server) sendBytes(w http.ResponseWriter, a answer, code int, body []byte) {
+	w.Header().Set("Content-Type", a.media)
+	if a.gzip && len(body) > gzipFrom {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(code)
+		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		if err == nil {
+			_, err = z.Write(body)
+		}
+		if err == nil {
+			err = z.Close()
+		}
+		s.sent(err)
+		return
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(code)
+	_, err := w.Write(body)
+	s.sent(err)
+}
+
+// sent notes that an answer did not reach its client, which is not ours to mend.
+func (s *Server) sent(err error) {
+	if err != nil {
+		s.Log.Debug("write answer", "err", err)
+	}
+}
+
+// itemJSON and itemProto return an item's bytes without its type.
+func (s *Server) itemJSON(k *kind, it *cache.Item) ([]byte, error) {
+	if k.Twin == nil {
+		return it.Encoded(cache.JSON, func(o Object) ([]byte, error) { return codec.Object(o) })
+	}
+	obj := it.Object()
+	if obj == nil {
+		return nil, fmt.Errorf("stored object %q does not decode", it.Key)
+	}
+	return codec.Object(k.Twin.FromStored(obj))
+}
+
+func (s *Server) itemProto(k *kind, it *cache.Item) ([]byte, error) {
+	if k.Twin == nil {
+		return it.Encoded(cache.Protobuf, func(o Object) ([]byte, error) { return codec.Bare(o) })
+	}
+	obj := it.Object()
+	if obj == nil {
+		return nil, fmt.Errorf("stored object %q does not decode", it.Key)
+	}
+	return codec.Bare(k.Twin.FromStored(obj))
+}
+
+func (s *Server) writeItem(w http.ResponseWriter, r *http.Request, rq *request, it *cache.Item) error {
+	a, err := negotiate(r)
+	if err != nil {
+		return err
+	}
+	if a.as != "" {
+		obj := it.Object()
+		if obj == nil {
+			return apierrors.NewInternalError(fmt.Errorf("stored object %q does not decode", it.Key))
+		}
+		return s.writeTransformed(w, r, rq, a, http.StatusOK, s.fromStored(rq.kind, obj))
+	}
+	var body []byte
+	if a.media == codec.Protobuf {
+		bare, err := s.itemProto(rq.kind, it)
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		if body, err = codec.Envelope(rq.kind.gvk, bare); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+	} else {
+		b, err := s.itemJSON(rq.kind, it)
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		if body, err = finishJSON(a, codec.WithType(rq.kind.gvk, b)); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+	}
+	s.writeWarnings(w, rq)
+	s.sendBytes(w, a, http.StatusOK, body)
+	return nil
+}
+
+// writeAny writes an object or a Status.
+func (s *Server) writeAny(w http.ResponseWriter, r *http.Request, rq *request, code int, obj runtime.Object, gvk schema.GroupVersionKind) error {
+	if obj == nil {
+		obj = &metav1.Status{Status: metav1.StatusSuccess, Code: int32(code)}
+	}
+	if st, ok := obj.(*metav1.Status); ok {
+		a, err := negotiate(r)
+		if err != nil {
+			return err
+		}
+		if st.Code != 0 {
+			code = int(st.Code)
+		}
+		s.writeWarnings(w, rq)
+		s.send(w, a, code, st, statusKind)
+		return nil
+	}
+	o, ok := obj.(Object)
+	if !ok {
+		// Bodies without metadata of their own (Binding answers with a Status).
+		a, err := negotiate(r)
+		if err != nil {
+			return err
+		}
+		s.writeWarnings(w, rq)
+		s.send(w, a, code, obj, gvk)
+		return nil
+	}
+	return s.writeObject(w, r, rq, code, o, gvk)
+}
+
+func (s *Server) writeObject(w http.ResponseWriter, r *http.Request, rq *request, code int, obj Object, gvk schema.GroupVersionKind) error {
+	a, err := negotiate(r)
+	if err != nil {
+		return err
+	}
+	if a.as != "" {
+		return s.writeTransformed(w, r, rq, a, code, obj)
+	}
+	s.writeWarnings(w, rq)
+	s.send(w, a, code, obj, gvk)
+	return nil
+}
+
+// writeList streams a list: its items' bytes are shared with everybody else.
+func (s *Server) writeList(w http.ResponseWriter, r *http.Request, rq *request, l *listResult) error {
+	a, err := negotiate(r)
+	if err != nil {
+		return err
+	}
+	s.writeWarnings(w, rq)
+	if a.as != "" {
+		return s.writeTransformedList(w, r, rq, a, l)
+	}
+	gvk := l.kind.GroupVersion.WithKind(l.kind.Kind + "List")
+	body, err := s.encodeList(a, gvk, l)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	s.sendBytes(w, a, http.StatusOK, body)
+	return nil
+}
+
+func (s *Server) encodeList(a answer, gvk schema.GroupVersionKind, l *listResult) ([]byte, error) {
+	m := l.meta()
+	parts := make([][]byte, len(l.items))
+	size := 0
+	for i, it := range l.items {
+		var err error
+		if a.media == codec.Protobuf {
+			parts[i], err = s.itemProto(l.kind, it)
+		} else {
+			parts[i], err = s.itemJSON(l.kind, it)
+		}
+		if err != nil {
+			return nil, err
+		}
+		size += len(parts[i]) + 6
+	}
+	if a.media == codec.Protobuf {
+		// A list is field 1 its metadata, field 2 each item (every v1 list).
+		head, err := m.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		b := make([]byte, 0, size+len(head)+16)
+		b = appendBytesField(b, 1, head)
+		for _, p := range parts {
+			b = appendBytesField(b, 2, p)
+		}
+		return codec.Envelope(gvk, b)
+	}
+	head, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, 0, size+len(head)+256)
+	b = append(b, codec.TypeHead(gvk)...)
+	b = append(b, `"metadata":`...)
+	b = append(b, head...)
+	b = append(b, `,"items":[`...)
+	for i, p := range parts {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, p...)
+	}
+	b = append(b, "]}"...)
+	return finishJSON(a, b)
+}
+
+func appendBytesField(b []byte, field int, v []byte) []byte {
+	b = append(b, byte(field<<3|2))
+	b = binary.AppendUvarint(b, uint64(len(v)))
+	return append(b, v...)
+}
+
+// httpWatch streams a watch until its end.
+func (s *Server) httpWatch(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, o *metav1.ListOptions) error {
+	a, err := negotiate(r)
+	if err != nil {
+		return err
+	}
+	st, err := s.openWatch(ctx, rq, o)
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	flush, ok := w.(http.Flusher)
+	if !ok {
+		return apierrors.NewInternalError(fmt.Errorf("unable to start watch - can't get http.Flusher: %#v", w))
+	}
+	a.pretty = false
+	switch a.media {
+	case codec.Protobuf:
+		w.Header().Set("Content-Type", codec.Protobuf+";stream=watch")
+	default:
+		a.media = codec.JSON
+		w.Header().Set("Content-Type", codec.JSON)
+	}
+	s.writeWarnings(w, rq)
+	w.WriteHeader(http.StatusOK)
+	flush.Flush()
+	enc := &frameWriter{s: s, rq: rq, st: st, a: a, w: w, q: r.URL.Query().Get("includeObject")}
+	for {
+		frames, err := st.next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			s.sent(enc.fail(err))
+			flush.Flush()
+			return nil
+		case frames == nil:
+			return nil
+		}
+		for _, f := range frames {
+			if err := enc.write(f); err != nil {
+				s.sent(err)
+				return nil
+			}
+		}
+		flush.Flush()
+	}
+}
+
+// frameWriter encodes the events of one watch.
+type frameWriter struct {
+	s    *Server
+	rq   *request
+	st   *stream
+	a    answer
+	w    io.Writer
+	q    string
+	rows bool // a Table's columns were sent
+	buf  []byte
+}
+
+func (e *frameWriter) write(f frame) error {
+	k := e.rq.kind
+	if e.a.as != "" {
+		return e.writeTransformed(f)
+	}
+	if e.a.media == codec.Protobuf {
+		var bare []byte
+		var err error
+		if f.item == nil {
+			bare, err = codec.Bare(e.st.bookmark(f))
+		} else {
+			bare, err = e.s.itemProto(k, f.item)
+		}
+		if err != nil {
+			return err
+		}
+		env, err := codec.Envelope(k.gvk, bare)
+		if err != nil {
+			return err
+		}
+		return e.proto(f.typ, env)
+	}
+	var obj []byte
+	var err error
+	if f.item == nil {
+		obj, err = codec.Object(e.st.bookmark(f))
+	} else {
+		obj, err = e.s.itemJSON(k, f.item)
+	}
+	if err != nil {
+		return err
+	}
+	return e.json(f.typ, k.gvk, obj)
+}
+
+// json writes one JSON frame; object has no type yet.
+func (e *frameWriter) json(t watch.EventType, gvk schema.GroupVersionKind, object []byte) error {
+	b := append(e.buf[:0], `{"type":"`...)
+	b = append(b, t...)
+	b = append(b, `","object":`...)
+	b = append(b, `{"kind":`...)
+	b = strconv.AppendQuote(b, gvk.Kind)
+	b = append(b, `,"apiVersion":`...)
+	b = strconv.AppendQuote(b, gvk.GroupVersion().String())
+	if len(object) > 2 {
+		b = append(b, ',')
+		b = append(b, object[1:]...)
+	} else {
+		b = append(b, '}')
+	}
+	b = append(b, "}\n"...)
+	e.buf = b
+	_, err := e.w.Write(b)
+	return err
+}
+
+// proto writes one length-delimited protobuf frame.
+func (e *frameWriter) proto(t watch.EventType, envelope []byte) error {
+	ev := metav1.WatchEvent{Type: string(t), Object: runtime.RawExtension{Raw: envelope}}
+	n := ev.Size()
+	if cap(e.buf) < n+4 {
+		e.buf = make([]byte, n+4)
+	}
+	b := e.buf[:n+4]
+	binary.BigEndian.PutUint32(b, uint32(n))
+	if _, err := ev.MarshalToSizedBuffer(b[4:]); err != nil {
+		return err
+	}
+	_, err := e.w.Write(b)
+	return err
+}
+
+func (e *frameWriter) fail(err error) error {
+	var api apierrors.APIStatus
+	if !errors.As(err, &api) {
+		api = apierrors.NewInternalError(err)
+	}
+	st := api.Status()
+	gvk := statusKind
+	if e.a.media == codec.Protobuf {
+		bare, err := codec.Bare(&st)
+		if err != nil {
+			return err
+		}
+		env, err := codec.Envelope(gvk, bare)
+		if err != nil {
+			return err
+		}
+		return e.proto(watch.Error, env)
+	}
+	b, err := codec.Object(&st)
+	if err != nil {
+		return err
+	}
+	return e.json(watch.Error, gvk, b)
+}
+
+// statusKind is how a Status names itself.
+var statusKind = schema.GroupVersionKind{Version: "v1", Kind: "Status"}

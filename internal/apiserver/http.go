@@ -1,0 +1,511 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/api/resource"
+	"skiff/internal/codec"
+)
+
+// maxBody is upstream's limit of a request's body, bytes.
+const maxBody = 3 * 1024 * 1024
+
+// requestTimeout ends requests that are not watches or streams.
+const requestTimeout = 60 * time.Second
+
+// Handler returns the HTTP handler of the whole API.
+func (s *Server) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				if p == http.ErrAbortHandler { //nolint:errorlint // compared as net/http does
+					panic(p)
+				}
+				s.Log.Error("request handler panicked", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				s.fail(w, r, apierrors.NewInternalError(fmt.Errorf("%v", p)))
+			}
+		}()
+		s.serve(w, r)
+	})
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-cache, private")
+	user, err := s.Authenticator.Authenticate(r)
+	if err != nil {
+		s.fail(w, r, apierrors.NewUnauthorized("Unauthorized"))
+		return
+	}
+	if user == nil {
+		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
+	}
+	if user, err = s.impersonate(r, *user); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	in := parsePath(r.Method, r.URL)
+	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
+	if in.resource {
+		attr = resource.Attributes{
+			User: *user, Verb: in.verb, Namespace: in.namespace, Group: in.group, Version: in.version,
+			Resource: in.plural, Subresource: in.subresource, Name: in.name,
+		}
+		if in.name == "" && (in.verb == "list" || in.verb == "watch" || in.verb == "deletecollection") {
+			q := r.URL.Query()
+			attr.FieldSelector, attr.LabelSelector = q.Get("fieldSelector"), q.Get("labelSelector")
+			if name, ok := exactName(attr.FieldSelector); ok {
+				attr.Name = name
+			}
+		}
+	}
+	if err := s.authorize(r.Context(), attr); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if !in.resource {
+		s.serveOther(w, r)
+		return
+	}
+	s.serveResource(w, r, in, *user)
+}
+
+// authorize returns upstream's 403 where a request is not allowed.
+func (s *Server) authorize(ctx context.Context, a resource.Attributes) error {
+	d, err := s.Authorizer.Authorize(ctx, a)
+	if err == nil && d.Allowed {
+		return nil
+	}
+	reason := d.Reason
+	if err != nil && reason == "" {
+		reason = err.Error()
+	}
+	return forbidden(a, reason)
+}
+
+func forbidden(a resource.Attributes, reason string) error {
+	var msg string
+	who := fmt.Sprintf("User %q", a.User.Name)
+	if a.Path != "" {
+		msg = fmt.Sprintf("%s cannot %s path %q", who, a.Verb, a.Path)
+	} else {
+		what := a.Resource
+		if a.Subresource != "" {
+			what += "/" + a.Subresource
+		}
+		msg = fmt.Sprintf("%s cannot %s resource %q in API group %q", who, a.Verb, what, a.Group)
+		if a.Namespace != "" {
+			msg += fmt.Sprintf(" in the namespace %q", a.Namespace)
+		} else {
+			msg += " at the cluster scope"
+		}
+	}
+	if reason != "" {
+		msg += ": " + reason
+	}
+	return apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(msg))
+}
+
+func notServed(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(http.StatusNotFound)
+	_, _ = io.WriteString(w, "404 page not found\n")
+}
+
+// serveResource finds the resource and its door, and calls the verb.
+func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, user resource.User) {
+	k := s.kinds[schema.GroupVersionResource{Group: in.group, Version: in.version, Resource: in.plural}]
+	if k == nil || (k.Namespaced && in.namespace == "" && in.name != "") {
+		if k == nil && in.name == "" && in.plural == "" {
+			s.serveOther(w, r)
+			return
+		}
+		notServed(w)
+		return
+	}
+	if !k.Namespaced && in.namespace != "" && in.plural != "namespaces" {
+		notServed(w)
+		return
+	}
+	rq := &request{verb: in.verb, kind: k, namespace: in.namespace, name: in.name, user: user, manager: optionsManager(r.UserAgent())}
+	if in.plural == "namespaces" {
+		rq.namespace = ""
+	}
+	if in.subresource != "" {
+		if rq.sub = k.Subresource(in.subresource); rq.sub == nil {
+			notServed(w)
+			return
+		}
+		if rq.sub.Connect {
+			s.connect(w, r, rq, in)
+			return
+		}
+	}
+	if !allowed(rq, in) {
+		s.fail(w, r, apierrors.NewMethodNotSupported(rq.gr(), in.verb))
+		return
+	}
+	ctx := r.Context()
+	if in.verb != "watch" {
+		timeout := requestTimeout
+		if t := r.URL.Query().Get("timeout"); t != "" {
+			d, err := time.ParseDuration(t)
+			if err != nil {
+				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL: %v", err)))
+				return
+			}
+			if d > 0 && d < timeout {
+				timeout = d
+			}
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	if err := s.verb(ctx, w, r, rq, in); err != nil {
+		s.writeWarnings(w, rq)
+		s.fail(w, r, err)
+	}
+}
+
+// allowed tells whether a resource or a door has the verb.
+func allowed(rq *request, in info) bool {
+	if in.pathWatch && in.name != "" {
+		return true
+	}
+	verbs := rq.kind.ServedVerbs()
+	if rq.sub != nil {
+		verbs = rq.sub.Verbs
+	}
+	for _, v := range verbs {
+		if v == in.verb {
+			return !(in.name == "" && (in.verb == "update" || in.verb == "patch" || in.verb == "get"))
+		}
+	}
+	return false
+}
+
+func (s *Server) verb(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, in info) error {
+	q := r.URL.Query()
+	switch in.verb {
+	case "get":
+		return s.httpGet(ctx, w, r, rq, q)
+	case "list", "watch":
+		var o metav1.ListOptions
+		if err := metav1.Convert_url_Values_To_v1_ListOptions(&q, &o, nil); err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		if in.verb == "watch" {
+			return s.httpWatch(ctx, w, r, rq, &o)
+		}
+		l, err := s.list(ctx, rq, &o)
+		if err != nil {
+			return err
+		}
+		return s.writeList(w, r, rq, l)
+	case "create":
+		return s.httpCreate(ctx, w, r, rq, q)
+	case "update":
+		return s.httpUpdate(ctx, w, r, rq, q)
+	case "patch":
+		return s.httpPatch(ctx, w, r, rq, q)
+	case "delete", "deletecollection":
+		return s.httpDelete(ctx, w, r, rq, q)
+	}
+	return apierrors.NewMethodNotSupported(rq.gr(), in.verb)
+}
+
+func (s *Server) httpGet(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, q url.Values) error {
+	var o metav1.GetOptions
+	if err := metav1.Convert_url_Values_To_v1_GetOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	it, err := s.get(ctx, rq, &o)
+	if err != nil {
+		return err
+	}
+	if rq.sub != nil && rq.sub.View != nil {
+		obj := it.Object()
+		if obj == nil {
+			return apierrors.NewInternalError(fmt.Errorf("stored object %q does not decode", it.Key))
+		}
+		view, err := rq.sub.View(obj)
+		if err != nil {
+			return err
+		}
+		return s.writeObject(w, r, rq, http.StatusOK, view, rq.sub.Kind)
+	}
+	return s.writeItem(w, r, rq, it)
+}
+
+func (s *Server) httpCreate(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, q url.Values) error {
+	var o metav1.CreateOptions
+	if err := metav1.Convert_url_Values_To_v1_CreateOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if errs := metav1validation.ValidateCreateOptions(&o); len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "CreateOptions"}, "", errs)
+	}
+	gvk, into := rq.kind.gvk, rq.kind.New()
+	if rq.sub != nil {
+		gvk, into = rq.sub.Kind, rq.sub.NewBody()
+	}
+	if rq.kind.Namespaced && rq.namespace == "" {
+		return apierrors.NewMethodNotSupported(rq.gr(), "create")
+	}
+	body, err := s.decodeBody(w, r, rq, gvk, into, o.FieldValidation)
+	if err != nil {
+		return err
+	}
+	if rq.sub != nil {
+		out, err := s.post(ctx, rq, body, o)
+		if err != nil {
+			return err
+		}
+		return s.writeAny(w, r, rq, http.StatusCreated, out, gvk)
+	}
+	out, err := s.create(ctx, rq, body, &o)
+	if err != nil {
+		return err
+	}
+	return s.writeObject(w, r, rq, http.StatusCreated, out, gvk)
+}
+
+// post answers a create on a subresource.
+func (s *Server) post(ctx context.Context, rq *request, body Object, o metav1.CreateOptions) (Object, error) {
+	if rq.sub.Post == nil {
+		return nil, apierrors.NewMethodNotSupported(rq.gr(), "create")
+	}
+	env := s.env(rq, dryRun(o.DryRun))
+	a := &Attributes{
+		Operation: OpCreate, Resource: rq.kind.Resource, Subresource: rq.sub.Name, Namespace: rq.namespace, Name: rq.name,
+		Object: body, Options: &o, User: rq.user, DryRun: env.DryRun, Env: env, Warn: rq.warn,
+	}
+	if err := s.admit(ctx, a); err != nil {
+		return nil, err
+	}
+	if err := s.validateAdmission(ctx, a); err != nil {
+		return nil, err
+	}
+	return rq.sub.Post(ctx, env, ops{s: s, rq: rq}, rq.namespace, rq.name, a.Object, o)
+}
+
+func (s *Server) httpUpdate(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, q url.Values) error {
+	var o metav1.UpdateOptions
+	if err := metav1.Convert_url_Values_To_v1_UpdateOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if errs := metav1validation.ValidateUpdateOptions(&o); len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "UpdateOptions"}, "", errs)
+	}
+	if rq.sub != nil && rq.sub.SetView != nil {
+		body, err := s.decodeBody(w, r, rq, rq.sub.Kind, rq.sub.NewView(), o.FieldValidation)
+		if err != nil {
+			return err
+		}
+		out, err := s.putView(ctx, rq, &o, func(Object) (Object, error) { return body, nil })
+		if err != nil {
+			return err
+		}
+		return s.writeObject(w, r, rq, http.StatusOK, out, rq.sub.Kind)
+	}
+	body, err := s.decodeBody(w, r, rq, rq.kind.gvk, rq.kind.New(), o.FieldValidation)
+	if err != nil {
+		return err
+	}
+	out, created, err := s.put(ctx, rq, body, &o)
+	if err != nil {
+		return err
+	}
+	return s.writeObject(w, r, rq, okOrCreated(created), out, rq.kind.gvk)
+}
+
+func okOrCreated(created bool) int {
+	if created {
+		return http.StatusCreated
+	}
+	return http.StatusOK
+}
+
+var patchTypes = map[string]types.PatchType{
+	string(types.JSONPatchType): types.JSONPatchType, string(types.MergePatchType): types.MergePatchType,
+	string(types.StrategicMergePatchType): types.StrategicMergePatchType, string(types.ApplyYAMLPatchType): types.ApplyPatchType,
+}
+
+func (s *Server) httpPatch(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, q url.Values) error {
+	var o metav1.PatchOptions
+	if err := metav1.Convert_url_Values_To_v1_PatchOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	t, ok := patchTypes[strings.TrimSpace(ct)]
+	if !ok {
+		return unsupportedMedia([]string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType)})
+	}
+	data, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	out, created, err := s.patch(ctx, rq, t, data, &o)
+	if err != nil {
+		return err
+	}
+	gvk := rq.kind.gvk
+	if rq.sub != nil && rq.sub.SetView != nil {
+		gvk = rq.sub.Kind
+	}
+	return s.writeObject(w, r, rq, okOrCreated(created), out, gvk)
+}
+
+func (s *Server) httpDelete(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, q url.Values) error {
+	var o metav1.DeleteOptions
+	data, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	if len(data) > 0 {
+		mt, err := bodyType(r)
+		if err != nil {
+			return err
+		}
+		gvk := metav1.SchemeGroupVersion.WithKind("DeleteOptions")
+		if _, got, err := s.codec.Decode(mt, data, false, gvk, &o); err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		} else if got != nil && got.Kind != "DeleteOptions" {
+			return apierrors.NewBadRequest(fmt.Sprintf("decoded object cannot be converted to DeleteOptions"))
+		}
+	} else if err := metav1.Convert_url_Values_To_v1_DeleteOptions(&q, &o, nil); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	if rq.verb == "deletecollection" {
+		var lo metav1.ListOptions
+		if err := metav1.Convert_url_Values_To_v1_ListOptions(&q, &lo, nil); err != nil {
+			return apierrors.NewBadRequest(err.Error())
+		}
+		if errs := metav1validation.ValidateDeleteOptions(&o); len(errs) > 0 {
+			return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
+		}
+		l, err := s.deleteCollection(ctx, rq, &o, &lo)
+		if err != nil {
+			return err
+		}
+		return s.writeList(w, r, rq, l)
+	}
+	out, gone, err := s.delete(ctx, rq, &o)
+	if err != nil {
+		return err
+	}
+	code := http.StatusOK
+	if !gone && o.OrphanDependents != nil && !*o.OrphanDependents { //nolint:staticcheck // still accepted, as upstream
+		code = http.StatusAccepted
+	}
+	return s.writeAny(w, r, rq, code, out, rq.kind.gvk)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooBig *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooBig):
+		return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", maxBody))
+	case err != nil:
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	return data, nil
+}
+
+func unsupportedMedia(accepted []string) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusUnsupportedMediaType, Reason: metav1.StatusReasonUnsupportedMediaType,
+		Message: fmt.Sprintf("the body of the request was in an unknown format - accepted media types include: %v", strings.Join(accepted, ", ")),
+	}}
+}
+
+var bodyTypes = []string{codec.JSON, codec.YAML, codec.Protobuf}
+
+func bodyType(r *http.Request) (string, error) {
+	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	ct = strings.TrimSpace(ct)
+	if ct == "" {
+		return codec.JSON, nil
+	}
+	for _, t := range bodyTypes {
+		if ct == t {
+			return t, nil
+		}
+	}
+	return "", unsupportedMedia(bodyTypes)
+}
+
+// decodeBody reads an object of the kind expected, as upstream checks it.
+func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request, gvk schema.GroupVersionKind, into Object, directive string) (Object, error) {
+	mt, err := bodyType(r)
+	if err != nil {
+		return nil, err
+	}
+	data, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	strict := directive != metav1.FieldValidationIgnore && mt != codec.Protobuf
+	obj, got, err := s.codec.Decode(mt, data, strict, gvk, into)
+	bad := func(err error) error { return decodeError(err, gvk, got, data) }
+	if se, ok := runtime.AsStrictDecodingError(err); ok && obj != nil {
+		if err := rq.strictness(directive, se.Errors(), bad); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, bad(err)
+	}
+	if got.GroupVersion() != gvk.GroupVersion() {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
+	}
+	if obj != runtime.Object(into) {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s) to (%s): unknown conversion", got.Kind, got.Version, gvk.Kind, got.Kind, gvk.Kind))
+	}
+	return into, nil
+}
+
+func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersionKind, body []byte) error {
+	if got != nil && got.Kind != "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, want.Kind, err))
+	}
+	const most = 30
+	summary := fmt.Sprintf("%q", body)
+	if len(body) > most {
+		summary = fmt.Sprintf("%q ...", body[:most])
+	}
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary))
+}
+
+// exactName finds the name that a field selector asks for.
+func exactName(selector string) (string, bool) {
+	for part := range strings.SplitSeq(selector, ",") {
+		if v, ok := strings.CutPrefix(part, "metadata.name="); ok {
+			return strings.TrimPrefix(v, "="), true
+		}
+	}
+	return "", false
+}
+
+func (s *Server) writeWarnings(w http.ResponseWriter, rq *request) {
+	for _, text := range rq.warnings {
+		w.Header().Add("Warning", "299 - "+strconv.Quote(text))
+	}
+}

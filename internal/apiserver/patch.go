@@ -1,0 +1,239 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/mergepatch"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	kjson "sigs.k8s.io/json"
+
+	"skiff/internal/codec"
+)
+
+// maxJSONPatchOperations is upstream's cap.
+const maxJSONPatchOperations = 10000
+
+// patch is the patch verb. It tells whether the object was created (by apply).
+func (s *Server) patch(ctx context.Context, rq *request, t types.PatchType, patch []byte, o *metav1.PatchOptions) (Object, bool, error) {
+	if errs := metav1validation.ValidatePatchOptions(o, t); len(errs) > 0 {
+		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "PatchOptions"}, "", errs)
+	}
+	uo := &metav1.UpdateOptions{DryRun: o.DryRun, FieldManager: o.FieldManager, FieldValidation: o.FieldValidation}
+	if t == types.ApplyPatchType {
+		return s.apply(ctx, rq, patch, o, uo)
+	}
+	change, err := s.patcher(rq, t, patch, o)
+	if err != nil {
+		return nil, false, err
+	}
+	if rq.sub != nil && rq.sub.SetView != nil {
+		out, err := s.putView(ctx, rq, uo, change)
+		return out, false, err
+	}
+	return s.update(ctx, rq, uo, false, func(_ context.Context, cur Object) (Object, error) {
+		obj, err := change(cur)
+		if err != nil {
+			return nil, err
+		}
+		if obj.GetName() != rq.name {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), rq.name))
+		}
+		if rq.kind.Default != nil {
+			rq.kind.Default(obj)
+		}
+		return s.manage(rq, cur, obj, o.FieldManager)
+	})
+}
+
+// apply is server-side apply: it creates what is not there.
+func (s *Server) apply(ctx context.Context, rq *request, config []byte, o *metav1.PatchOptions, uo *metav1.UpdateOptions) (Object, bool, error) {
+	if s.FieldManagers == nil {
+		return nil, false, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", rq.gr(), rq.name, "server-side apply is not available", 0, true)
+	}
+	force := o.Force != nil && *o.Force
+	make := func(_ context.Context, cur Object) (Object, error) {
+		live := cur
+		if live == nil {
+			live = rq.kind.New()
+			if rq.kind.Namespaced {
+				live.SetNamespace(rq.namespace)
+			}
+			live.SetName(rq.name)
+		}
+		obj, err := s.FieldManagers.Apply(rq.kind.Resource, rq.subName(), live, config, o.FieldManager, force)
+		if err != nil {
+			return nil, err
+		}
+		if obj.GetName() != rq.name {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), rq.name))
+		}
+		if rq.kind.Default != nil {
+			rq.kind.Default(obj)
+		}
+		return obj, nil
+	}
+	return s.update(ctx, rq, uo, rq.sub == nil, make)
+}
+
+// patcher returns the function that applies a patch to an object (or a view). It
+// returns new objects.
+func (s *Server) patcher(rq *request, t types.PatchType, patch []byte, o *metav1.PatchOptions) (func(Object) (Object, error), error) {
+	gvk, fresh := rq.kind.gvk, rq.kind.New
+	if rq.sub != nil && rq.sub.NewView != nil {
+		gvk, fresh = rq.sub.Kind, rq.sub.NewView
+	}
+	switch t {
+	case types.JSONPatchType:
+		p, err := jsonpatch.DecodePatch(patch)
+		if err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		if len(p) > maxJSONPatchOperations {
+			return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("The allowed maximum operations in a JSON patch is %d, got %d", maxJSONPatchOperations, len(p)))
+		}
+		return s.jsonPatcher(rq, gvk, fresh, o, func(doc []byte) ([]byte, []error, error) {
+			out, err := p.Apply(doc)
+			if err != nil {
+				return nil, nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
+			}
+			return out, nil, nil
+		}), nil
+	case types.MergePatchType:
+		v := map[string]any{}
+		strict, err := kjson.UnmarshalStrict(patch, &v)
+		if err != nil {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+		}
+		if o.FieldValidation == metav1.FieldValidationIgnore {
+			strict = nil
+		}
+		return s.jsonPatcher(rq, gvk, fresh, o, func(doc []byte) ([]byte, []error, error) {
+			out, err := jsonpatch.MergePatch(doc, patch)
+			if err != nil {
+				return nil, nil, apierrors.NewBadRequest(err.Error())
+			}
+			return out, strict, nil
+		}), nil
+	case types.StrategicMergePatchType:
+		return s.strategicPatcher(rq, gvk, fresh, patch, o)
+	}
+	return nil, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", rq.gr(), rq.name, "", 0, true)
+}
+
+// strictness passes strict decoding errors on as the field validation directive
+// says: nothing, warnings, or an error made by fail.
+func (rq *request) strictness(directive string, strict []error, fail func(error) error) error {
+	if len(strict) == 0 {
+		return nil
+	}
+	switch directive {
+	case metav1.FieldValidationIgnore:
+		return nil
+	case metav1.FieldValidationStrict:
+		return fail(runtime.NewStrictDecodingError(strict))
+	}
+	for _, e := range strict {
+		rq.warn(e.Error())
+	}
+	return nil
+}
+
+func (s *Server) jsonPatcher(rq *request, gvk schema.GroupVersionKind, fresh func() Object, o *metav1.PatchOptions, apply func([]byte) ([]byte, []error, error)) func(Object) (Object, error) {
+	return func(cur Object) (Object, error) {
+		doc, err := codec.Object(cur)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		out, strict, err := apply(codec.WithType(gvk, doc))
+		if err != nil {
+			return nil, err
+		}
+		bad := func(err error) error {
+			return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), string(out), err.Error())})
+		}
+		into := fresh()
+		obj, _, err := s.codec.Decode(codec.JSON, out, o.FieldValidation != metav1.FieldValidationIgnore, gvk, into)
+		if se, ok := runtime.AsStrictDecodingError(err); ok {
+			strict, err = append(strict, se.Errors()...), nil
+		}
+		if err != nil {
+			return nil, bad(err)
+		}
+		if obj != into {
+			return nil, bad(fmt.Errorf("unable to decode %T into %T", obj, into))
+		}
+		if err := rq.strictness(o.FieldValidation, strict, bad); err != nil {
+			return nil, err
+		}
+		return into, nil
+	}
+}
+
+func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fresh func() Object, patch []byte, o *metav1.PatchOptions) (func(Object) (Object, error), error) {
+	// Strict errors of the patch itself: duplicate keys.
+	var probe map[string]any
+	strict, err := kjson.UnmarshalStrict(patch, &probe)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	if o.FieldValidation == metav1.FieldValidationIgnore {
+		strict = nil
+	}
+	schemaOf := fresh()
+	return func(cur Object) (Object, error) {
+		original, err := runtime.DefaultUnstructuredConverter.ToUnstructured(cur)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		original["kind"], original["apiVersion"] = gvk.Kind, gvk.GroupVersion().String()
+		// The merge takes its arguments apart: each try parses the patch anew.
+		var p map[string]any
+		if err := kjson.UnmarshalCaseSensitivePreserveInts(patch, &p); err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		merged, err := strategicpatch.StrategicMergeMapPatch(original, p, schemaOf)
+		if err != nil {
+			return nil, strategicError(err)
+		}
+		into := fresh()
+		bad := func(err error) error {
+			return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), fmt.Sprintf("%+v", p), err.Error())})
+		}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, into, o.FieldValidation != metav1.FieldValidationIgnore); err != nil {
+			se, ok := runtime.AsStrictDecodingError(err)
+			if !ok {
+				return nil, bad(err)
+			}
+			if err := rq.strictness(o.FieldValidation, append(strict, se.Errors()...), bad); err != nil {
+				return nil, err
+			}
+		} else if err := rq.strictness(o.FieldValidation, strict, bad); err != nil {
+			return nil, err
+		}
+		into.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+		return into, nil
+	}, nil
+}
+
+func strategicError(err error) error {
+	switch {
+	case errors.Is(err, mergepatch.ErrBadJSONDoc), errors.Is(err, mergepatch.ErrBadPatchFormatForPrimitiveList),
+		errors.Is(err, mergepatch.ErrBadPatchFormatForRetainKeys), errors.Is(err, mergepatch.ErrBadPatchFormatForSetElementOrderList),
+		errors.Is(err, mergepatch.ErrUnsupportedStrategicMergePatchFormat):
+		return apierrors.NewBadRequest(err.Error())
+	case errors.Is(err, mergepatch.ErrNoListOfLists):
+		return apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
+	}
+	return err
+}

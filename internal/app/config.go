@@ -1,0 +1,299 @@
+// Package app puts a skiff together: a server, a node, or both in one process. It
+// wires the rooms by hand, in the order in which they start; what started last
+// stops first.
+package app
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/yaml"
+
+	"skiff/internal/host"
+)
+
+// Config says how an instance is set up. It is written to the data directory at
+// the first start; later starts read it from there, and a flag that contradicts
+// it is refused where it cannot change (CIDRs, names).
+type Config struct {
+	// Name of the instance.
+	Name string `json:"name,omitempty"`
+	// DataDir keeps everything durable; /var/lib/skiff/NAME by default.
+	DataDir string `json:"dataDir,omitempty"`
+	// NodeName, the host's name by default, and NodeIP, the address of the
+	// default route's link by default.
+	NodeName string `json:"nodeName,omitempty"`
+	NodeIP   string `json:"nodeIP,omitempty"`
+	// APIPort and KubeletPort on all addresses; 6443 and 10250 by default, the
+	// next free ones for an instance with a name of its own.
+	APIPort     int `json:"apiPort,omitempty"`
+	KubeletPort int `json:"kubeletPort,omitempty"`
+	// PodCIDR is what nodes get their pods' ranges from; ServiceCIDR what cluster
+	// addresses come from.
+	PodCIDR     string `json:"podCIDR,omitempty"`
+	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// NodePorts is the range of node ports, "30000-32767".
+	NodePorts string `json:"nodePorts,omitempty"`
+	// ClusterDomain is "cluster.local" by default.
+	ClusterDomain string `json:"clusterDomain,omitempty"`
+	// ExtraSANs are more names that the API server is reached by.
+	ExtraSANs []string `json:"extraSANs,omitempty"`
+	// Etcd are the endpoints of an external etcd; none embeds it.
+	Etcd []string `json:"etcd,omitempty"`
+	// MaxPods per node, 110 by default.
+	MaxPods int `json:"maxPods,omitempty"`
+	// ContainerRuntimeEndpoint uses another CRI runtime instead of the built-in.
+	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint,omitempty"`
+	// Verbose logs more.
+	Verbose bool `json:"verbose,omitempty"`
+}
+
+// ConfigError is a mistake in a setting: Field names it as in the config file.
+type ConfigError struct {
+	Field, Problem string
+}
+
+func (e *ConfigError) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Problem) }
+
+// LoadConfig reads a config file. Unknown fields are refused.
+func LoadConfig(path string) (Config, error) {
+	var c Config
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("config file: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(b, &c); err != nil {
+		return c, fmt.Errorf("config file %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Instance returns the instance that c is of.
+func (c *Config) Instance() (host.Instance, error) {
+	i, err := host.New(c.Name, c.DataDir)
+	if err != nil {
+		return i, &ConfigError{"name", strings.TrimPrefix(err.Error(), fmt.Sprintf("name %q: ", c.Name))}
+	}
+	return i, nil
+}
+
+func configPath(i host.Instance) string { return i.Data("config.yaml") }
+
+// Merge fills what c leaves open from the config that the instance was started
+// with before, and refuses to change what cannot change.
+func (c *Config) Merge() error {
+	i, err := c.Instance()
+	if err != nil {
+		return err
+	}
+	old, err := LoadConfig(configPath(i))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fixed := []struct {
+		field    string
+		now, was *string
+	}{
+		{"podCIDR", &c.PodCIDR, &old.PodCIDR},
+		{"serviceCIDR", &c.ServiceCIDR, &old.ServiceCIDR},
+		{"clusterDomain", &c.ClusterDomain, &old.ClusterDomain},
+		{"nodeName", &c.NodeName, &old.NodeName},
+	}
+	for _, f := range fixed {
+		if *f.now != "" && *f.was != "" && *f.now != *f.was {
+			return &ConfigError{f.field, fmt.Sprintf("is %q since this cluster was made and cannot become %q; `skiff reset` removes the cluster", *f.was, *f.now)}
+		}
+		if *f.now == "" {
+			*f.now = *f.was
+		}
+	}
+	if c.APIPort == 0 {
+		c.APIPort = old.APIPort
+	}
+	if c.KubeletPort == 0 {
+		c.KubeletPort = old.KubeletPort
+	}
+	if c.NodePorts == "" {
+		c.NodePorts = old.NodePorts
+	}
+	if len(c.ExtraSANs) == 0 {
+		c.ExtraSANs = old.ExtraSANs
+	}
+	if len(c.Etcd) == 0 {
+		c.Etcd = old.Etcd
+	}
+	if c.MaxPods == 0 {
+		c.MaxPods = old.MaxPods
+	}
+	if c.ContainerRuntimeEndpoint == "" {
+		c.ContainerRuntimeEndpoint = old.ContainerRuntimeEndpoint
+	}
+	return nil
+}
+
+// Save writes c to the data directory.
+func (c *Config) Save() error {
+	i, err := c.Instance()
+	if err != nil {
+		return err
+	}
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return writeFile(configPath(i), b, 0o600)
+}
+
+func writeFile(path string, b []byte, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, b, mode); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// Settings are a Config that was completed and checked.
+type Settings struct {
+	Config
+	Instance     host.Instance
+	NodeAddr     netip.Addr
+	PodRange     netip.Prefix
+	ServiceRange netip.Prefix
+	// APIServiceIP is the kubernetes Service's address, DNSIP the cluster's DNS.
+	APIServiceIP, DNSIP netip.Addr
+	NodePortFirst       uint16
+	NodePortLast        uint16
+}
+
+// Complete fills in defaults and checks every field.
+func (c Config) Complete() (*Settings, error) {
+	if c.Name == "" {
+		c.Name = host.DefaultName
+	}
+	i, err := c.Instance()
+	if err != nil {
+		return nil, err
+	}
+	c.DataDir = i.DataDir
+	s := &Settings{Instance: i}
+	// A cluster with a name of its own gets ranges of its own, so that two run
+	// side by side without being told.
+	n := 0
+	if c.Name != host.DefaultName {
+		tag := i.Tag()
+		fmt.Sscanf(tag[2:], "%02x", &n) //nolint:errcheck // two hex digits always
+		n = 1 + n%60
+	}
+	if c.PodCIDR == "" {
+		c.PodCIDR = fmt.Sprintf("10.%d.0.0/16", 244-n)
+	}
+	if c.ServiceCIDR == "" {
+		c.ServiceCIDR = fmt.Sprintf("10.%d.0.0/16", 96+n)
+	}
+	if s.PodRange, err = parseCIDR("podCIDR", c.PodCIDR, 24); err != nil {
+		return nil, err
+	}
+	if s.ServiceRange, err = parseCIDR("serviceCIDR", c.ServiceCIDR, 28); err != nil {
+		return nil, err
+	}
+	if s.PodRange.Overlaps(s.ServiceRange) {
+		return nil, &ConfigError{"serviceCIDR", fmt.Sprintf("%s overlaps podCIDR %s", s.ServiceRange, s.PodRange)}
+	}
+	s.APIServiceIP = s.ServiceRange.Addr().Next()
+	s.DNSIP = nth(s.ServiceRange.Addr(), 10)
+	if c.NodePorts == "" {
+		c.NodePorts = "30000-32767"
+	}
+	if _, err := fmt.Sscanf(c.NodePorts, "%d-%d", &s.NodePortFirst, &s.NodePortLast); err != nil || s.NodePortFirst == 0 || s.NodePortLast < s.NodePortFirst {
+		return nil, &ConfigError{"nodePorts", fmt.Sprintf("%q: must be FIRST-LAST, ports from 1 to 65535", c.NodePorts)}
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.ClusterDomain); len(msgs) > 0 {
+		return nil, &ConfigError{"clusterDomain", fmt.Sprintf("%q: %s", c.ClusterDomain, msgs[0])}
+	}
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("host name: %w", err)
+		}
+		c.NodeName = strings.ToLower(name)
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
+		return nil, &ConfigError{"nodeName", fmt.Sprintf("%q: %s", c.NodeName, msgs[0])}
+	}
+	if c.MaxPods == 0 {
+		c.MaxPods = 110
+	}
+	if c.MaxPods < 0 {
+		return nil, &ConfigError{"maxPods", fmt.Sprintf("%d: must be greater than 0", c.MaxPods)}
+	}
+	for _, p := range []struct {
+		field string
+		port  *int
+		first int
+	}{{"apiPort", &c.APIPort, 6443}, {"kubeletPort", &c.KubeletPort, 10250}} {
+		if *p.port < 0 || *p.port > 65535 {
+			return nil, &ConfigError{p.field, fmt.Sprintf("%d: must be a port from 1 to 65535", *p.port)}
+		}
+		if *p.port == 0 {
+			*p.port = p.first
+			if c.Name != host.DefaultName {
+				*p.port = freePort(p.first + 1)
+			}
+		}
+	}
+	if c.NodeIP == "" {
+		a, err := defaultAddr()
+		if err != nil {
+			return nil, &ConfigError{"nodeIP", "this host has no address besides loopback; set one"}
+		}
+		c.NodeIP = a.String()
+	}
+	if s.NodeAddr, err = netip.ParseAddr(c.NodeIP); err != nil {
+		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%q: must be an IP address", c.NodeIP)}
+	}
+	if s.PodRange.Contains(s.NodeAddr) || s.ServiceRange.Contains(s.NodeAddr) {
+		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%s lies within podCIDR or serviceCIDR", s.NodeAddr)}
+	}
+	slices.Sort(c.ExtraSANs)
+	s.Config = c
+	return s, nil
+}
+
+func parseCIDR(field, v string, longest int) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(v)
+	if err != nil {
+		return p, &ConfigError{field, fmt.Sprintf("%q: must be a CIDR such as 10.0.0.0/16", v)}
+	}
+	if p != p.Masked() {
+		return p, &ConfigError{field, fmt.Sprintf("%q: must be the first address of its range (%s)", v, p.Masked())}
+	}
+	if !p.Addr().Is4() {
+		return p, &ConfigError{field, fmt.Sprintf("%q: must be IPv4", v)}
+	}
+	if p.Bits() > longest {
+		return p, &ConfigError{field, fmt.Sprintf("%q: must be /%d or larger", v, longest)}
+	}
+	return p, nil
+}
+
+func nth(a netip.Addr, n int) netip.Addr {
+	for range n {
+		a = a.Next()
+	}
+	return a
+}

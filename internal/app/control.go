@@ -1,0 +1,59 @@
+package app
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"skiff/internal/client"
+	"skiff/internal/control"
+	"skiff/internal/controller"
+	"skiff/internal/pki"
+	"skiff/internal/scheduler"
+)
+
+// startControl starts the controllers and the scheduler, in process.
+func (s *server) startControl(ctx context.Context) error {
+	if err := s.bootstrap(ctx); err != nil {
+		return err
+	}
+	informers := client.NewInformers(s.local("system:kube-controller-manager", "kube-controller-manager", "system:masters"), s.log)
+	s.g.start("informers", informers.Run)
+	deps := controller.Deps{
+		Deps: control.Deps{
+			Informers: informers, Log: s.log, Now: time.Now,
+			ClientFor: func(name string) *client.Client {
+				return s.local("system:serviceaccount:kube-system:"+name, name, "system:serviceaccounts", "system:serviceaccounts:kube-system", "system:masters")
+			},
+		},
+		RootCA:       s.pki.CA(pki.ClusterCA).CertPEM,
+		Resources:    s.resources,
+		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+	}
+	all := controller.All(deps)
+	s.g.start("controllers", func(ctx context.Context) error { return control.Run(ctx, deps.Deps, all) })
+
+	c := s.local("system:kube-scheduler", "kube-scheduler", "system:masters")
+	events := scheduler.NewEventWriter(scheduler.EventWriterDeps{Client: c, Log: s.log, Now: time.Now})
+	s.g.start("scheduler events", events.Run)
+	sched, err := scheduler.New(scheduler.Deps{
+		Client: c, Informers: informers, Events: events, Log: s.log, Now: time.Now, Seed: uint64(time.Now().UnixNano()),
+	})
+	if err != nil {
+		return err
+	}
+	s.g.start("scheduler", sched.Run)
+	return nil
+}
+
+// resources lists what the API serves, for the controllers of all kinds.
+func (s *server) resources(context.Context) ([]controller.Resource, error) {
+	var out []controller.Resource
+	for _, r := range s.api.Served() {
+		if r.Prefix == "" || r.Twin != nil {
+			continue
+		}
+		out = append(out, controller.Resource{GVR: r.GVR(), Kind: r.Kind, Namespaced: r.Namespaced, Verbs: r.ServedVerbs()})
+	}
+	return out, nil
+}

@@ -1,0 +1,318 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"skiff/internal/client"
+	"skiff/internal/dns"
+	"skiff/internal/host"
+	"skiff/internal/network/service"
+)
+
+// dataPlane turns Services and EndpointSlices into the node's service rules and
+// DNS records.
+type dataPlane struct {
+	set    *Settings
+	log    *slog.Logger
+	proxy  *service.Proxy
+	index  *dns.Index
+	server *dns.Server
+	// local is where this node's DNS listens.
+	local netip.AddrPort
+
+	services *client.Informer[*corev1.Service]
+	slices   *client.Informer[*discoveryv1.EndpointSlice]
+	spaces   *client.Informer[*corev1.Namespace]
+
+	mu    sync.Mutex
+	dirty map[nsName]bool
+	wake  chan struct{}
+	// written is closed when the first full state is in the kernel.
+	written chan struct{}
+}
+
+type nsName struct{ ns, name string }
+
+func (k nsName) String() string { return k.ns + "/" + k.name }
+
+const byService = "service"
+
+func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *client.Informers, local netip.AddrPort) (*dataPlane, error) {
+	proxy, err := service.New(service.Deps{
+		Instance: set.Instance, Journal: j, ClusterCIDRs: []netip.Prefix{set.PodRange}, ServiceCIDRs: []netip.Prefix{set.ServiceRange}, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d := &dataPlane{
+		set: set, log: log, proxy: proxy, index: dns.NewIndex(), local: local,
+		services: client.InformerFor[*corev1.Service](informers), slices: client.InformerFor[*discoveryv1.EndpointSlice](informers),
+		spaces: client.InformerFor[*corev1.Namespace](informers),
+		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
+	}
+	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Now: time.Now, Log: log})
+	if err != nil {
+		return nil, errors.Join(err, proxy.Close())
+	}
+	d.slices.AddIndex(byService, func(s *discoveryv1.EndpointSlice) []string {
+		return []string{s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]}
+	})
+	return d, nil
+}
+
+func (d *dataPlane) mark(k nsName) {
+	d.mu.Lock()
+	d.dirty[k] = true
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps rules and records in line until ctx ends. The rules stay in the
+// kernel after it.
+func (d *dataPlane) run(ctx context.Context) error {
+	for _, c := range []<-chan struct{}{d.services.Synced(), d.slices.Synced(), d.spaces.Synced()} {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	d.services.OnChange(func(c client.Change[*corev1.Service]) {
+		o := c.Object()
+		d.mark(nsName{o.Namespace, o.Name})
+	})
+	d.slices.OnChange(func(c client.Change[*discoveryv1.EndpointSlice]) {
+		o := c.Object()
+		d.mark(nsName{o.Namespace, o.Labels[discoveryv1.LabelServiceName]})
+	})
+	d.spaces.OnChange(func(c client.Change[*corev1.Namespace]) {
+		d.index.SetNamespace(c.Object().Name, !c.Deleted())
+	})
+	synced := false
+	d.mark(nsName{}) // the first flush, though there be no service
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.wake:
+		}
+		if err := d.flush(ctx, !synced); err != nil {
+			d.log.Error("write service rules", "err", err)
+			if errors.Is(err, service.ErrNotWritten) {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(time.Second):
+				}
+				d.mark(nsName{})
+				continue
+			}
+		}
+		if !synced {
+			synced = true
+			d.index.MarkSynced()
+			close(d.written)
+		}
+	}
+}
+
+func (d *dataPlane) take() map[nsName]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := d.dirty
+	d.dirty = map[nsName]bool{}
+	return out
+}
+
+func (d *dataPlane) flush(ctx context.Context, full bool) error {
+	dirty := d.take()
+	if full {
+		for s := range d.services.All() {
+			dirty[nsName{s.Namespace, s.Name}] = true
+		}
+	}
+	var upsert []service.Service
+	var remove []string
+	for k := range dirty {
+		if k.name == "" {
+			continue
+		}
+		svc, ok := d.services.Get(k.ns, k.name)
+		if !ok {
+			d.index.Delete(k.ns, k.name)
+			remove = append(remove, k.String())
+			continue
+		}
+		eps := d.slices.ByIndex(byService, k.String())
+		d.index.Set(d.records(svc, eps))
+		if s, ok := d.rules(svc, eps); ok {
+			upsert = append(upsert, s)
+		} else {
+			remove = append(remove, k.String())
+		}
+	}
+	if full {
+		return d.proxy.Sync(ctx, upsert)
+	}
+	return d.proxy.Apply(ctx, upsert, remove)
+}
+
+func addrs(in []string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range in {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func clusterIPs(s *corev1.Service) []netip.Addr {
+	if s.Spec.Type == corev1.ServiceTypeExternalName || s.Spec.ClusterIP == corev1.ClusterIPNone {
+		return nil
+	}
+	return addrs(s.Spec.ClusterIPs)
+}
+
+// proxyLabel and headless services are left to others, as upstream's proxies
+// leave them.
+const proxyLabel = "service.kubernetes.io/service-proxy-name"
+
+// rules makes the values of a service's rules; false where it has none.
+func (d *dataPlane) rules(s *corev1.Service, slices []*discoveryv1.EndpointSlice) (service.Service, bool) {
+	ips := clusterIPs(s)
+	if len(ips) == 0 || s.Labels[proxyLabel] != "" {
+		return service.Service{}, false
+	}
+	out := service.Service{
+		Key: s.Namespace + "/" + s.Name, ClusterIPs: ips, ExternalIPs: addrs(s.Spec.ExternalIPs),
+		ExternalLocal: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		InternalLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
+	}
+	for _, i := range s.Status.LoadBalancer.Ingress {
+		if i.IP != "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP) {
+			out.LoadBalancerIPs = append(out.LoadBalancerIPs, addrs([]string{i.IP})...)
+		}
+	}
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		out.Affinity = 3 * time.Hour
+		if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+			out.Affinity = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+		}
+	}
+	isDNS := s.Namespace == metaSystem && s.Name == dnsService
+	for _, p := range s.Spec.Ports {
+		port := service.Port{Name: p.Name, Protocol: string(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)}
+		if isDNS && p.Port == 53 {
+			port.NodeLocal = []netip.AddrPort{d.local}
+		} else {
+			port.Endpoints = d.endpoints(p, slices)
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out, true
+}
+
+func (d *dataPlane) endpoints(p corev1.ServicePort, slices []*discoveryv1.EndpointSlice) []service.Endpoint {
+	var out []service.Endpoint
+	seen := map[netip.AddrPort]bool{}
+	for _, sl := range slices {
+		for _, sp := range sl.Ports {
+			if sp.Port == nil || deref(sp.Name) != p.Name || sp.Protocol != nil && *sp.Protocol != p.Protocol {
+				continue
+			}
+			for _, e := range sl.Endpoints {
+				for _, a := range addrs(e.Addresses) {
+					ep := service.Endpoint{
+						Addr: netip.AddrPortFrom(a, uint16(*sp.Port)), Local: e.NodeName != nil && *e.NodeName == d.set.NodeName,
+						Ready: e.Conditions.Ready == nil || *e.Conditions.Ready, Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
+					}
+					ep.Serving = ep.Ready
+					if e.Conditions.Serving != nil {
+						ep.Serving = *e.Conditions.Serving
+					}
+					if !seen[ep.Addr] {
+						seen[ep.Addr] = true
+						out = append(out, ep)
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// records makes the DNS records of a service.
+func (d *dataPlane) records(s *corev1.Service, slices []*discoveryv1.EndpointSlice) *dns.Service {
+	out := &dns.Service{Namespace: s.Namespace, Name: s.Name, ClusterIPs: clusterIPs(s)}
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		out.ExternalName = s.Spec.ExternalName
+		return out
+	}
+	for _, p := range s.Spec.Ports {
+		out.Ports = append(out.Ports, dns.Port{Name: p.Name, Protocol: string(p.Protocol), Port: uint16(p.Port)})
+	}
+	for _, sl := range slices {
+		var ports []dns.Port
+		for _, sp := range sl.Ports {
+			if sp.Port != nil {
+				proto := string(corev1.ProtocolTCP)
+				if sp.Protocol != nil {
+					proto = string(*sp.Protocol)
+				}
+				ports = append(ports, dns.Port{Name: deref(sp.Name), Protocol: proto, Port: uint16(*sp.Port)})
+			}
+		}
+		for _, e := range sl.Endpoints {
+			if e.Conditions.Ready != nil && !*e.Conditions.Ready && !s.Spec.PublishNotReadyAddresses {
+				continue
+			}
+			for _, a := range addrs(e.Addresses) {
+				out.Endpoints = append(out.Endpoints, dns.Endpoint{Addr: a, Hostname: deref(e.Hostname), Ports: ports})
+			}
+		}
+	}
+	return out
+}
+
+const (
+	metaSystem = "kube-system"
+	dnsService = "kube-dns"
+)
+
+// dnsSockets opens the sockets of the node's DNS: the kept ones where there are.
+// addr is put on the host only once the node knows its pod range: until then
+// nobody can ask.
+func dnsSockets(ctx context.Context, k *sockets, addr netip.Addr) (net.PacketConn, net.Listener, error) {
+	at := netip.AddrPortFrom(addr, 53).String()
+	l, err := k.listen(ctx, "dns-tcp", at)
+	if err != nil {
+		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+	}
+	pc, err := k.listenPacket(ctx, "dns-udp", at)
+	if err != nil {
+		l.Close()
+		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+	}
+	return pc, l, nil
+}

@@ -1,0 +1,135 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"k8s.io/klog/v2"
+
+	"skiff/internal/admin"
+	"skiff/internal/cli"
+	"skiff/internal/host"
+	"skiff/internal/runtime/build"
+	"skiff/internal/runtime/programs"
+)
+
+// Local is what the command line runs in its own process.
+type Local struct{}
+
+func settings(configFile string, s cli.Settings) (*Settings, error) {
+	c := Config(s)
+	if configFile != "" {
+		f, err := LoadConfig(configFile)
+		if err != nil {
+			return nil, err
+		}
+		c = overlay(f, c)
+	}
+	if err := c.Merge(); err != nil {
+		return nil, err
+	}
+	return c.Complete()
+}
+
+// overlay puts what was set by flag over what a file says.
+func overlay(file, flags Config) Config {
+	str := func(dst *string, v string) {
+		if v != "" {
+			*dst = v
+		}
+	}
+	num := func(dst *int, v int) {
+		if v != 0 {
+			*dst = v
+		}
+	}
+	str(&file.Name, flags.Name)
+	str(&file.DataDir, flags.DataDir)
+	str(&file.NodeName, flags.NodeName)
+	str(&file.NodeIP, flags.NodeIP)
+	num(&file.APIPort, flags.APIPort)
+	num(&file.KubeletPort, flags.KubeletPort)
+	str(&file.PodCIDR, flags.PodCIDR)
+	str(&file.ServiceCIDR, flags.ServiceCIDR)
+	str(&file.NodePorts, flags.NodePorts)
+	str(&file.ClusterDomain, flags.ClusterDomain)
+	if len(flags.ExtraSANs) > 0 {
+		file.ExtraSANs = flags.ExtraSANs
+	}
+	if len(flags.Etcd) > 0 {
+		file.Etcd = flags.Etcd
+	}
+	num(&file.MaxPods, flags.MaxPods)
+	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
+	file.Verbose = file.Verbose || flags.Verbose
+	return file
+}
+
+// Run implements cli.Local.
+func (Local) Run(ctx context.Context, st cli.Start) error {
+	set, err := settings(st.ConfigFile, st.Settings)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if set.Verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// Libraries of the field log through klog.
+	klog.SetSlogLogger(log)
+	if st.Role == NodeRole {
+		return errors.New("a node alone is not wired yet")
+	}
+	p := NewProcess(set, log, st.Progress)
+	return p.Run(ctx, st.Role == cli.AllInOne, func() {
+		if st.Ready != nil {
+			st.Ready(reached(set))
+		}
+	})
+}
+
+// NodeRole is the role of a process without a control plane.
+const NodeRole = cli.NodeOnly
+
+func reached(s *Settings) cli.Reached {
+	return cli.Reached{Name: s.Name, Server: s.ServerURL(), Kubeconfig: s.KubeconfigPath(), LogFile: s.Instance.Run("skiff.log")}
+}
+
+// Resolve implements cli.Local.
+func (Local) Resolve(configFile string, s cli.Settings) (host.Instance, cli.Reached, error) {
+	set, err := settings(configFile, s)
+	if err != nil {
+		return host.Instance{}, cli.Reached{}, err
+	}
+	return set.Instance, reached(set), nil
+}
+
+// Images implements cli.Local.
+func (Local) Images(_ context.Context, i host.Instance) (http.Handler, func() error, error) {
+	im, err := openImages(i, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	return im.handler.handler(), im.close, nil
+}
+
+// BuildProgress implements cli.Local.
+func (Local) BuildProgress(w io.Writer) admin.BuildProgress { return build.NewProgress(w) }
+
+// Kubectl implements cli.Local.
+func (Local) Kubectl(i host.Instance) (string, error) {
+	return programs.UnpackOne(programs.Embedded(), i.Data("bin"), "kubectl")
+}
+
+// Reset implements cli.Local.
+func (Local) Reset(ctx context.Context, i host.Instance, say func(string)) error {
+	return reset(ctx, i, say)
+}
+
+// Version implements cli.Local.
+func (Local) Version() string { return version().GitVersion }

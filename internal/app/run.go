@@ -1,0 +1,242 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"skiff/internal/admin"
+	"skiff/internal/host"
+	"skiff/internal/runtime/keeper"
+	"skiff/internal/runtime/programs"
+)
+
+// Progress hears of each step of a start as it is done.
+type Progress func(step string, took time.Duration)
+
+// Process is one skiff process: a control plane, a node, or both.
+type Process struct {
+	set      *Settings
+	log      *slog.Logger
+	progress Progress
+	started  time.Time
+	last     time.Time
+	ready    atomic.Bool
+	quit     chan bool // with whether the pods end too
+
+	journal  *host.Journal
+	programs programs.Set
+	sockets  *sockets
+	server   *server
+	node     *node
+	images   atomic.Pointer[images]
+}
+
+// NewProcess returns a process that Run starts.
+func NewProcess(set *Settings, log *slog.Logger, p Progress) *Process {
+	if p == nil {
+		p = func(string, time.Duration) {}
+	}
+	return &Process{set: set, log: log, progress: p, quit: make(chan bool, 1)}
+}
+
+func (p *Process) step(name string) {
+	now := time.Now()
+	p.progress(name, now.Sub(p.last))
+	p.log.Debug("start", "step", name, "took", now.Sub(p.last))
+	p.last = now
+}
+
+// Run starts the process and returns when ctx ends, Stop is called, or a part
+// fails. ready is called once a pod that is created then starts and is reachable.
+func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err error) {
+	p.started = time.Now()
+	p.last = p.started
+	if err := preflight(p.set, withNode); err != nil {
+		return err
+	}
+	inst := p.set.Instance
+	for _, dir := range []string{inst.DataDir, inst.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	unlock, err := lockInstance(inst)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if p.journal, err = host.OpenJournal(inst.JournalPath()); err != nil {
+		return err
+	}
+	for _, e := range []host.Entry{{Kind: host.KindDir, Name: inst.DataDir}, {Kind: host.KindDir, Name: inst.RunDir}} {
+		if err := p.journal.Record(e); err != nil {
+			return err
+		}
+	}
+	if err := p.set.Save(); err != nil {
+		return fmt.Errorf("write config: %w", err)
+	}
+	g := newGroup(p.log)
+	defer g.stop()
+	if p.programs, err = programs.Unpack(programs.Embedded(), inst.Data("bin")); err != nil {
+		return err
+	}
+	k, err := keeper.Open(ctx, p.programs.Pod, inst.Run("keeper"))
+	if err != nil {
+		return err
+	}
+	p.sockets = &sockets{keeper: k}
+	l, err := admin.Listen(inst.AdminSocket())
+	if err != nil {
+		return err
+	}
+	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
+	if err := p.startServer(ctx, g); err != nil {
+		return err
+	}
+	if withNode {
+		if err := p.startNode(ctx, g); err != nil {
+			return err
+		}
+	}
+	p.ready.Store(true)
+	if ready != nil {
+		ready()
+	}
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- g.wait(wctx) }()
+	select {
+	case err := <-done:
+		return err
+	case pods := <-p.quit:
+		if p.node != nil {
+			p.node.endPods.Store(pods)
+		}
+		if pods {
+			// Nobody is to wait for a cluster that ended.
+			defer func() {
+				if kerr := k.Shutdown(context.WithoutCancel(ctx)); err == nil {
+					err = kerr
+				}
+			}()
+		}
+		return nil
+	}
+}
+
+func (p *Process) startServer(ctx context.Context, g *group) error {
+	s := &server{set: p.set, log: p.log, g: g}
+	p.server = s
+	var eg errgroup.Group
+	eg.Go(func() error { return s.openStore(ctx) })
+	eg.Go(func() error { return s.openPKI(ctx) })
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	p.step("etcd and certificates")
+	if err := s.newAPI(); err != nil {
+		return err
+	}
+	l, err := p.sockets.listen(ctx, "api", fmt.Sprintf(":%d", p.set.APIPort))
+	if err != nil {
+		return portError("apiPort", p.set.APIPort, err)
+	}
+	select {
+	case <-s.api.Ready():
+	case err := <-g.failed:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.serve(l)
+	if err := p.writeKubeconfigs(); err != nil {
+		return err
+	}
+	p.step("API server")
+	if err := s.startControl(ctx); err != nil {
+		return err
+	}
+	p.step("controllers and scheduler")
+	return nil
+}
+
+func (p *Process) startNode(ctx context.Context, g *group) error {
+	n := &node{
+		set: p.set, log: p.log, g: g, journal: p.journal, pki: p.server.pki, programs: p.programs, sockets: p.sockets,
+		client: p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes", "system:masters"),
+	}
+	p.node = n
+	if err := n.open(ctx); err != nil {
+		return err
+	}
+	p.images.Store(n.images)
+	p.step("container runtime")
+	if err := n.run(ctx); err != nil {
+		return err
+	}
+	p.step("node Ready")
+	return nil
+}
+
+func portError(field string, port int, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &ConfigError{field, fmt.Sprintf("port %d is in use by another program; choose another one, or end that program", port)}
+	}
+	return fmt.Errorf("listen on port %d: %w", port, err)
+}
+
+// ServerURL is where this instance's API server is reached from this host.
+func (s *Settings) ServerURL() string { return fmt.Sprintf("https://127.0.0.1:%d", s.APIPort) }
+
+// KubeconfigPath is the administrator's kubeconfig.
+func (s *Settings) KubeconfigPath() string { return s.Instance.Data("admin.kubeconfig") }
+
+func (p *Process) writeKubeconfigs() error {
+	k, err := p.server.pki.Kubeconfig("super-admin", p.contextName(), p.set.ServerURL())
+	if err != nil {
+		return err
+	}
+	return k.Write(p.set.KubeconfigPath())
+}
+
+func (p *Process) contextName() string {
+	if p.set.Name == host.DefaultName {
+		return "skiff"
+	}
+	return "skiff-" + p.set.Name
+}
+
+// Status implements admin.Host.
+func (p *Process) Status(context.Context) (admin.Status, error) {
+	return admin.Status{
+		Name: p.set.Name, PID: os.Getpid(), Version: version().GitVersion, Started: p.started, Ready: p.ready.Load(),
+		Server: p.set.ServerURL(), NodeName: p.set.NodeName, NodeIP: p.set.NodeIP, DataDir: p.set.DataDir,
+	}, nil
+}
+
+// Stop implements admin.Host.
+func (p *Process) Stop(pods bool) {
+	select {
+	case p.quit <- pods:
+	default:
+	}
+}
+
+// Images implements admin.Host.
+func (p *Process) Images() http.Handler {
+	if im := p.images.Load(); im != nil {
+		return im.handler.handler()
+	}
+	return nil
+}

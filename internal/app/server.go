@@ -1,0 +1,197 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime"
+	"strconv"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+
+	"skiff/internal/api/resource"
+	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/authn"
+	"skiff/internal/apiserver/authz"
+	"skiff/internal/client"
+	"skiff/internal/pki"
+	"skiff/internal/store"
+	"skiff/internal/store/etcd"
+)
+
+// KubernetesVersion is the version whose API skiff serves.
+const KubernetesVersion = "1.37.2"
+
+// server is the control plane of a process.
+type server struct {
+	set   *Settings
+	log   *slog.Logger
+	g     *group
+	store store.Store
+	pki   *pki.PKI
+	api   *apiserver.Server
+}
+
+func (s *server) openStore(ctx context.Context) error {
+	if len(s.set.Etcd) > 0 {
+		return errors.New("etcd: an external cluster is not wired yet")
+	}
+	st, err := etcd.Open(ctx, etcd.Config{Dir: s.set.Instance.Data("etcd"), Name: s.set.NodeName, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.store = st
+	s.g.atStop("store", st.Close)
+	return nil
+}
+
+func (s *server) openPKI(ctx context.Context) error {
+	spec, err := pki.ServerSpec(pki.Server{
+		NodeName: s.set.NodeName, ServiceIPs: []netip.Addr{s.set.APIServiceIP}, IPs: []netip.Addr{s.set.NodeAddr},
+		ExtraSANs: s.set.ExtraSANs, ClusterDomain: s.set.ClusterDomain,
+	})
+	if err != nil {
+		return err
+	}
+	leaves, err := pki.NodeLeaves(s.set.NodeName, []netip.Addr{s.set.NodeAddr, netip.MustParseAddr("127.0.0.1")})
+	if err != nil {
+		return err
+	}
+	spec.Leaves = append(spec.Leaves, leaves...)
+	p, err := pki.Ensure(ctx, s.set.Instance.Data("pki"), spec, pki.Deps{Now: time.Now, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.pki = p
+	return nil
+}
+
+// issuer of service account tokens.
+func (s *server) issuer() string { return "https://kubernetes.default.svc." + s.set.ClusterDomain }
+
+func (s *server) newAPI() error {
+	var srv *apiserver.Server
+	keys, err := s.pki.ServiceAccountPublicKeys()
+	if err != nil {
+		return err
+	}
+	tokens, err := authn.NewTokens(authn.TokensConfig{
+		Issuer: s.issuer(), Audiences: []string{s.issuer()}, Key: s.pki.ServiceAccountKey(), Verify: keys, Now: time.Now,
+		Lookup: func() *client.Client { return srv.System() },
+	})
+	if err != nil {
+		return err
+	}
+	srv, err = apiserver.New(apiserver.Deps{
+		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
+		Authorizer:    authz.Union{authz.Masters{}},
+		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
+		Tokens:        tokens,
+		Version:       version(),
+	})
+	if err != nil {
+		return err
+	}
+	s.api = srv
+	s.g.start("cache", srv.Run)
+	return nil
+}
+
+// bodies registers the types that requests carry besides resources.
+func bodies() []func(*k8sruntime.Scheme) error {
+	return []func(*k8sruntime.Scheme) error{
+		corev1.AddToScheme, appsv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
+		autoscalingv1.AddToScheme, policyv1.AddToScheme,
+	}
+}
+
+func version() apiserver.Version {
+	return apiserver.Version{
+		Major: "1", Minor: "37", EmulationMajor: "1", EmulationMinor: "37", MinCompatibilityMajor: "1", MinCompatibilityMinor: "36",
+		GitVersion: "v" + KubernetesVersion + "+skiff", GitTreeState: "clean", GoVersion: runtime.Version(), Compiler: runtime.Compiler,
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+}
+
+// serve answers HTTPS on l.
+func (s *server) serve(l net.Listener) {
+	cfg := s.pki.Pair("apiserver").ServerTLS(s.pki.Pool(pki.ClusterCA))
+	cfg.NextProtos = []string{"h2", "http/1.1"}
+	h := &http.Server{
+		Handler: s.api.Handler(), TLSConfig: cfg, ReadHeaderTimeout: 32 * time.Second, IdleTimeout: 90 * time.Second,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000},
+	}
+	s.g.start("api", func(ctx context.Context) error {
+		failed := make(chan error, 1)
+		go func() { failed <- h.Serve(tls.NewListener(l, cfg)) }()
+		select {
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			// Watches never end on their own: they are cut, and resumed by their
+			// clients at the next start.
+			wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if err := h.Shutdown(wait); err != nil {
+				return errors.Join(h.Close(), ignoreDeadline(err))
+			}
+			return nil
+		}
+	})
+}
+
+func ignoreDeadline(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// local is a client in process under an identity.
+func (s *server) local(user, manager string, groups ...string) *client.Client {
+	return client.New(s.api.Local(resource.User{Name: user, Groups: append(groups, "system:authenticated")}), manager)
+}
+
+// nodeConnector reaches kubelets by their internal address.
+type nodeConnector struct {
+	pair *pki.KeyPair
+	pki  *pki.PKI
+	rt   http.RoundTripper
+}
+
+func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL, http.RoundTripper, error) {
+	host := ""
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			host = a.Address
+			break
+		}
+	}
+	if host == "" {
+		return nil, nil, fmt.Errorf("node %q has no internal address", node.Name)
+	}
+	port := int(node.Status.DaemonEndpoints.KubeletEndpoint.Port)
+	if port == 0 {
+		port = 10250
+	}
+	if n.rt == nil {
+		cfg := n.pair.ClientTLS(n.pki.Pool(pki.ClusterCA), "")
+		n.rt = &http.Transport{TLSClientConfig: cfg, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}
+	}
+	return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))}, n.rt, nil
+}

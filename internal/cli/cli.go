@@ -1,0 +1,308 @@
+// Package cli is skiff's command line. It talks to a running skiff through the
+// admin socket and the API; what must run in this process (a server, a node, a
+// build while skiff is down) it gets from main as Local.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"skiff/internal/admin"
+	"skiff/internal/host"
+)
+
+// Settings are what flags and the config file can say. The fields are those of
+// the config file.
+type Settings struct {
+	Name                     string
+	DataDir                  string
+	NodeName                 string
+	NodeIP                   string
+	APIPort                  int
+	KubeletPort              int
+	PodCIDR                  string
+	ServiceCIDR              string
+	NodePorts                string
+	ClusterDomain            string
+	ExtraSANs                []string
+	Etcd                     []string
+	MaxPods                  int
+	ContainerRuntimeEndpoint string
+	Verbose                  bool
+}
+
+// Role is what a process is.
+type Role int
+
+// Roles.
+const (
+	AllInOne Role = iota
+	ServerOnly
+	NodeOnly
+)
+
+// Start is a start of a process in the foreground.
+type Start struct {
+	Role       Role
+	Settings   Settings
+	ConfigFile string
+	// Kubeconfig is a node's way to its server.
+	Kubeconfig string
+	// Progress hears of each step; Ready is called when pods start.
+	Progress func(step string, took time.Duration)
+	Ready    func(Reached)
+}
+
+// Reached is where a cluster that came up is found.
+type Reached struct {
+	Name       string
+	Server     string
+	Kubeconfig string
+	LogFile    string
+}
+
+// Local is what runs in this process.
+type Local interface {
+	// Run starts a process and blocks until ctx ends or it fails.
+	Run(ctx context.Context, s Start) error
+	// Resolve completes settings as Run would: for what must be known before.
+	Resolve(configFile string, s Settings) (host.Instance, Reached, error)
+	// Reset undoes everything that an instance put on this host.
+	Reset(ctx context.Context, i host.Instance, say func(string)) error
+	// Images serves /images and /build without a running skiff.
+	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
+	// BuildProgress shows a build's progress on w.
+	BuildProgress(w io.Writer) admin.BuildProgress
+	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
+	Kubectl(i host.Instance) (string, error)
+	Version() string
+}
+
+type command struct {
+	local Local
+	out   io.Writer
+	err   io.Writer
+	set   Settings
+	conf  string
+}
+
+// Execute runs the command line and returns the exit code.
+func Execute(ctx context.Context, local Local, args []string) int {
+	c := &command{local: local, out: os.Stdout, err: os.Stderr}
+	root := c.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var exit *exec.ExitError
+	var code exitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(c.err, "skiff:", err)
+	return 1
+}
+
+// exitCode ends the command with a code and without a further word.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+func (c *command) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "skiff",
+		Short: "Kubernetes, whole, in one small program",
+		Long: `skiff runs a Kubernetes cluster in one process: API server, etcd, scheduler,
+controllers, kubelet, container runtime, pod network, services and DNS.
+
+  skiff up                 start a cluster on this machine
+  skiff kubectl get nodes  use it
+  skiff down               stop it; the data stays
+  skiff reset              remove it and everything it put on this machine`,
+		SilenceUsage: true, SilenceErrors: true, Version: c.local.Version(),
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&c.set.Name, "name", "", "name of the cluster on this machine; several run side by side (default \"default\")")
+	f.StringVar(&c.set.DataDir, "data-dir", "", "directory of everything durable (default /var/lib/skiff/NAME)")
+	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image())
+	return root
+}
+
+// startFlags are those of commands that start a process.
+func (c *command) startFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&c.conf, "config", "", "file with these settings (YAML; the flags' names in camel case)")
+	f.StringVar(&c.set.NodeName, "node-name", "", "name of this node (default: the host's name)")
+	f.StringVar(&c.set.NodeIP, "node-ip", "", "address of this node (default: the one towards the default route)")
+	f.IntVar(&c.set.APIPort, "api-port", 0, "port of the API server (default 6443; for a named cluster the next free one)")
+	f.IntVar(&c.set.KubeletPort, "kubelet-port", 0, "port of the kubelet (default 10250; for a named cluster the next free one)")
+	f.StringVar(&c.set.PodCIDR, "pod-cidr", "", "range of all pods' addresses (default 10.244.0.0/16)")
+	f.StringVar(&c.set.ServiceCIDR, "service-cidr", "", "range of services' cluster addresses (default 10.96.0.0/16)")
+	f.StringVar(&c.set.NodePorts, "node-ports", "", "range of node ports (default 30000-32767)")
+	f.StringVar(&c.set.ClusterDomain, "cluster-domain", "", "domain of the cluster's DNS (default cluster.local)")
+	f.StringSliceVar(&c.set.ExtraSANs, "san", nil, "more names or addresses that the API server is reached by")
+	f.StringSliceVar(&c.set.Etcd, "etcd", nil, "endpoints of an etcd cluster to use instead of the built-in one")
+	f.IntVar(&c.set.MaxPods, "max-pods", 0, "most pods on this node (default 110)")
+	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
+	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")
+}
+
+func (c *command) instance() (host.Instance, Reached, error) {
+	return c.local.Resolve(c.conf, c.set)
+}
+
+func (c *command) admin() (*admin.Client, host.Instance, error) {
+	i, err := host.New(c.set.Name, c.set.DataDir)
+	if err != nil {
+		return nil, i, err
+	}
+	return admin.Dial(i.AdminSocket()), i, nil
+}
+
+func (c *command) server() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "server", Short: "Run a control plane without a node, in the foreground", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.local.Run(cmd.Context(), Start{Role: ServerOnly, Settings: c.set, ConfigFile: c.conf, Ready: func(r Reached) {
+				fmt.Fprintf(c.out, "Ready at %s; kubeconfig %s\n", r.Server, r.Kubeconfig)
+			}})
+		},
+	}
+	c.startFlags(cmd)
+	return cmd
+}
+
+func (c *command) node() *cobra.Command {
+	var kubeconfig string
+	cmd := &cobra.Command{
+		Use: "node --kubeconfig FILE", Short: "Run a node of a cluster elsewhere, in the foreground", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.local.Run(cmd.Context(), Start{Role: NodeOnly, Settings: c.set, ConfigFile: c.conf, Kubeconfig: kubeconfig, Ready: func(Reached) {
+				fmt.Fprintln(c.out, "Ready")
+			}})
+		},
+	}
+	c.startFlags(cmd)
+	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the server, with credentials of a node")
+	_ = cmd.MarkFlagRequired("kubeconfig")
+	return cmd
+}
+
+func (c *command) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Tell whether the cluster runs, and how its parts are", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, i, err := c.admin()
+			if err != nil {
+				return err
+			}
+			st, err := a.Status(cmd.Context())
+			if errors.Is(err, admin.ErrNotRunning) {
+				fmt.Fprintf(c.out, "skiff %q is not running. Start it with: skiff up%s\n", i.Name, nameFlag(i))
+				return exitCode(3)
+			}
+			if err != nil {
+				return err
+			}
+			state := "starting"
+			if st.Ready {
+				state = "Ready"
+			}
+			fmt.Fprintf(c.out, "Cluster  %s, %s since %s (pid %d, %s)\n", st.Name, state, st.Started.Format(time.DateTime), st.PID, st.Version)
+			fmt.Fprintf(c.out, "Server   %s\n", st.Server)
+			if st.NodeName != "" {
+				fmt.Fprintf(c.out, "Node     %s, %s\n", st.NodeName, st.NodeIP)
+			}
+			fmt.Fprintf(c.out, "Data     %s\n", st.DataDir)
+			for _, p := range st.Parts {
+				fmt.Fprintf(c.out, "  %-12s %s\n", p.Name, p.State)
+			}
+			return nil
+		},
+	}
+}
+
+func nameFlag(i host.Instance) string {
+	if i.Name == host.DefaultName {
+		return ""
+	}
+	return " --name " + i.Name
+}
+
+func (c *command) kubeconfig() *cobra.Command {
+	var path bool
+	cmd := &cobra.Command{
+		Use: "kubeconfig", Short: "Print the administrator's kubeconfig", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, r, err := c.instance()
+			if err != nil {
+				return err
+			}
+			if path {
+				fmt.Fprintln(c.out, r.Kubeconfig)
+				return nil
+			}
+			b, err := os.ReadFile(r.Kubeconfig)
+			if errors.Is(err, os.ErrNotExist) {
+				return errors.New("this cluster was not started yet: run `skiff up`")
+			}
+			if err != nil {
+				return err
+			}
+			_, err = c.out.Write(b)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&path, "path", false, "print the file's path instead")
+	return cmd
+}
+
+func (c *command) kubectl() *cobra.Command {
+	return &cobra.Command{
+		Use: "kubectl ARGS...", Short: "Run the kubectl that skiff carries against this cluster",
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = c.ownFlags(args)
+			i, r, err := c.instance()
+			if err != nil {
+				return err
+			}
+			bin, err := c.local.Kubectl(i)
+			if err != nil {
+				return err
+			}
+			k := exec.CommandContext(cmd.Context(), bin, args...)
+			k.Stdin, k.Stdout, k.Stderr = os.Stdin, os.Stdout, os.Stderr
+			k.Env = append(os.Environ(), "KUBECONFIG="+r.Kubeconfig)
+			return k.Run()
+		},
+	}
+}
+
+// ownFlags takes --name and --data-dir from the front of kubectl's arguments.
+func (c *command) ownFlags(args []string) []string {
+	for len(args) >= 2 {
+		switch args[0] {
+		case "--name":
+			c.set.Name = args[1]
+		case "--data-dir":
+			c.set.DataDir = args[1]
+		default:
+			return args
+		}
+		args = args[2:]
+	}
+	return args
+}

@@ -1,0 +1,314 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"skiff/internal/admin"
+	"skiff/internal/host"
+)
+
+// report is a line that a process in the background sends to the command that
+// started it.
+type report struct {
+	Step  string   `json:"step,omitempty"`
+	MS    float64  `json:"ms,omitempty"`
+	Ready *Reached `json:"ready,omitempty"`
+	Error string   `json:"error,omitempty"`
+}
+
+// progressFD is the pipe of those lines.
+const progressFD = 3
+
+func (c *command) up() *cobra.Command {
+	var foreground, child bool
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start a cluster on this machine", Args: cobra.NoArgs,
+		Long: `Start a cluster on this machine, in the background, and return when it is Ready:
+when a pod that is created starts and is reachable by its service's name.
+
+A cluster that runs already is left alone. Pods that ran when skiff was killed
+are taken over as they are.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			i, r, err := c.instance()
+			if err != nil {
+				return err
+			}
+			if !child {
+				if st, err := admin.Dial(i.AdminSocket()).Status(cmd.Context()); err == nil {
+					fmt.Fprintf(c.out, "Cluster %q is running already (pid %d). Nothing was changed.\n", st.Name, st.PID)
+					c.goOn(i, r)
+					return nil
+				}
+			}
+			switch {
+			case child:
+				return c.upChild(cmd.Context())
+			case foreground:
+				return c.upForeground(cmd.Context(), i)
+			}
+			return c.upBackground(cmd.Context(), i)
+		},
+	}
+	c.startFlags(cmd)
+	cmd.Flags().BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")
+	cmd.Flags().BoolVar(&child, "report", false, "report progress on file descriptor 3 (used by up itself)")
+	_ = cmd.Flags().MarkHidden("report")
+	return cmd
+}
+
+func (c *command) printStep(step string, took time.Duration) {
+	fmt.Fprintf(c.out, "  %-44s %6.0f ms\n", step, float64(took.Microseconds())/1000)
+}
+
+func (c *command) goOn(i host.Instance, r Reached) {
+	fmt.Fprintf(c.out, `
+  export KUBECONFIG=%s
+  skiff kubectl%s get nodes     (or any kubectl)
+  skiff down%s                  stops it; skiff reset%s removes it
+`, r.Kubeconfig, nameFlag(i), nameFlag(i), nameFlag(i))
+}
+
+func (c *command) upForeground(ctx context.Context, i host.Instance) error {
+	start := time.Now()
+	return c.local.Run(ctx, Start{
+		Role: AllInOne, Settings: c.set, ConfigFile: c.conf, Progress: c.printStep,
+		Ready: func(r Reached) {
+			fmt.Fprintf(c.out, "Cluster %q is Ready after %.2f s.\n", r.Name, time.Since(start).Seconds())
+			c.goOn(i, r)
+		},
+	})
+}
+
+// upChild is the process in the background.
+func (c *command) upChild(ctx context.Context) error {
+	pipe := os.NewFile(progressFD, "progress")
+	if pipe == nil {
+		return errors.New("--report needs a pipe on file descriptor 3")
+	}
+	syscall.CloseOnExec(progressFD)
+	send := func(r report) {
+		b, err := json.Marshal(r)
+		if err == nil {
+			// The reader may be gone: then nobody wants to know.
+			_, _ = pipe.Write(append(b, '\n'))
+		}
+	}
+	ready := false
+	err := c.local.Run(ctx, Start{
+		Role: AllInOne, Settings: c.set, ConfigFile: c.conf,
+		Progress: func(step string, took time.Duration) {
+			send(report{Step: step, MS: float64(took.Microseconds()) / 1000})
+		},
+		Ready: func(r Reached) {
+			ready = true
+			send(report{Ready: &r})
+			pipe.Close()
+		},
+	})
+	if err != nil && !ready {
+		send(report{Error: err.Error()})
+	}
+	return err
+}
+
+func (c *command) upBackground(ctx context.Context, i host.Instance) error {
+	start := time.Now()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(i.RunDir, 0o700); err != nil {
+		if os.Geteuid() != 0 {
+			return errors.New("skiff needs root to run containers; run it with sudo")
+		}
+		return fmt.Errorf("run directory: %w", err)
+	}
+	logPath := i.Run("skiff.log")
+	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("log file: %w", err)
+	}
+	defer logFile.Close()
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer pr.Close()
+	cmd := exec.Command(self, append([]string{"up", "--report"}, c.flags()...)...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.ExtraFiles = []*os.File{pw}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		pw.Close()
+		return fmt.Errorf("start in the background: %w", err)
+	}
+	pw.Close()
+	fmt.Fprintf(c.out, "Starting cluster %q\n", i.Name)
+	lines := bufio.NewScanner(pr)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var r report
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			continue
+		}
+		switch {
+		case r.Error != "":
+			_ = cmd.Wait()
+			return errors.New(r.Error)
+		case r.Ready != nil:
+			fmt.Fprintf(c.out, "Cluster %q is Ready after %.2f s.\n", i.Name, time.Since(start).Seconds())
+			c.goOn(i, *r.Ready)
+			return cmd.Process.Release()
+		default:
+			c.printStep(r.Step, time.Duration(r.MS*float64(time.Millisecond)))
+		}
+	}
+	err = cmd.Wait()
+	return fmt.Errorf("skiff ended before it was Ready (%v); its log ends with:\n%s", err, tail(logPath, 2000))
+}
+
+// flags are the flags that this command was called with, for the one in the
+// background.
+func (c *command) flags() []string {
+	s := c.set
+	var out []string
+	add := func(name, v string) {
+		if v != "" {
+			out = append(out, "--"+name, v)
+		}
+	}
+	num := func(name string, v int) {
+		if v != 0 {
+			add(name, fmt.Sprint(v))
+		}
+	}
+	add("name", s.Name)
+	add("data-dir", s.DataDir)
+	add("config", c.conf)
+	add("node-name", s.NodeName)
+	add("node-ip", s.NodeIP)
+	num("api-port", s.APIPort)
+	num("kubelet-port", s.KubeletPort)
+	add("pod-cidr", s.PodCIDR)
+	add("service-cidr", s.ServiceCIDR)
+	add("node-ports", s.NodePorts)
+	add("cluster-domain", s.ClusterDomain)
+	add("san", strings.Join(s.ExtraSANs, ","))
+	add("etcd", strings.Join(s.Etcd, ","))
+	num("max-pods", s.MaxPods)
+	add("container-runtime-endpoint", s.ContainerRuntimeEndpoint)
+	if s.Verbose {
+		out = append(out, "--verbose")
+	}
+	return out
+}
+
+func tail(path string, n int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() > n {
+		if _, err := f.Seek(-n, io.SeekEnd); err != nil {
+			return err.Error()
+		}
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// stop ends a running skiff and waits until its process is gone. It returns
+// admin.ErrNotRunning where there is none.
+func stop(ctx context.Context, a *admin.Client, pods bool) error {
+	st, err := a.Status(ctx)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(st.PID, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", st.PID, err)
+	}
+	defer unix.Close(fd)
+	if err := a.Stop(ctx, pods); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", st.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+func (c *command) down() *cobra.Command {
+	var keep bool
+	cmd := &cobra.Command{
+		Use: "down", Short: "Stop the cluster on this machine; its data stays", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, i, err := c.admin()
+			if err != nil {
+				return err
+			}
+			err = stop(cmd.Context(), a, !keep)
+			if errors.Is(err, admin.ErrNotRunning) {
+				fmt.Fprintf(c.out, "skiff %q is not running.\n", i.Name)
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.out, "Cluster %q is stopped. `skiff up%s` starts it again.\n", i.Name, nameFlag(i))
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep-pods", false, "end skiff alone and leave the pods running")
+	return cmd
+}
+
+func (c *command) reset() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use: "reset", Short: "Remove the cluster and everything it put on this machine", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, i, err := c.admin()
+			if err != nil {
+				return err
+			}
+			if !yes {
+				return fmt.Errorf("this removes cluster %q and all its data in %s; say so with --yes", i.Name, i.DataDir)
+			}
+			if err := stop(cmd.Context(), a, true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
+				return err
+			}
+			if err := c.local.Reset(cmd.Context(), i, func(s string) { fmt.Fprintln(c.out, " ", s) }); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.out, "Cluster %q is removed.\n", i.Name)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}

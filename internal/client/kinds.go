@@ -1,0 +1,83 @@
+package client
+
+import (
+	"reflect"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// Kind is a built-in kind as clients know it.
+type Kind struct {
+	GVR        schema.GroupVersionResource
+	GVK        schema.GroupVersionKind
+	Namespaced bool
+	New        func() Object
+	NewList    func() runtime.Object
+}
+
+func kind[T, L any, PT interface {
+	*T
+	Object
+}, PL interface {
+	*L
+	runtime.Object
+}](gv schema.GroupVersion, plural, name string, namespaced bool) *Kind {
+	return &Kind{
+		GVR: gv.WithResource(plural), GVK: gv.WithKind(name), Namespaced: namespaced,
+		New:     func() Object { return PT(new(T)) },
+		NewList: func() runtime.Object { return PL(new(L)) },
+	}
+}
+
+// Kinds are the built-in kinds that have a collection.
+var Kinds = []*Kind{
+	kind[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", "Namespace", false),
+	kind[corev1.Node, corev1.NodeList](corev1.SchemeGroupVersion, "nodes", "Node", false),
+	kind[corev1.Pod, corev1.PodList](corev1.SchemeGroupVersion, "pods", "Pod", true),
+	kind[corev1.Service, corev1.ServiceList](corev1.SchemeGroupVersion, "services", "Service", true),
+	kind[corev1.Endpoints, corev1.EndpointsList](corev1.SchemeGroupVersion, "endpoints", "Endpoints", true), //nolint:staticcheck // served as upstream serves it
+	kind[corev1.ConfigMap, corev1.ConfigMapList](corev1.SchemeGroupVersion, "configmaps", "ConfigMap", true),
+	kind[corev1.Secret, corev1.SecretList](corev1.SchemeGroupVersion, "secrets", "Secret", true),
+	kind[corev1.ServiceAccount, corev1.ServiceAccountList](corev1.SchemeGroupVersion, "serviceaccounts", "ServiceAccount", true),
+	kind[corev1.Event, corev1.EventList](corev1.SchemeGroupVersion, "events", "Event", true),
+	kind[eventsv1.Event, eventsv1.EventList](eventsv1.SchemeGroupVersion, "events", "Event", true),
+	kind[coordinationv1.Lease, coordinationv1.LeaseList](coordinationv1.SchemeGroupVersion, "leases", "Lease", true),
+	kind[appsv1.ReplicaSet, appsv1.ReplicaSetList](appsv1.SchemeGroupVersion, "replicasets", "ReplicaSet", true),
+	kind[appsv1.Deployment, appsv1.DeploymentList](appsv1.SchemeGroupVersion, "deployments", "Deployment", true),
+	kind[discoveryv1.EndpointSlice, discoveryv1.EndpointSliceList](discoveryv1.SchemeGroupVersion, "endpointslices", "EndpointSlice", true),
+	kind[networkingv1.IPAddress, networkingv1.IPAddressList](networkingv1.SchemeGroupVersion, "ipaddresses", "IPAddress", false),
+	kind[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList](networkingv1.SchemeGroupVersion, "servicecidrs", "ServiceCIDR", false),
+	kind[schedulingv1.PriorityClass, schedulingv1.PriorityClassList](schedulingv1.SchemeGroupVersion, "priorityclasses", "PriorityClass", false),
+	kind[rbacv1.Role, rbacv1.RoleList](rbacv1.SchemeGroupVersion, "roles", "Role", true),
+	kind[rbacv1.RoleBinding, rbacv1.RoleBindingList](rbacv1.SchemeGroupVersion, "rolebindings", "RoleBinding", true),
+	kind[rbacv1.ClusterRole, rbacv1.ClusterRoleList](rbacv1.SchemeGroupVersion, "clusterroles", "ClusterRole", false),
+	kind[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList](rbacv1.SchemeGroupVersion, "clusterrolebindings", "ClusterRoleBinding", false),
+	kind[authenticationv1.TokenReview, corev1.List](authenticationv1.SchemeGroupVersion, "tokenreviews", "TokenReview", false),
+	kind[authorizationv1.SubjectAccessReview, corev1.List](authorizationv1.SchemeGroupVersion, "subjectaccessreviews", "SubjectAccessReview", false),
+}
+
+var byType, byGVR = index(Kinds)
+
+func index(kinds []*Kind) (map[reflect.Type]*Kind, map[schema.GroupVersionResource]*Kind) {
+	types := make(map[reflect.Type]*Kind, len(kinds))
+	gvrs := make(map[schema.GroupVersionResource]*Kind, len(kinds))
+	for _, k := range kinds {
+		types[reflect.TypeOf(k.New())] = k
+		gvrs[k.GVR] = k
+	}
+	return types, gvrs
+}
+
+// KindFor returns the kind of a resource, nil where it is not built in.
+func KindFor(gvr schema.GroupVersionResource) *Kind { return byGVR[gvr] }

@@ -1,0 +1,225 @@
+package control
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Back-off of a failing key: firstRetry, doubling up to lastRetry.
+const (
+	firstRetry = 5 * time.Millisecond
+	lastRetry  = 1000 * time.Second
+)
+
+// Queue hands keys to workers, first in first out. A key that is waiting is held
+// once, however often it is added; a key that is being worked on is never handed
+// to a second worker: added meanwhile, it comes again after Done. All methods may
+// be called from any goroutine, and are without effect after Close.
+type Queue[K comparable] struct {
+	mu      sync.Mutex
+	wake    *sync.Cond
+	waiting []K
+	state   map[K]keyState
+	retries map[K]int
+	delayed map[K]*delayedAdd
+	closed  bool
+	adds    uint64
+	redo    uint64
+}
+
+type keyState uint8
+
+const (
+	queued  keyState = 1 + iota // in waiting
+	working                     // with a worker
+	dirty                       // with a worker, and added since
+)
+
+type delayedAdd struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+// NewQueue returns an empty queue.
+func NewQueue[K comparable]() *Queue[K] {
+	q := &Queue[K]{state: map[K]keyState{}, retries: map[K]int{}, delayed: map[K]*delayedAdd{}}
+	q.wake = sync.NewCond(&q.mu)
+	return q
+}
+
+// Add makes k wait for a worker.
+func (q *Queue[K]) Add(k K) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.add(k)
+}
+
+func (q *Queue[K]) add(k K) {
+	if q.closed {
+		return
+	}
+	switch q.state[k] {
+	case queued, dirty:
+		return
+	case working:
+		q.state[k] = dirty
+	default:
+		q.state[k] = queued
+		q.waiting = append(q.waiting, k)
+		q.wake.Signal()
+	}
+	q.adds++
+}
+
+// AddAfter adds k when d has passed. Of several delayed adds of a key the
+// earliest holds: a reconciliation asks anew for what it still waits for.
+func (q *Queue[K]) AddAfter(k K, d time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return
+	}
+	if d <= 0 {
+		q.add(k)
+		return
+	}
+	at := time.Now().Add(d)
+	if old, ok := q.delayed[k]; ok {
+		if !at.Before(old.at) {
+			return
+		}
+		old.timer.Stop()
+	}
+	e := &delayedAdd{at: at}
+	q.delayed[k] = e
+	e.timer = time.AfterFunc(d, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if q.delayed[k] == e {
+			delete(q.delayed, k)
+			q.add(k)
+		}
+	})
+}
+
+// Retry adds k after its back-off, which doubles with every Retry since Forget.
+func (q *Queue[K]) Retry(k K) {
+	q.mu.Lock()
+	n := q.retries[k]
+	q.retries[k] = n + 1
+	q.redo++
+	q.mu.Unlock()
+	q.AddAfter(k, backoff(n))
+}
+
+func backoff(failures int) time.Duration {
+	if failures >= 18 {
+		return lastRetry
+	}
+	return min(firstRetry<<failures, lastRetry)
+}
+
+// Forget ends the back-off of k.
+func (q *Queue[K]) Forget(k K) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.retries, k)
+}
+
+// Retries returns how often k was retried since it was forgotten.
+func (q *Queue[K]) Retries(k K) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.retries[k]
+}
+
+// Get waits for a key; false means that the queue is closed. The worker calls
+// Done when it has finished with the key.
+func (q *Queue[K]) Get() (K, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.waiting) == 0 && !q.closed {
+		q.wake.Wait()
+	}
+	var zero K
+	if q.closed {
+		return zero, false
+	}
+	k := q.waiting[0]
+	q.waiting[0] = zero
+	q.waiting = q.waiting[1:]
+	q.state[k] = working
+	return k, true
+}
+
+// Done gives k back. With rest, k is not handed out again before rest has passed:
+// changes that come meanwhile are met by one reconciliation.
+func (q *Queue[K]) Done(k K, rest time.Duration) {
+	if rest > 0 {
+		time.AfterFunc(rest, func() { q.Done(k, 0) })
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	was := q.state[k]
+	delete(q.state, k)
+	if was == dirty && !q.closed {
+		q.state[k] = queued
+		q.waiting = append(q.waiting, k)
+		q.wake.Signal()
+	}
+}
+
+// Close wakes all workers and drops what waits.
+func (q *Queue[K]) Close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.waiting = nil
+	for _, e := range q.delayed {
+		e.timer.Stop()
+	}
+	clear(q.delayed)
+	q.wake.Broadcast()
+}
+
+// QueueStats are counters for metrics (workqueue_depth, workqueue_adds_total,
+// workqueue_retries_total).
+type QueueStats struct {
+	Depth         int
+	Adds, Retries uint64
+}
+
+// Stats returns the counters.
+func (q *Queue[K]) Stats() QueueStats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return QueueStats{Depth: len(q.waiting), Adds: q.adds, Retries: q.redo}
+}
+
+// Work takes keys and hands them to f, with n workers, until ctx ends. An error
+// brings the key back after its back-off; rest is what Done says.
+func (q *Queue[K]) Work(ctx context.Context, n int, f func(ctx context.Context, k K) (rest time.Duration, err error)) {
+	stop := context.AfterFunc(ctx, q.Close)
+	defer stop()
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			for {
+				k, ok := q.Get()
+				if !ok {
+					return
+				}
+				rest, err := f(ctx, k)
+				if err != nil {
+					q.Retry(k)
+				} else {
+					q.Forget(k)
+				}
+				q.Done(k, rest)
+			}
+		})
+	}
+	wg.Wait()
+}

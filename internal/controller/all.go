@@ -1,0 +1,87 @@
+// Package controller has the controllers, one file each. Each declares what it
+// watches and writes (see package control) and keeps its decisions in functions of
+// a snapshot; All lists them.
+package controller
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"skiff/internal/client"
+	"skiff/internal/control"
+)
+
+// Deps is what controllers are made from. The zero values of the fields below are
+// sound, but for RootCA.
+type Deps struct {
+	control.Deps
+
+	// RootCA is the PEM bundle by which pods know the API server.
+	RootCA []byte
+	// Resources lists what the API serves, custom resources included; the
+	// built-in kinds where nil. It is asked again and again and must be cheap.
+	Resources func(ctx context.Context) ([]Resource, error)
+	// ClusterCIDRs are the ranges of pod addresses, one per family; where there
+	// are none, nodes are given no podCIDRs. ServiceCIDRs are kept out of them.
+	ClusterCIDRs, ServiceCIDRs []netip.Prefix
+	// TerminatedPods is how many ended pods are kept, 12500 where zero, all where
+	// negative.
+	TerminatedPods int
+	// NamespaceSettle is how long after its deletion a namespace goes at the
+	// earliest, so that every server knows of the deletion and admits nothing
+	// more into it; 2 s where zero.
+	NamespaceSettle time.Duration
+}
+
+// Resource is a resource as the controllers that handle all kinds see it.
+type Resource struct {
+	GVR        schema.GroupVersionResource
+	Kind       string
+	Namespaced bool
+	Verbs      []string
+}
+
+func (r Resource) can(verb string) bool { return slices.Contains(r.Verbs, verb) }
+
+// resources is Deps.Resources with its default.
+func (d Deps) resources(ctx context.Context) ([]Resource, error) {
+	if d.Resources != nil {
+		return d.Resources(ctx)
+	}
+	all := []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
+	var out []Resource
+	for _, k := range client.Kinds {
+		r := Resource{GVR: k.GVR, Kind: k.GVK.Kind, Namespaced: k.Namespaced, Verbs: all}
+		switch k.GVR.Resource {
+		case "tokenreviews", "subjectaccessreviews":
+			r.Verbs = []string{"create"}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// All returns every controller, to be run by control.Run.
+func All(d Deps) []*control.Controller {
+	cs := []*control.Controller{
+		newCollector(d),
+		newDeployment(d),
+		newEndpoints(d),
+		newEndpointSlice(d),
+		newNamespace(d),
+		newNodeLifecycle(d),
+		newPodGC(d),
+		newReplicaSet(d),
+		newRootCA(d),
+		newServiceAccount(d),
+		newTaintEviction(d),
+	}
+	if len(d.ClusterCIDRs) > 0 {
+		cs = append(cs, newNodeIPAM(d))
+	}
+	return cs
+}

@@ -1,0 +1,411 @@
+// Package kubelet is the node half: it makes the pods that are bound to this node
+// run, and tells the API what became of them.
+//
+// It knows the runtime only as CRI and the API only through package client; every
+// write is a patch (of a status or of the node) or a create or delete, never an
+// update.
+//
+// # How a pod is driven
+//
+// Each pod has one worker, a goroutine that sleeps until something concerns its
+// pod: a change in the API, an event of the runtime, a probe's result, a timer. It
+// then observes what the runtime has, asks the pure core (plan) what to do, does
+// it, and goes on until nothing is left to do. There is no polling.
+//
+// A worker is in one of three states and never goes back:
+//
+//	syncing      the pod is to run: sandbox, volumes, init containers, containers
+//	terminating  the pod is to end, because it is deleted or its containers are
+//	             done: hooks, grace period, sandbox stopped
+//	terminated   nothing runs: final status, volumes and cgroups gone, then, where
+//	             the pod is deleted, its object and what the runtime has of it
+//
+// # Recovery
+//
+// Nothing of a pod is kept in files of the kubelet: after a restart its state is
+// read from the runtime (labels and annotations under upstream's keys) and from
+// the status in the API. A restart starts, stops and reports nothing that would
+// not have been without it. What is forgotten is the age of back-offs.
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/client"
+	"skiff/internal/host"
+)
+
+// Events records events about objects. It does not block.
+type Events interface {
+	Event(ref *corev1.ObjectReference, eventType, reason, message string)
+}
+
+// Volumes makes the volumes of pods. Setup and Teardown are idempotent.
+type Volumes interface {
+	// Setup makes every volume of the pod present with its current content and
+	// returns their host paths by volume name. A zero refresh means that the
+	// content changes only with what it refers to.
+	Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]string, refresh time.Time, err error)
+	// SubPath returns a host path for the part of a volume that a container
+	// mounts, safe against symbolic links in the volume; index is that of the
+	// volume mount.
+	SubPath(ctx context.Context, pod *corev1.Pod, container string, index int, mount corev1.VolumeMount, subPath string) (string, error)
+	// Teardown removes the volumes of a pod.
+	Teardown(ctx context.Context, pod types.UID) error
+	// Pods lists the pods that have volumes here.
+	Pods() ([]types.UID, error)
+}
+
+// Cgroups makes and removes the cgroups of pods.
+type Cgroups interface {
+	// Ensure makes the pod's cgroup, within its QoS class, and returns the
+	// parent for CRI.
+	Ensure(pod *corev1.Pod) (parent string, err error)
+	// Remove ends what runs in the pod's cgroup and removes it.
+	Remove(pod types.UID) error
+	// Pods lists the pods that have a cgroup.
+	Pods() ([]types.UID, error)
+}
+
+// Deps is what a kubelet needs. Volumes, Cgroups, Events and Log may be nil in
+// tests; Now defaults to time.Now, MaxPods to 110.
+type Deps struct {
+	Client  *client.Client
+	Runtime Runtime
+	Images  Images
+	Volumes Volumes
+	Cgroups Cgroups
+	Events  Events
+	Log     *slog.Logger
+	Now     func() time.Time
+
+	Host     host.Instance
+	NodeName string
+	// Hostname is the label kubernetes.io/hostname and the address of that type;
+	// NodeName by default.
+	Hostname      string
+	NodeIPs       []net.IP
+	ClusterDNS    []net.IP
+	ClusterDomain string
+	Labels        map[string]string
+	Taints        []corev1.Taint
+	ProviderID    string
+	MaxPods       int
+	// Port is the one that the server of Handler listens on; it stands in the
+	// node's daemonEndpoints.
+	Port int32
+	// Version is the kubelet's version in nodeInfo.
+	Version string
+	// Authorize, where set, is asked before the server answers a request;
+	// a non-nil error is the answer.
+	Authorize Authorizer
+	// ResolvConf is the host's resolver configuration; /etc/resolv.conf by default.
+	ResolvConf string
+	// PodLogDir is where pod logs are; Host.Data("logs") by default.
+	PodLogDir string
+	// RegisterNode off leaves node, status and lease alone, for tests.
+	NoNode bool
+	// LogMaxSize and LogMaxFiles rule the rotation of container logs; 10 MiB and 5.
+	LogMaxSize  int64
+	LogMaxFiles int
+}
+
+// Kubelet is the node half. See New.
+type Kubelet struct {
+	d           Deps
+	informers   *client.Informers
+	pods        *client.Informer[*corev1.Pod]
+	services    *client.Informer[*corev1.Service]
+	sources     *Sources
+	refs        *references
+	runtimeName string
+	memory      int64 // capacity in bytes
+	node        *nodeState
+	started     time.Time
+
+	// exits are those who wait for the end of a container, by its ID.
+	exitMu sync.Mutex
+	exits  map[string]map[chan struct{}]bool
+
+	// admission is held while a pod is judged by what the others take.
+	admission sync.Mutex
+
+	mu      sync.Mutex
+	workers map[types.UID]*worker
+	closed  bool
+	spawn   func(func(context.Context))
+}
+
+// New returns a kubelet; Run makes it work.
+func New(d Deps) (*Kubelet, error) {
+	if d.Client == nil || d.Runtime == nil || d.Images == nil {
+		return nil, errors.New("kubelet: Client, Runtime and Images are required")
+	}
+	if d.NodeName == "" {
+		return nil, errors.New("kubelet: NodeName is required")
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	if d.Events == nil {
+		d.Events = noEvents{}
+	}
+	if d.Volumes == nil {
+		d.Volumes = noVolumes{}
+	}
+	if d.MaxPods == 0 {
+		d.MaxPods = 110
+	}
+	if d.Hostname == "" {
+		d.Hostname = d.NodeName
+	}
+	if d.ResolvConf == "" {
+		d.ResolvConf = "/etc/resolv.conf"
+	}
+	if d.PodLogDir == "" {
+		d.PodLogDir = d.Host.Data("logs")
+	}
+	if d.LogMaxSize == 0 {
+		d.LogMaxSize = 10 << 20
+	}
+	if d.LogMaxFiles == 0 {
+		d.LogMaxFiles = 5
+	}
+	k := &Kubelet{d: d, workers: map[types.UID]*worker{}, memory: memoryCapacity()}
+	k.informers = client.NewInformers(d.Client, d.Log)
+	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
+	k.services = client.InformerFor[*corev1.Service](k.informers)
+	k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
+	k.refs = newReferences(d.Client, d.Log)
+	k.node = newNodeState()
+	return k, nil
+}
+
+// Run drives the node's pods until ctx ends. Containers go on running then.
+func (k *Kubelet) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	k.mu.Lock()
+	k.started = k.d.Now()
+	k.spawn = func(f func(context.Context)) {
+		g.Go(func() error { f(ctx); return nil })
+	}
+	k.mu.Unlock()
+	g.Go(func() error { return k.informers.Run(ctx) })
+	g.Go(func() error { return k.run(ctx) })
+	if !k.d.NoNode {
+		g.Go(func() error { return k.runNode(ctx) })
+		g.Go(func() error { return k.runLease(ctx) })
+	}
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+func (k *Kubelet) run(ctx context.Context) error {
+	if err := k.connect(ctx); err != nil {
+		return err
+	}
+	defer k.close()
+	if err := k.informers.WaitSynced(ctx); err != nil {
+		return nil
+	}
+	if err := k.adopt(ctx); err != nil {
+		return nil
+	}
+	k.pods.OnChange(k.onPod)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return k.watchRuntime(ctx) })
+	g.Go(func() error { return k.housekeep(ctx) })
+	return g.Wait()
+}
+
+// connect waits for the runtime to answer.
+func (k *Kubelet) connect(ctx context.Context) error {
+	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
+		v, err := k.d.Runtime.Version(ctx, "v1")
+		if err == nil {
+			k.runtimeName = v.RuntimeName
+			k.node.setRuntime(v)
+			return nil
+		}
+		k.d.Log.Warn("container runtime does not answer", "err", err)
+		if !sleep(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// close keeps new workers from starting; the running ones end with Run's context.
+func (k *Kubelet) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+}
+
+// onPod hands a change of a pod to its worker. It is called by the informer and
+// does not block.
+func (k *Kubelet) onPod(c client.Change[*corev1.Pod]) {
+	if c.Deleted() {
+		if w := k.worker(c.Old.UID); w != nil {
+			w.setGone()
+		}
+		return
+	}
+	if c.Old != nil && c.Old.UID != c.New.UID {
+		if w := k.worker(c.Old.UID); w != nil {
+			w.setGone()
+		}
+	}
+	w := k.ensureWorker(c.New)
+	if w != nil {
+		w.setPod(c.New)
+	}
+}
+
+func (k *Kubelet) worker(uid types.UID) *worker {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.workers[uid]
+}
+
+// ensureWorker returns the worker of a pod, starting one where there is none.
+func (k *Kubelet) ensureWorker(pod *corev1.Pod) *worker {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := k.workers[pod.UID]
+	if w == nil {
+		if k.closed {
+			return nil
+		}
+		w = newWorker(k, pod)
+		k.workers[pod.UID] = w
+		k.spawn(w.run)
+	}
+	return w
+}
+
+func (k *Kubelet) allWorkers() []*worker {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make([]*worker, 0, len(k.workers))
+	for _, w := range k.workers {
+		out = append(out, w)
+	}
+	return out
+}
+
+func (k *Kubelet) forget(w *worker) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.workers[w.uid] == w {
+		delete(k.workers, w.uid)
+	}
+}
+
+// adopt starts workers for what the runtime has and the API no longer knows, so
+// that it is ended.
+func (k *Kubelet) adopt(ctx context.Context) error {
+	var sandboxes []orphan
+	for wait := 100 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
+		var err error
+		if sandboxes, err = k.listOrphans(ctx); err == nil {
+			break
+		}
+		k.d.Log.Warn("list what the runtime has", "err", err)
+		if !sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+	known := map[types.UID]bool{}
+	for p := range k.pods.All() {
+		known[p.UID] = true
+	}
+	for _, o := range sandboxes {
+		if !known[o.pod.UID] {
+			if w := k.ensureWorker(o.pod); w != nil {
+				w.setGone()
+			}
+			known[o.pod.UID] = true
+		}
+	}
+	k.adoptLeftovers(ctx, known)
+	return nil
+}
+
+// adoptLeftovers removes volumes and cgroups of pods that neither API nor runtime
+// know.
+func (k *Kubelet) adoptLeftovers(ctx context.Context, known map[types.UID]bool) {
+	uids, err := k.d.Volumes.Pods()
+	if err != nil {
+		k.d.Log.Warn("list volumes", "err", err)
+	}
+	for _, uid := range uids {
+		if !known[uid] {
+			if err := k.d.Volumes.Teardown(ctx, uid); err != nil {
+				k.d.Log.Warn("remove volumes of a pod that is gone", "uid", uid, "err", err)
+			}
+		}
+	}
+	if k.d.Cgroups == nil {
+		return
+	}
+	uids, err = k.d.Cgroups.Pods()
+	if err != nil {
+		k.d.Log.Warn("list cgroups", "err", err)
+	}
+	for _, uid := range uids {
+		if !known[uid] {
+			if err := k.d.Cgroups.Remove(uid); err != nil {
+				k.d.Log.Warn("remove cgroup of a pod that is gone", "uid", uid, "err", err)
+			}
+		}
+	}
+}
+
+// sleep waits for d; false means that ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+type noEvents struct{}
+
+func (noEvents) Event(*corev1.ObjectReference, string, string, string) {}
+
+// noVolumes serves pods without volumes.
+type noVolumes struct{}
+
+func (noVolumes) Setup(_ context.Context, pod *corev1.Pod) (map[string]string, time.Time, error) {
+	if len(pod.Spec.Volumes) > 0 {
+		return nil, time.Time{}, fmt.Errorf("volume %q: this kubelet has no volumes", pod.Spec.Volumes[0].Name)
+	}
+	return nil, time.Time{}, nil
+}
+
+func (noVolumes) SubPath(context.Context, *corev1.Pod, string, int, corev1.VolumeMount, string) (string, error) {
+	return "", errors.New("this kubelet has no volumes")
+}
+func (noVolumes) Teardown(context.Context, types.UID) error { return nil }
+func (noVolumes) Pods() ([]types.UID, error)                { return nil, nil }

@@ -1,0 +1,326 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// stepTimeout bounds a single call that makes or removes something in the
+// runtime: it is not interrupted by a deletion, so that no answer is lost.
+const stepTimeout = 4 * time.Minute
+
+// sandboxKey stands for the sandbox among the names in worker.blocked.
+const sandboxKey = "\x00sandbox"
+
+// do carries out what plan said. acted tells that something was tried, so that
+// the pod is to be looked at again; next is when what is held back may be tried.
+func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions, st *corev1.PodStatus) (acted bool, next time.Time) {
+	now := w.k.d.Now()
+	if len(a.kill) > 0 {
+		acted = true
+		g, kctx := errgroup.WithContext(ctx)
+		for _, x := range a.kill {
+			g.Go(func() error { return w.killForRestart(kctx, pod, o, x) })
+		}
+		if err := g.Wait(); err != nil {
+			if ctx.Err() == nil {
+				w.log().Warn("end containers", "err", err)
+			}
+			return false, now.Add(time.Second)
+		}
+	}
+	if a.killPod && !a.newSandbox {
+		if len(o.containers) == 0 {
+			return acted, next
+		}
+		// Done although the status does not say so yet.
+		w.endAll(ctx, pod, o, nil)
+		return acted, now.Add(time.Second)
+	}
+	if !a.newSandbox && len(a.start) == 0 {
+		return acted, next
+	}
+	starts, next := w.due(a, now)
+	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
+		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
+	}
+	if !a.newSandbox && len(starts) == 0 {
+		return acted, next
+	}
+	sandboxID, ips, config, err := w.ready(ctx, pod, o, a)
+	if err != nil {
+		return true, time.Time{}
+	}
+	for _, s := range starts {
+		if ctx.Err() != nil {
+			return true, time.Time{}
+		}
+		w.start(ctx, pod, o, s, sandboxID, config, ips)
+	}
+	return true, time.Time{}
+}
+
+// due returns the starts that are not held back, and when the first of the others
+// may be tried.
+func (w *worker) due(a actions, now time.Time) (starts []start, next time.Time) {
+	for _, s := range a.start {
+		if at := w.blocked[s.container.Name]; now.Before(at) {
+			next = earliest(next, at)
+			continue
+		}
+		starts = append(starts, s)
+	}
+	return starts, next
+}
+
+// takeRefresh takes note that something to which the pod refers has changed: what
+// failed for the lack of it is tried again at once.
+func (w *worker) takeRefresh() {
+	w.mu.Lock()
+	r := w.refresh
+	w.refresh = false
+	w.mu.Unlock()
+	if !r {
+		return
+	}
+	w.volumes.stale = true
+	w.volumes.retry = time.Time{}
+	for name, x := range w.waiting {
+		if x.reason == "CreateContainerConfigError" {
+			delete(w.blocked, name)
+		}
+	}
+}
+
+// ready makes volumes and sandbox, side by side. What fails is told in an event
+// and held back for a while.
+func (w *worker) ready(ctx context.Context, pod *corev1.Pod, o *observed, a actions) (string, []string, *runtimeapi.PodSandboxConfig, error) {
+	var sandboxID string
+	var ips []string
+	var config *runtimeapi.PodSandboxConfig
+	var g errgroup.Group
+	if err := w.makeDirs(pod); err != nil {
+		w.event(pod, corev1.EventTypeWarning, "Failed", fmt.Sprintf("error making pod data directories: %v", err))
+		w.holdSandbox()
+		return "", nil, nil, err
+	}
+	g.Go(func() error { return w.ensureVolumes(ctx, pod) })
+	g.Go(func() error {
+		var err error
+		if config, err = w.sandboxConfig(pod, a.attempt); err != nil {
+			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
+			w.holdSandbox()
+			return err
+		}
+		if !a.newSandbox {
+			sandboxID, ips = a.sandboxID, o.ips()
+			return nil
+		}
+		sandboxID, ips, err = w.createSandbox(ctx, pod, o, a, config)
+		return err
+	})
+	err := g.Wait()
+	return sandboxID, ips, config, err
+}
+
+func (w *worker) holdSandbox() {
+	w.failures++
+	w.blocked[sandboxKey] = w.k.d.Now().Add(retryDelay(w.failures))
+}
+
+// createSandbox replaces the pod's sandbox.
+func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed, a actions, config *runtimeapi.PodSandboxConfig) (string, []string, error) {
+	if len(o.sandboxes) > 0 {
+		if a.sandboxID != "" {
+			w.event(pod, corev1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+		}
+		if err := w.endAll(ctx, pod, o, nil); err != nil {
+			w.holdSandbox()
+			return "", nil, err
+		}
+	}
+	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
+	defer cancel()
+	var id string
+	err := unsupported(pod)
+	if err == nil {
+		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, "")
+	}
+	if err != nil {
+		w.holdSandbox()
+		if ctx.Err() == nil {
+			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+errText(err))
+		}
+		return "", nil, err
+	}
+	resp, err := w.k.d.Runtime.PodSandboxStatus(cctx, id, false)
+	if err != nil || resp.GetStatus() == nil {
+		w.holdSandbox()
+		w.event(pod, corev1.EventTypeWarning, "FailedPodSandBoxStatus", "Unable to get pod sandbox status: "+errText(err))
+		return "", nil, errors.Join(err, errors.New("no sandbox status"))
+	}
+	w.failures = 0
+	delete(w.blocked, sandboxKey)
+	w.waiting = map[string]waiting{}
+	s := toSandbox(resp.Status)
+	// Tell the address and that containers may start before images are pulled.
+	now := *o
+	now.sandboxes = append([]sandbox{s}, o.sandboxes...)
+	for i := 1; i < len(now.sandboxes); i++ {
+		now.sandboxes[i].ready = false
+	}
+	p, _ := w.current()
+	w.status.set(w.generate(p, &now, false))
+	return id, s.ips, nil
+}
+
+// unsupported refuses what a pod asks for and would not get.
+func unsupported(pod *corev1.Pod) error {
+	if n := pod.Spec.RuntimeClassName; n != nil && *n != "" {
+		return fmt.Errorf("failed to get sandbox runtime: runtimeclass.node.k8s.io %q not found", *n)
+	}
+	if u := pod.Spec.HostUsers; u != nil && !*u {
+		return errors.New("failed to create sandbox: user namespaces are not supported on this node")
+	}
+	return nil
+}
+
+// ensureVolumes makes the pod's volumes present.
+func (w *worker) ensureVolumes(ctx context.Context, pod *corev1.Pod) error {
+	if w.volumes.ready {
+		return nil
+	}
+	// Changes from here on are seen: the watch starts before the first read.
+	w.k.refs.watch(w, pod)
+	paths, refresh, err := w.k.d.Volumes.Setup(ctx, pod)
+	if err != nil {
+		w.volumes.delay = min(max(w.volumes.delay*2, 500*time.Millisecond), 2*time.Minute)
+		w.volumes.retry = w.k.d.Now().Add(w.volumes.delay)
+		if ctx.Err() == nil {
+			w.mountEvents(pod, err)
+		}
+		return err
+	}
+	w.volumes = volumeState{ready: true, paths: paths, refresh: refresh}
+	return nil
+}
+
+// mountEvents tells of each volume that could not be made.
+func (w *worker) mountEvents(pod *corev1.Pod, err error) {
+	errs := []error{err}
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		errs = j.Unwrap()
+	}
+	for _, e := range errs {
+		w.event(pod, corev1.EventTypeWarning, "FailedMount", e.Error())
+	}
+}
+
+// refreshVolumes renews the content of volumes when what they refer to changed or
+// a token gets old; the answer is when to come back.
+func (w *worker) refreshVolumes(ctx context.Context, pod *corev1.Pod) time.Time {
+	if !w.volumes.ready {
+		if len(pod.Spec.Volumes) == 0 {
+			return time.Time{}
+		}
+		// A kubelet that was started anew finds the pod running: it takes the
+		// volumes over without a word when they cannot be read now.
+		if w.phase != syncing || !w.admitted {
+			return time.Time{}
+		}
+		if w.k.d.Now().Before(w.volumes.retry) {
+			return w.volumes.retry
+		}
+		if err := w.ensureVolumes(ctx, pod); err != nil {
+			return w.volumes.retry
+		}
+		return w.volumes.refresh
+	}
+	due := !w.volumes.refresh.IsZero() && !w.k.d.Now().Before(w.volumes.refresh)
+	if !w.volumes.stale && !due {
+		return w.volumes.refresh
+	}
+	w.volumes.stale = false
+	paths, refresh, err := w.k.d.Volumes.Setup(ctx, pod)
+	if err != nil {
+		if ctx.Err() == nil {
+			w.mountEvents(pod, err)
+			w.log().Warn("refresh volumes", "err", err)
+		}
+		w.volumes.refresh = w.k.d.Now().Add(time.Minute)
+		return w.volumes.refresh
+	}
+	w.volumes.paths, w.volumes.refresh = paths, refresh
+	return refresh
+}
+
+// collect removes dead containers beyond the last of each name, and sandboxes
+// that the pod has left behind.
+func (w *worker) collect(ctx context.Context, pod *corev1.Pod, o *observed) {
+	dead := map[string]int{}
+	used := map[string]bool{}
+	for i := range o.containers {
+		c := &o.containers[i]
+		if !c.exited() && !(c.state == runtimeapi.ContainerState_CONTAINER_CREATED && len(o.sandboxes) > 0 && c.sandboxID != o.sandboxes[0].id) {
+			used[c.sandboxID] = true
+			continue
+		}
+		if dead[c.name]++; dead[c.name] == 1 {
+			used[c.sandboxID] = true
+			continue
+		}
+		if err := w.k.d.Runtime.RemoveContainer(ctx, c.id); err != nil {
+			w.log().Warn("remove dead container", "err", err)
+			used[c.sandboxID] = true
+			continue
+		}
+		w.k.removeLogs(c.logPath)
+	}
+	for i, s := range o.sandboxes {
+		if i == 0 || s.ready || used[s.id] {
+			continue
+		}
+		if err := w.k.d.Runtime.RemovePodSandbox(ctx, s.id); err != nil {
+			w.log().Warn("remove old sandbox", "err", err)
+		}
+	}
+}
+
+// removeRuntime removes all that the runtime has of a pod.
+func (k *Kubelet) removeRuntime(ctx context.Context, uid types.UID) error {
+	sel := map[string]string{labelPodUID: string(uid)}
+	cs, err := k.d.Runtime.ListContainers(ctx, &runtimeapi.ContainerFilter{LabelSelector: sel})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, c := range cs {
+		if err := k.d.Runtime.RemoveContainer(ctx, c.Id); err != nil && !isNotFound(err) {
+			return fmt.Errorf("remove container %s: %w", c.Id, err)
+		}
+	}
+	list, err := k.d.Runtime.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: sel})
+	if err != nil {
+		return fmt.Errorf("list sandboxes: %w", err)
+	}
+	for _, s := range list {
+		if err := k.d.Runtime.RemovePodSandbox(ctx, s.Id); err != nil && !isNotFound(err) {
+			return fmt.Errorf("remove sandbox %s: %w", s.Id, err)
+		}
+	}
+	return nil
+}
+
+func (w *worker) makeDirs(pod *corev1.Pod) error {
+	if err := os.MkdirAll(w.k.podDir(pod.UID), 0o750); err != nil {
+		return err
+	}
+	return os.MkdirAll(w.k.podLogDir(pod.Namespace, pod.Name, pod.UID), 0o755)
+}

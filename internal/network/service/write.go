@@ -1,0 +1,349 @@
+package service
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"skiff/internal/network/nft"
+)
+
+// layout are the table, chains and sets of one family.
+//
+// Fields of the keys, in order, each padded to whole registers:
+//
+//	services          address . protocol . port                  -> class
+//	classes           class                                      -> verdict
+//	endpoints         address . protocol . port . slot           -> address . port
+//	affinity[-local]  client . address . protocol . port         -> address . port
+//	pinned[-local]    address . protocol . port . address . port
+//	hairpin           address . address
+//
+// Services are not mapped to verdicts at once: for each change of a map of
+// verdicts the kernel walks all of it, to find loops.
+type layout struct {
+	f                   nft.Family
+	mark                uint32
+	knowsPods           bool
+	table               *nftables.Table
+	classOf             func(chain) uint32
+	services, classes   *nftables.Set
+	endpoints           *nftables.Set
+	affinity, pinned    [2]*nftables.Set // of all endpoints, of local ones
+	hairpin, clusterIPs *nftables.Set
+	clusters            *nftables.Set // addresses of pods
+}
+
+// affinitySize bounds how many clients are remembered per family: beyond it new
+// ones are balanced without being remembered.
+const affinitySize = 1 << 18
+
+func (p *Proxy) layout(f nft.Family) layout {
+	t := &nftables.Table{Name: p.tableName(), Family: f.Table}
+	concat := nftables.MustConcatSetType
+	ip, proto, port := f.AddrType, nftables.TypeInetProto, nftables.TypeInetService
+	l := layout{
+		f: f, mark: p.deps.Mark, knowsPods: len(f.Only(p.deps.ClusterCIDRs)) > 0, table: t,
+		services: &nftables.Set{Table: t, Name: "services", IsMap: true, Concatenation: true,
+			KeyType: concat(ip, proto, port), DataType: nftables.TypeMark},
+		classes: &nftables.Set{Table: t, Name: "classes", IsMap: true,
+			KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict},
+		endpoints: &nftables.Set{Table: t, Name: "endpoints", IsMap: true, Concatenation: true,
+			KeyType: concat(ip, proto, port, nftables.TypeMark), DataType: concat(ip, port)},
+		hairpin:    &nftables.Set{Table: t, Name: "hairpin", Concatenation: true, KeyType: concat(ip, ip)},
+		clusterIPs: &nftables.Set{Table: t, Name: "cluster-ips", KeyType: ip},
+		clusters:   &nftables.Set{Table: t, Name: "pods", KeyType: ip, Interval: true},
+	}
+	l.classOf = func(c chain) uint32 { id, _ := p.state.class(c); return id }
+	for i, suffix := range []string{"", "-local"} {
+		l.affinity[i] = &nftables.Set{Table: t, Name: "affinity" + suffix, IsMap: true, Concatenation: true,
+			Dynamic: true, HasTimeout: true, Size: affinitySize,
+			KeyType: concat(ip, ip, proto, port), DataType: concat(ip, port)}
+		l.pinned[i] = &nftables.Set{Table: t, Name: "pinned" + suffix, Concatenation: true,
+			KeyType: concat(ip, proto, port, ip, port)}
+	}
+	return l
+}
+
+// version names this layout; another one gets another name. A table has a chain
+// with that name.
+const version = "layout-1"
+
+// find returns the chains of the table that is there; nil where there is none, or
+// one of another layout.
+func (l layout) find(conn *nft.Conn) (names []string, err error) {
+	err = conn.Query(func(c *nftables.Conn) error {
+		chains, err := c.ListChainsOfTableFamily(l.f.Table)
+		if err != nil {
+			return fmt.Errorf("list chains: %w", err)
+		}
+		for _, ch := range chains {
+			if ch.Table.Name == l.table.Name {
+				names = append(names, ch.Name)
+			}
+		}
+		return nil
+	})
+	if !slices.Contains(names, version) {
+		return nil, err
+	}
+	return names, err
+}
+
+// writeBase makes the table with all its hooks, or empties it of all but the
+// hooks and the clients it remembers. Taking hooks away while others come would
+// let packets pass between them.
+func (l layout) writeBase(t *nft.Txn, d Deps, found []string) {
+	f, w := l.f, l.f.Words
+	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: l.table, Name: name} }
+	content := []*nftables.Set{l.services, l.classes, l.endpoints, l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters}
+	if found == nil {
+		t.ReplaceTable(l.table)
+		t.AddChain(chain(version))
+		for _, s := range append(content, l.affinity[0], l.affinity[1]) {
+			t.AddSet(s)
+		}
+	} else {
+		for _, name := range found {
+			t.FlushChain(chain(name))
+		}
+		for _, s := range content {
+			t.FlushSet(s)
+		}
+	}
+	t.Add(l.clusters, nft.Ranges(nft.Disjoint(f.Only(d.ClusterCIDRs))))
+	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+		ch := &nftables.Chain{Table: l.table, Name: name, Type: typ, Hooknum: hook, Priority: prio}
+		t.AddChain(ch)
+		return ch
+	}
+
+	reject := chain(verdictReject)
+	t.AddChain(reject)
+	t.Rule(reject, nft.Rule{}.Proto(unix.IPPROTO_TCP).RejectTCP())
+	t.Rule(reject, nft.Rule{}.Reject(f))
+	drop := chain(verdictDrop)
+	t.AddChain(drop)
+	t.Rule(drop, nft.Rule{}.Drop())
+
+	t.Add(l.classes, []nftables.SetElement{
+		classElement(verdictReject, classReject), classElement(verdictDrop, classDrop)})
+
+	lookup := chain("lookup")
+	t.AddChain(lookup)
+	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	if f.AddrLen == 16 {
+		loopback = netip.MustParsePrefix("::1/128")
+	}
+	t.Rule(lookup, nft.Rule{}.DstLocal(0).DAddr(f, 0).NotInPrefix(f, 0, loopback).
+		Imm(0, f.Any().AsSlice()).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
+	// A service whose class is not there: a packet that came between two versions
+	// of the rules. It is sent again.
+	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).Drop())
+	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).In(l.clusterIPs, 0).Goto(verdictReject))
+	for _, p := range f.Only(d.ServiceCIDRs) {
+		t.Rule(lookup, nft.Rule{}.DAddr(f, 0).InPrefix(f, 0, p).Drop())
+	}
+	for _, b := range []*nftables.Chain{
+		base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest),
+		base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest),
+	} {
+		t.Rule(b, nft.Rule{}.Verdict(expr.VerdictJump, lookup.Name))
+	}
+
+	post := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	t.Rule(post, nft.Rule{}.Marked(d.Mark).Unmark(d.Mark).Masquerade())
+	t.Rule(post, nft.Rule{}.CTStatus(nft.DNATed).SAddr(f, 0).DAddr(f, w).In(l.hairpin, 0).Masquerade())
+
+	// A packet that conntrack cannot place would reach its client with the
+	// endpoint's address instead of the service's, and be answered by a reset.
+	fwd := base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	t.Rule(fwd, nft.Rule{}.CTState(expr.CtStateBitINVALID).SAddr(f, 0).In(l.clusters, 0).Drop())
+}
+
+// write writes a difference. Elements that go are first, so that a key can get
+// another value.
+func (l layout) write(t *nft.Txn, chains []chain, del, add content) {
+	for _, c := range chains {
+		l.writeChain(t, c)
+		t.Add(l.classes, []nftables.SetElement{classElement(c.name(), l.classOf(c))})
+	}
+	l.each(del, t.Delete)
+	l.each(add, t.Add)
+}
+
+// each hands the content to do, set by set, in pieces.
+func (l layout) each(c content, do func(*nftables.Set, []nftables.SetElement)) {
+	stream(l.services, c.fronts, l.frontElement, do)
+	stream(l.endpoints, c.slots, l.slotElement, do)
+	for i, set := range l.pinned {
+		stream(set, c.pins, func(p pinned, _ bool) (nftables.SetElement, bool) {
+			if p.local != (i == 1) || !l.f.Has(p.addr) {
+				return nftables.SetElement{}, false
+			}
+			return nftables.SetElement{Key: append(l.frontKey(p.frontend), addrPort(p.to)...)}, true
+		}, do)
+	}
+	l.addrs(l.clusterIPs, c.ips, 1, do)
+	l.addrs(l.hairpin, c.pairs, 2, do)
+}
+
+// writeChain adds the chain for connections of one kind.
+func (l layout) writeChain(t *nft.Txn, c chain) {
+	ch := &nftables.Chain{Table: l.table, Name: c.name()}
+	t.AddChain(ch)
+	t.FlushChain(ch)
+	f := l.f
+	switch {
+	case c.split:
+		// Pods and this node reach every endpoint, the node under its own address.
+		parts := c.parts()
+		l.writeChain(t, parts[0])
+		t.Rule(ch, nft.Rule{}.SAddr(f, 0).In(l.clusters, 0).Goto(parts[0].name()))
+		l.writeChain(t, parts[1])
+		t.Rule(ch, nft.Rule{}.SrcLocal(0).Goto(parts[1].name()))
+		l.writePick(t, ch, c, c.local, 1)
+		return
+	case c.masq == masqAlways:
+		t.Rule(ch, nft.Rule{}.Mark(l.mark))
+	case c.masq == masqOutside && l.knowsPods:
+		t.Rule(ch, nft.Rule{}.SAddr(f, 0).NotIn(l.clusters, 0).Mark(l.mark))
+	}
+	l.writePick(t, ch, c, c.cluster, 0)
+}
+
+// writePick adds the rules that choose one of n endpoints, of all (side 0) or of
+// this node's (side 1).
+//
+// Registers: client, address, protocol, port, then slot or endpoint; so that
+// every key is in consecutive ones.
+func (l layout) writePick(t *nft.Txn, ch *nftables.Chain, c chain, n, side int) {
+	f, w := l.f, l.f.Words
+	client, addr, proto, port, val := 0, w, 2*w, 2*w+1, 2*w+2
+	load := func() nft.Rule {
+		r := nft.Rule{}.L4Proto(proto).DPort(port)
+		if c.node {
+			return r.Imm(addr, f.Any().AsSlice())
+		}
+		return r.DAddr(f, addr)
+	}
+	first := uint32(side) * localSlot
+	aff := *l.affinity[side]
+	aff.Timeout = c.affinity
+	if n > 0 && c.affinity > 0 {
+		t.Rule(ch, load().SAddr(f, client).Map(&aff, client, val).In(l.pinned[side], addr).
+			Store(&aff, nft.OpUpdate, client, val).DNAT(f, val, val+w))
+		t.Rule(ch, load().SAddr(f, client).Random(val, uint32(n), first).Map(l.endpoints, addr, val).
+			Store(&aff, nft.OpDelete, client, val).Store(&aff, nft.OpUpdate, client, val).DNAT(f, val, val+w))
+	}
+	if n > 1 {
+		t.Rule(ch, load().Random(val, uint32(n), first).Map(l.endpoints, addr, val).DNAT(f, val, val+w))
+	}
+	if n > 0 {
+		// The only endpoint. With several, this serves a packet that was sent here
+		// just before a change and draws a slot just after it that is no more.
+		t.Rule(ch, load().Imm(val, nft.NumKey(first)).Map(l.endpoints, addr, val).DNAT(f, val, val+w))
+	}
+	t.Rule(ch, nft.Rule{}.Drop())
+}
+
+func stream[K, V any](s *nftables.Set, in iter.Seq2[K, V], one func(K, V) (nftables.SetElement, bool),
+	do func(*nftables.Set, []nftables.SetElement)) {
+	if in == nil {
+		return
+	}
+	piece := make([]nftables.SetElement, 0, 64)
+	for k, v := range in {
+		e, ok := one(k, v)
+		if !ok {
+			continue
+		}
+		if piece = append(piece, e); len(piece) == nft.Chunk {
+			do(s, piece)
+			piece = piece[:0]
+		}
+	}
+	do(s, piece)
+}
+
+func (l layout) frontKey(f frontend) []byte {
+	b := make([]byte, 0, l.f.AddrLen+28)
+	b = append(b, f.addr.AsSlice()...)
+	return append(b, f.proto, 0, 0, 0, byte(f.port>>8), byte(f.port), 0, 0)
+}
+
+func (l layout) frontElement(f frontend, c chain) (nftables.SetElement, bool) {
+	if !l.f.Has(f.addr) {
+		return nftables.SetElement{}, false
+	}
+	return nftables.SetElement{Key: l.frontKey(f), Val: nft.NumKey(l.classOf(c))}, true
+}
+
+func classElement(chain string, id uint32) nftables.SetElement {
+	return nftables.SetElement{Key: nft.NumKey(id), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
+func (l layout) slotElement(s slot, to netip.AddrPort) (nftables.SetElement, bool) {
+	if !l.f.Has(s.addr) {
+		return nftables.SetElement{}, false
+	}
+	return nftables.SetElement{Key: append(l.frontKey(s.frontend), nft.NumKey(s.index)...), Val: addrPort(to)}, true
+}
+
+func addrPort(a netip.AddrPort) []byte {
+	return slices.Concat(a.Addr().AsSlice(), nft.PortKey(a.Port()))
+}
+
+// addrs hands keys of an address, repeated, to do.
+func (l layout) addrs(s *nftables.Set, ips iter.Seq[netip.Addr], times int, do func(*nftables.Set, []nftables.SetElement)) {
+	if ips == nil {
+		return
+	}
+	stream(s, func(yield func(netip.Addr, struct{}) bool) {
+		for ip := range ips {
+			if !yield(ip, struct{}{}) {
+				return
+			}
+		}
+	}, func(ip netip.Addr, _ struct{}) (nftables.SetElement, bool) {
+		if !l.f.Has(ip) {
+			return nftables.SetElement{}, false
+		}
+		return nftables.SetElement{Key: bytes.Repeat(ip.AsSlice(), times)}, true
+	}, do)
+}
+
+// deleteRest deletes chains of a former run that no class leads to.
+func (l layout) deleteRest(t *nft.Txn, chains []chain, found []string) {
+	used := map[string]bool{version: true, verdictReject: true, verdictDrop: true,
+		"lookup": true, "prerouting": true, "output": true, "postrouting": true, "forward": true}
+	for _, c := range chains {
+		used[c.name()] = true
+		if c.split {
+			for _, part := range c.parts() {
+				used[part.name()] = true
+			}
+		}
+	}
+	for _, name := range found {
+		if !used[name] {
+			t.DelChain(&nftables.Chain{Table: l.table, Name: name})
+		}
+	}
+}
+
+// parts are the chains that one under the Local policy uses for pods and for the
+// node itself.
+func (c chain) parts() [2]chain {
+	c.split, c.local, c.masq = false, 0, masqNever
+	node := c
+	node.masq = masqAlways
+	return [2]chain{c, node}
+}

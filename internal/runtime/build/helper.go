@@ -1,0 +1,346 @@
+package build
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
+)
+
+// Helper does nothing, unless the program was started as HelperName: then it
+// becomes the command of a RUN instruction and never returns.
+func Helper() {
+	if len(os.Args) == 0 || os.Args[0] != HelperName {
+		return
+	}
+	// Capabilities and the bounding set are a thread's.
+	runtime.LockOSThread()
+	const specFD, errFD = 3, 4
+	unix.CloseOnExec(specFD)
+	unix.CloseOnExec(errFD)
+	err := becomeCommand(os.NewFile(specFD, "spec"))
+	// Only a failure comes here.
+	fmt.Fprint(os.NewFile(errFD, "errors"), err)
+	os.Exit(125)
+}
+
+func becomeCommand(specFile *os.File) error {
+	var spec helperSpec
+	if err := json.NewDecoder(specFile).Decode(&spec); err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	unix.Umask(0o022)
+	// Nothing mounted from here on shall reach the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// The overlay covers the directory that holds its own parts: it has them
+	// open already.
+	root := filepath.Dir(spec.Rootfs.Work)
+	if err := spec.Rootfs.Mount(root, unix.MOUNT_ATTR_NODEV); err != nil {
+		return err
+	}
+	m := mounter{root: root}
+	m.system(&spec)
+	for _, mt := range spec.Mounts {
+		m.extra(mt)
+	}
+	m.finish()
+	if m.err != nil {
+		return m.err
+	}
+	if err := unix.Sethostname([]byte(hostName)); err != nil {
+		return fmt.Errorf("set host name: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the host's mounts: %w", err)
+	}
+	if err := os.MkdirAll(spec.Cwd, 0o755); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
+	if spec.NoNetwork {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+	}
+	if err := dropPrivileges(spec.User); err != nil {
+		return err
+	}
+	if err := os.Chdir(spec.Cwd); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
+	path, err := lookPath(spec.Args[0], spec.Env)
+	if err != nil {
+		return err
+	}
+	if err := unix.Exec(path, spec.Args, spec.Env); err != nil {
+		return fmt.Errorf("exec: %q: %w", spec.Args[0], err)
+	}
+	return nil
+}
+
+// hostName is the host name in RUN commands.
+const hostName = "skiff-build"
+
+// mounter builds what a command sees; the first error stays.
+type mounter struct {
+	root string
+	err  error
+}
+
+// target resolves a path in the root, whose links are not to be trusted.
+func (m *mounter) target(path string) string {
+	full, err := securejoin.SecureJoin(m.root, path)
+	if err != nil && m.err == nil {
+		m.err = fmt.Errorf("mount %s: %w", path, err)
+	}
+	return full
+}
+
+func (m *mounter) mount(source, path, fstype string, flags uintptr, data string) {
+	full := m.target(path)
+	if m.err != nil {
+		return
+	}
+	if err := os.MkdirAll(full, 0o755); err != nil {
+		m.err = fmt.Errorf("mount %s: %w", path, err)
+		return
+	}
+	if err := unix.Mount(source, full, fstype, flags, data); err != nil {
+		m.err = fmt.Errorf("mount %s: %w", path, err)
+	}
+}
+
+// bind mounts a file or directory over another; a missing file at path is made.
+func (m *mounter) bind(source, path string, readOnly bool) {
+	full := m.target(path)
+	if m.err != nil {
+		return
+	}
+	if fi, err := os.Stat(source); err != nil {
+		m.err = fmt.Errorf("mount %s: %w", path, err)
+		return
+	} else if fi.IsDir() {
+		m.err = os.MkdirAll(full, 0o755)
+	} else if _, err := os.Lstat(full); err != nil {
+		m.err = errors.Join(os.MkdirAll(filepath.Dir(full), 0o755), os.WriteFile(full, nil, 0o644))
+	}
+	if m.err != nil {
+		return
+	}
+	if err := unix.Mount(source, full, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		m.err = fmt.Errorf("mount %s: %w", path, err)
+		return
+	}
+	if readOnly {
+		if err := unix.Mount("", full, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			m.err = fmt.Errorf("mount %s read-only: %w", path, err)
+		}
+	}
+}
+
+func (m *mounter) do(what string, err error) {
+	if err != nil && m.err == nil {
+		m.err = fmt.Errorf("%s: %w", what, err)
+	}
+}
+
+// system mounts /proc, /sys, /dev, and the files that the network needs.
+func (m *mounter) system(spec *helperSpec) {
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	m.mount("proc", "/proc", "proc", quiet, "")
+	m.mount("sysfs", "/sys", "sysfs", quiet|unix.MS_RDONLY, "")
+	m.mount("tmpfs", "/dev", "tmpfs", unix.MS_NOSUID|unix.MS_STRICTATIME, "mode=755,size=65536k")
+	m.mount("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5")
+	m.mount("tmpfs", "/dev/shm", "tmpfs", quiet, "mode=1777,size=65536k")
+	if m.err != nil {
+		return
+	}
+	dev := m.target("/dev")
+	for name, minor := range map[string][2]uint32{
+		"null": {1, 3}, "zero": {1, 5}, "full": {1, 7}, "random": {1, 8}, "urandom": {1, 9}, "tty": {5, 0},
+	} {
+		p := filepath.Join(dev, name)
+		m.do("make /dev/"+name, unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(minor[0], minor[1]))))
+		m.do("make /dev/"+name, os.Chmod(p, 0o666))
+	}
+	for name, to := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+		"ptmx": "pts/ptmx", "core": "/proc/kcore",
+	} {
+		m.do("make /dev/"+name, os.Symlink(to, filepath.Join(dev, name)))
+	}
+	m.scripts(spec.Scripts)
+	files := map[string]string{
+		"hosts":    "127.0.0.1\tlocalhost " + hostName + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"hostname": hostName + "\n",
+	}
+	if spec.ResolvConf != "" {
+		files["resolv.conf"] = spec.ResolvConf
+	}
+	for name, content := range files {
+		// The file stays, while its name goes: the mount holds it.
+		tmp := filepath.Join(dev, ".build-"+name)
+		m.do("/etc/"+name, os.WriteFile(tmp, []byte(content), 0o644))
+		m.bind(tmp, "/etc/"+name, false)
+		m.do("/etc/"+name, os.Remove(tmp))
+	}
+}
+
+func (m *mounter) scripts(scripts map[string]string) {
+	if len(scripts) == 0 || m.err != nil {
+		return
+	}
+	dir := m.target(ScriptDir)
+	m.do("script directory", os.Mkdir(dir, 0o755))
+	for name, content := range scripts {
+		m.do("script "+name, os.WriteFile(filepath.Join(dir, filepath.Base(name)), []byte(content), 0o755))
+	}
+}
+
+func (m *mounter) extra(mt Mount) {
+	if m.err != nil {
+		return
+	}
+	switch {
+	case mt.Rootfs != nil:
+		// By way of a place that nobody sees afterwards.
+		tmp := filepath.Join(m.target("/dev"), ".build-mount")
+		m.do("mount "+mt.Target, os.Mkdir(tmp, 0o700))
+		m.do("mount "+mt.Target, mt.Rootfs.Mount(tmp, unix.MOUNT_ATTR_NODEV))
+		source, err := securejoin.SecureJoin(tmp, mt.Source)
+		m.do("mount "+mt.Target, err)
+		m.bind(source, mt.Target, mt.ReadOnly)
+		m.do("mount "+mt.Target, unix.Unmount(tmp, unix.MNT_DETACH))
+		m.do("mount "+mt.Target, os.Remove(tmp))
+	case mt.File != nil:
+		tmp := filepath.Join(m.target("/dev"), ".build-file")
+		m.do("mount "+mt.Target, os.WriteFile(tmp, mt.File.Content, 0o600))
+		m.do("mount "+mt.Target, os.Chown(tmp, mt.File.UID, mt.File.GID))
+		m.do("mount "+mt.Target, unix.Chmod(tmp, mt.File.Mode))
+		m.bind(tmp, mt.Target, true)
+		m.do("mount "+mt.Target, os.Remove(tmp))
+	case mt.Source != "":
+		m.bind(mt.Source, mt.Target, mt.ReadOnly)
+	default:
+		data := "mode=1777"
+		if mt.Size > 0 {
+			data += fmt.Sprintf(",size=%d", mt.Size)
+		}
+		m.mount("tmpfs", mt.Target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data)
+	}
+}
+
+// finish hides the kernel's controls and closes /dev to new device nodes.
+func (m *mounter) finish() {
+	for _, p := range []string{"bus", "fs", "irq", "sys", "sysrq-trigger"} {
+		if _, err := os.Stat(m.target("/proc/" + p)); err == nil {
+			m.bind(m.target("/proc/"+p), "/proc/"+p, true)
+		}
+	}
+	for _, p := range []string{"kcore", "keys", "timer_list", "sched_debug", "latency_stats"} {
+		if _, err := os.Stat(m.target("/proc/" + p)); err == nil {
+			m.bind(filepath.Join(m.root, "dev/null"), "/proc/"+p, false)
+		}
+	}
+	if m.err == nil {
+		m.do("make /dev read-only", unix.Mount("", m.target("/dev"), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, ""))
+	}
+}
+
+// allowedCaps are the capabilities that containers have by default.
+var allowedCaps = map[uintptr]bool{
+	unix.CAP_CHOWN: true, unix.CAP_DAC_OVERRIDE: true, unix.CAP_FSETID: true, unix.CAP_FOWNER: true,
+	unix.CAP_MKNOD: true, unix.CAP_NET_RAW: true, unix.CAP_SETGID: true, unix.CAP_SETUID: true,
+	unix.CAP_SETFCAP: true, unix.CAP_SETPCAP: true, unix.CAP_NET_BIND_SERVICE: true,
+	unix.CAP_SYS_CHROOT: true, unix.CAP_KILL: true, unix.CAP_AUDIT_WRITE: true,
+}
+
+// dropPrivileges becomes the user with the default capabilities.
+func dropPrivileges(u User) error {
+	for c := uintptr(0); ; c++ {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
+			break // past the last one
+		}
+		if allowedCaps[c] {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	groups := u.Groups
+	if groups == nil {
+		groups = []int{}
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return fmt.Errorf("set groups: %w", err)
+	}
+	if err := syscall.Setgid(u.GID); err != nil {
+		return fmt.Errorf("set group %d: %w", u.GID, err)
+	}
+	if err := syscall.Setuid(u.UID); err != nil {
+		return fmt.Errorf("set user %d: %w", u.UID, err)
+	}
+	// Another user lost this: the command ends with the program that started it.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("set parent death signal: %w", err)
+	}
+	return nil
+}
+
+// lookPath finds the program as a shell does, by the command's own PATH.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if fi, err := os.Stat(name); err != nil {
+			return "", fmt.Errorf("exec: %q: stat %s: no such file or directory", name, name)
+		} else if fi.IsDir() || fi.Mode()&0o111 == 0 {
+			return "", fmt.Errorf("exec: %q: permission denied", name)
+		}
+		return name, nil
+	}
+	for _, e := range env {
+		dirs, ok := strings.CutPrefix(e, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, d := range filepath.SplitList(dirs) {
+			p := filepath.Join(d, name)
+			if fi, err := os.Stat(p); err == nil && !fi.IsDir() && fi.Mode()&0o111 != 0 {
+				return p, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
+}
+
+// loopbackUp brings up lo in a new network namespace.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	return nil
+}

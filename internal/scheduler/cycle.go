@@ -1,0 +1,380 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
+)
+
+// Cycle decides where pods go. It is the pure core of the scheduler: what
+// Schedule answers follows from the plugins, the snapshot, the pods and the seed
+// alone. It is not safe for concurrent use.
+//
+// Between calls it keeps, for the classes that it met last, a table of judged
+// nodes that follows the snapshot's log.
+type Cycle struct {
+	plugins []plugins.Enabled
+	globals []framework.Global
+	post    []framework.PostFilterer
+	reserve []framework.Reserver
+	permit  []framework.Permitter
+	rand    *rand.Rand
+
+	of     *framework.Snapshot
+	tables map[*framework.Class]*table
+	tick   uint64
+}
+
+// tableMemory bounds what the tables take, tableSlot is what one takes for each
+// node, about.
+const (
+	tableMemory = 64 << 20
+	tableSlot   = 64
+)
+
+// NewCycle returns a cycle with the plugins given, asked in that order.
+func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
+	c := &Cycle{plugins: enabled, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[*framework.Class]*table{}}
+	for _, p := range enabled {
+		if g, ok := p.Plugin.(framework.Global); ok && p.Weight > 0 {
+			c.globals = append(c.globals, g)
+		}
+		if f, ok := p.Plugin.(framework.PostFilterer); ok {
+			c.post = append(c.post, f)
+		}
+		if r, ok := p.Plugin.(framework.Reserver); ok {
+			c.reserve = append(c.reserve, r)
+		}
+		if r, ok := p.Plugin.(framework.Permitter); ok {
+			c.permit = append(c.permit, r)
+		}
+	}
+	return c
+}
+
+// Decision is what becomes of one pod: a node, or the reason why none.
+type Decision struct {
+	Pod     *framework.Pod
+	Node    string
+	Failure *Failure
+}
+
+// Failure is why no node can take a pod.
+type Failure struct {
+	// Message is what the pod's condition and event say.
+	Message string
+	// Plugins refused; their hints tell when to try again. Empty where there
+	// is no node at all: then any node that appears is reason enough.
+	Plugins []string
+	// Nominated is the node on which Victims would have to end first.
+	Nominated string
+	Victims   []*framework.Pod
+}
+
+// noNodes is upstream's answer where no node exists.
+const noNodes = "no nodes available to schedule pods"
+
+// Schedule decides on the pods one after the other, in the order given, each
+// with those before it in place: it assumes in s every pod that it places, and
+// nominates there every pod that has to wait for victims to end.
+func (c *Cycle) Schedule(s *framework.Snapshot, pods []*framework.Pod) []Decision {
+	out := make([]Decision, len(pods))
+	for i, p := range pods {
+		out[i] = c.one(s, p)
+	}
+	return out
+}
+
+func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
+	d := Decision{Pod: p}
+	if s.NumNodes() == 0 {
+		d.Failure = &Failure{Message: noNodes}
+		return d
+	}
+	t := c.table(s, p.Class)
+	if t.preFilter != nil {
+		d.Failure = c.preFilterFailure(s, p, t)
+		return d
+	}
+	slot, ok := c.pick(s, t, p)
+	if !ok {
+		d.Failure = c.explain(s, p, t)
+		if d.Failure.Nominated != "" {
+			// The rest of the batch must not count on this place.
+			s.Nominate(p, d.Failure.Nominated)
+		}
+		return d
+	}
+	n := s.At(slot)
+	s.Assume(p, slot)
+	if st := c.admit(p, n); st != nil {
+		s.Forget(p.UID)
+		r := framework.Reasons{}
+		for _, why := range st.Reasons {
+			r.Add(why)
+		}
+		d.Failure = &Failure{Message: r.Message(1), Plugins: []string{st.Plugin}}
+		return d
+	}
+	d.Node = n.Name
+	return d
+}
+
+// pick returns the slot of the best node that can take the pod.
+func (c *Cycle) pick(s *framework.Snapshot, t *table, p *framework.Pod) (int, bool) {
+	if t.nodes != nil {
+		return c.pickNamed(s, t)
+	}
+	t.refresh(c, s)
+	if name := s.NominatedNode(p.UID); name != "" {
+		// Victims were evicted for this pod here.
+		if slot, ok := s.SlotOf(name); ok && t.refilter(s.At(slot), p.UID) == nil {
+			return slot, true
+		}
+	}
+	return t.tree.best()
+}
+
+// pickNamed judges the few nodes that the pod names. Their places in the table
+// are not those in the snapshot.
+func (c *Cycle) pickNamed(s *framework.Snapshot, t *table) (int, bool) {
+	t.named = t.named[:0]
+	for _, name := range t.nodes {
+		if slot, ok := s.SlotOf(name); ok {
+			t.named = append(t.named, slot)
+		}
+	}
+	t.status = t.status[:0]
+	t.grow(len(t.named))
+	for i, slot := range t.named {
+		t.judgeAt(s, i, s.At(slot))
+	}
+	t.rekey(c)
+	i, ok := t.tree.best()
+	if !ok {
+		return 0, false
+	}
+	return t.named[i], true
+}
+
+// table returns the class's table for this snapshot.
+func (c *Cycle) table(s *framework.Snapshot, class *framework.Class) *table {
+	if c.of != s {
+		c.of = s
+		clear(c.tables)
+	}
+	c.tick++
+	t, ok := c.tables[class]
+	if !ok {
+		t = c.newTable(class)
+		if t.nodes == nil && t.preFilter == nil {
+			// A class that names its nodes is hardly met again.
+			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
+				c.evict()
+			}
+			c.tables[class] = t
+		}
+	}
+	t.used = c.tick
+	return t
+}
+
+func (c *Cycle) evict() {
+	used := make([]uint64, 0, len(c.tables))
+	for _, t := range c.tables {
+		used = append(used, t.used)
+	}
+	slices.Sort(used)
+	for class, t := range c.tables {
+		if t.used < used[len(used)/4] {
+			delete(c.tables, class)
+		}
+	}
+}
+
+// admit runs Reserve and Permit, undoing all where one refuses.
+func (c *Cycle) admit(p *framework.Pod, n *framework.Node) *framework.Status {
+	for _, r := range c.reserve {
+		if st := r.Reserve(p, n); st.Refused() {
+			c.unreserve(p, n)
+			return st
+		}
+	}
+	for _, r := range c.permit {
+		if st := r.Permit(p, n); st.Refused() {
+			c.unreserve(p, n)
+			return st
+		}
+	}
+	return nil
+}
+
+func (c *Cycle) unreserve(p *framework.Pod, n *framework.Node) {
+	for _, r := range slices.Backward(c.reserve) {
+		r.Unreserve(p, n)
+	}
+}
+
+// Undo takes back a decision: the pod is not, or no longer, on its way there.
+func (c *Cycle) Undo(s *framework.Snapshot, p *framework.Pod, node string) {
+	if !s.Forget(p.UID) {
+		return
+	}
+	if n := s.Node(node); n != nil {
+		c.unreserve(p, n)
+	}
+}
+
+func (c *Cycle) preFilterFailure(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
+	f := &Failure{Plugins: []string{t.preFilter.Plugin}}
+	head := fmt.Sprintf("0/%d nodes are available: %s.", s.NumNodes(), join(t.preFilter.Reasons))
+	return c.postFilter(s, p, f, head, allJudged{t, t.preFilter})
+}
+
+func join(reasons []string) string {
+	out := ""
+	for i, r := range reasons {
+		if i > 0 {
+			out += ", "
+		}
+		out += r
+	}
+	return out
+}
+
+// explain says why no node can take a pod. For pods of one class the answer is
+// the same until a node changes.
+func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
+	nominated := s.NominatedNode(p.UID) != ""
+	if t.failure != nil && !nominated {
+		return t.failure
+	}
+	reasons := framework.Reasons{}
+	refused := map[string]bool{}
+	var judged framework.Judged = tableJudged{t, p.UID}
+	if t.nodes != nil {
+		named := map[int]*framework.Status{}
+		for i, slot := range t.named {
+			named[slot] = t.status[i]
+		}
+		other := &framework.Status{
+			Code: framework.Unresolvable, Plugin: t.namedBy,
+			Reasons: []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) [%s]", t.namedBy)},
+		}
+		refused[t.namedBy] = true
+		judged = namedJudged{t, p.UID, named, other}
+	}
+	for slot := range s.All() {
+		st := judged.Status(slot)
+		if st == nil {
+			continue
+		}
+		refused[st.Plugin] = true
+		for _, r := range st.Reasons {
+			reasons.Add(r)
+		}
+	}
+	f := &Failure{}
+	for name := range refused {
+		f.Plugins = append(f.Plugins, name)
+	}
+	slices.Sort(f.Plugins)
+	f = c.postFilter(s, p, f, reasons.Message(s.NumNodes()), judged)
+	if t.nodes == nil && !nominated && f.Nominated == "" {
+		t.failure = f
+	}
+	return f
+}
+
+func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, head string, judged framework.Judged) *Failure {
+	f.Message = head
+	for _, pf := range c.post {
+		r := pf.PostFilter(p, s, judged)
+		if r.Message != "" {
+			f.Message += " " + r.Message
+		}
+		if r.Node != "" {
+			f.Nominated, f.Victims = r.Node, r.Victims
+			break
+		}
+	}
+	return f
+}
+
+type tableJudged struct {
+	t   *table
+	uid types.UID
+}
+
+func (j tableJudged) Status(slot int) *framework.Status { return j.t.status[slot] }
+func (j tableJudged) Refilter(n *framework.Node) *framework.Status {
+	return j.t.refilter(n, j.uid)
+}
+
+type namedJudged struct {
+	t     *table
+	uid   types.UID
+	named map[int]*framework.Status
+	other *framework.Status
+}
+
+func (j namedJudged) Status(slot int) *framework.Status {
+	if st, ok := j.named[slot]; ok {
+		return st
+	}
+	return j.other
+}
+
+func (j namedJudged) Refilter(n *framework.Node) *framework.Status { return j.t.refilter(n, j.uid) }
+
+type allJudged struct {
+	t  *table
+	st *framework.Status
+}
+
+func (j allJudged) Status(int) *framework.Status { return j.st }
+
+func (j allJudged) Refilter(*framework.Node) *framework.Status { return j.st }
+
+// Refusal is one node's answer to a pod.
+type Refusal struct {
+	Node    string
+	Plugin  string
+	Reasons []string
+	// Sentence says to a person what stands against and what would help; empty
+	// where the plugin has no more to say than its reasons.
+	Sentence string
+	// Resolvable tells that evicting pods might help.
+	Resolvable bool
+}
+
+// Explain says for every node why it cannot take a pod; nodes that can are left
+// out. It decides nothing and leaves s as it is.
+func (c *Cycle) Explain(s *framework.Snapshot, p *framework.Pod) []Refusal {
+	t := c.newTable(p.Class)
+	var out []Refusal
+	for _, n := range s.All() {
+		st := t.preFilter
+		if st == nil {
+			st = t.refilter(n, p.UID)
+		}
+		if !st.Refused() {
+			continue
+		}
+		r := Refusal{Node: n.Name, Plugin: st.Plugin, Reasons: st.Reasons, Resolvable: st.Code == framework.Unschedulable}
+		for _, pl := range c.plugins {
+			if e, ok := pl.Plugin.(framework.Explainer); ok && pl.Name() == st.Plugin {
+				r.Sentence = e.Explain(p.Class, n)
+			}
+		}
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b Refusal) int { return cmp.Compare(a.Node, b.Node) })
+	return out
+}

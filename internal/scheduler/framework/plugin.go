@@ -1,0 +1,167 @@
+package framework
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Code says what a plugin decided.
+type Code int8
+
+const (
+	// Success is also what a nil *Status means.
+	Success Code = iota
+	// Unschedulable: not now; evicting pods might help.
+	Unschedulable
+	// Unresolvable: not now, and evicting pods cannot help.
+	Unresolvable
+	// Skip, from PreFilter or PreScore: this plugin has nothing to say of this
+	// class, and is not asked again.
+	Skip
+)
+
+// Status is a plugin's refusal. Statuses are shared and never changed: a plugin
+// makes one for each reason, once.
+type Status struct {
+	Code   Code
+	Plugin string
+	// Reasons are what people and programs read in events and conditions.
+	Reasons []string
+}
+
+// Refused tells whether a status is a refusal.
+func (s *Status) Refused() bool {
+	return s != nil && (s.Code == Unschedulable || s.Code == Unresolvable)
+}
+
+// Plugin is any plugin. Each implements some of the interfaces below.
+type Plugin interface{ Name() string }
+
+// PreFilterer prepares a class. state is handed to Filter. nodes, where not nil,
+// are the only nodes that can do.
+type PreFilterer interface {
+	PreFilter(c *Class) (state any, nodes []string, st *Status)
+}
+
+// Filterer says whether a node can take a pod of a class; nil if it can. It must
+// depend on nothing but the class and the node: the answer is kept until the node
+// changes.
+type Filterer interface {
+	Filter(state any, c *Class, n *Node) *Status
+}
+
+// PreScorer prepares a class for scoring; state is handed to Score.
+type PreScorer interface {
+	PreScore(c *Class) (state any, st *Status)
+}
+
+// Scorer says how well a node suits, 0 to MaxScore. Like Filter it judges the
+// node alone; see Global.
+type Scorer interface {
+	Score(state any, c *Class, n *Node, s *Snapshot) int64
+}
+
+// MaxScore is the best score.
+const MaxScore = 100
+
+// Normalizer maps the raw values that Score returned to 0..MaxScore, given the
+// least and the greatest over the nodes that can take the pod.
+type Normalizer interface {
+	Normalize(raw, least, greatest int64) int64
+}
+
+// Global is implemented by a plugin whose Score depends on more than the node: a
+// new fingerprint means that all nodes must be scored anew.
+type Global interface {
+	Fingerprint(c *Class, s *Snapshot) uint64
+}
+
+// PostFilterer is asked when no node can take a pod. What it answers is added to
+// the explanation; node, where not empty, is one that the pod shall wait for
+// while the victims end.
+type PostFilterer interface {
+	PostFilter(p *Pod, s *Snapshot, judged Judged) PostFilterResult
+}
+
+// Judged is what the filters said of the nodes.
+type Judged interface {
+	// Status of the node in a slot; nil where the node can take the pod.
+	Status(slot int) *Status
+	// Refilter judges a node as it would be.
+	Refilter(n *Node) *Status
+}
+
+// PostFilterResult is what a PostFilterer found.
+type PostFilterResult struct {
+	Message string
+	Node    string
+	Victims []*Pod
+}
+
+// Reserver takes note of a decision, before other pods of the batch are judged.
+// A refusal undoes the decision; Unreserve is called on every plugin then, and
+// whenever a later step fails.
+type Reserver interface {
+	Reserve(p *Pod, n *Node) *Status
+	Unreserve(p *Pod, n *Node)
+}
+
+// Permitter may veto a decision.
+type Permitter interface {
+	Permit(p *Pod, n *Node) *Status
+}
+
+// PreBinder does what must be done before the binding is written, I/O included.
+// An error undoes the decision and the pod is tried again.
+type PreBinder interface {
+	PreBind(ctx context.Context, p *Pod, node string) error
+}
+
+// PreEnqueuer keeps a pod from the queue until it allows it.
+type PreEnqueuer interface {
+	PreEnqueue(p *corev1.Pod) *Status
+}
+
+// Explainer says in one sentence, to a person, why a node was refused and what
+// would help.
+type Explainer interface {
+	Explain(c *Class, n *Node) string
+}
+
+// EventKind is a set of kinds of change.
+type EventKind uint32
+
+const (
+	NodeAdded EventKind = 1 << iota
+	NodeAllocatable
+	NodeLabels
+	NodeTaints // and spec.unschedulable
+	NodeOther
+	PodDeleted // from a node, or finished there
+	PodShrunk  // on a node: resized to less
+	PodTolerations
+	PodGates
+	PodRequests
+	PodLabels
+
+	NodeChanged = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
+)
+
+// Event is a change that may let a refused pod run.
+type Event struct {
+	Kind EventKind
+	// Node is the node as it is now, OldNode as it was.
+	Node, OldNode *corev1.Node
+	// Pod is the pod that left a node, or the pending pod as it is now.
+	Pod *Pod
+}
+
+// Hinter tells which changes may turn this plugin's refusal of a class around.
+// A plugin without it is tried again at every change.
+type Hinter interface {
+	// Events is what the plugin wants to be asked about.
+	Events() EventKind
+	// Hint tells whether a pod of the class should be tried again.
+	Hint(c *Class, e Event) bool
+}

@@ -1,0 +1,323 @@
+package framework
+
+import (
+	"iter"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Snapshot is what a scheduling cycle judges by: every node and the pods on it,
+// those included that were assumed there and are being bound.
+//
+// It is incremental: a change of one node or pod touches one Node and appends
+// the node's slot to a log, which tables of judged nodes replay. Nodes are
+// copied on write: Fork shares them.
+type Snapshot struct {
+	slots  []*Node // by slot; nil where a node was removed
+	byName map[string]int
+	free   []int
+	pods   map[types.UID]placed
+	// nominated says where pending pods wait for victims to end.
+	nominated map[types.UID]int
+	gen       uint64
+	nodes     int
+
+	// log holds the slots changed; logStart is the number of its first entry.
+	log      []int32
+	logStart uint64
+
+	// images counts the nodes that hold an image.
+	images map[string]int
+}
+
+type placed struct {
+	pod     *Pod
+	slot    int
+	assumed bool
+}
+
+// NewSnapshot returns an empty snapshot.
+func NewSnapshot() *Snapshot {
+	return &Snapshot{byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{}}
+}
+
+// Fork returns a snapshot that may be changed without changing s. It costs a
+// copy of the indexes; nodes are shared until changed on either side.
+func (s *Snapshot) Fork() *Snapshot {
+	f := &Snapshot{
+		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),
+		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes,
+		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
+	}
+	for _, n := range s.slots {
+		if n != nil {
+			n.owner = nil
+		}
+	}
+	return f
+}
+
+// NumNodes is the number of nodes that exist.
+func (s *Snapshot) NumNodes() int { return s.nodes }
+
+// NumPods is the number of pods on nodes, assumed ones included.
+func (s *Snapshot) NumPods() int { return len(s.pods) }
+
+// Slots is the number of slots; a slot may be empty.
+func (s *Snapshot) Slots() int { return len(s.slots) }
+
+// At returns the node in a slot, nil where no node is.
+func (s *Snapshot) At(slot int) *Node {
+	if n := s.slots[slot]; n != nil && n.Obj != nil {
+		return n
+	}
+	return nil
+}
+
+// SlotOf returns the slot of a node that exists.
+func (s *Snapshot) SlotOf(name string) (int, bool) {
+	i, ok := s.byName[name]
+	return i, ok && s.slots[i].Obj != nil
+}
+
+// Node returns a node that exists, or nil.
+func (s *Snapshot) Node(name string) *Node {
+	if i, ok := s.byName[name]; ok {
+		return s.At(i)
+	}
+	return nil
+}
+
+// All iterates over the nodes that exist, in order of slots.
+func (s *Snapshot) All() iter.Seq2[int, *Node] {
+	return func(yield func(int, *Node) bool) {
+		for i := range s.slots {
+			if n := s.At(i); n != nil && !yield(i, n) {
+				return
+			}
+		}
+	}
+}
+
+// NodesWithImage is the number of nodes that hold an image.
+func (s *Snapshot) NodesWithImage(name string) int { return s.images[name] }
+
+// maxLog bounds the log; who is further behind starts over.
+const maxLog = 1 << 16
+
+// Changed returns the slots that changed since a position of the log, and the
+// position after them. ok is false where the log does not reach back that far:
+// then every slot may have changed.
+func (s *Snapshot) Changed(since uint64) (slots []int32, now uint64, ok bool) {
+	now = s.logStart + uint64(len(s.log))
+	if since < s.logStart || since > now {
+		return nil, now, false
+	}
+	return s.log[since-s.logStart:], now, true
+}
+
+func (s *Snapshot) touched(slot int) {
+	if len(s.log) >= maxLog {
+		s.logStart += uint64(len(s.log))
+		s.log = s.log[:0]
+	}
+	s.log = append(s.log, int32(slot))
+}
+
+// change returns the node in a slot, to be changed in place.
+func (s *Snapshot) change(slot int) *Node {
+	n := s.slots[slot]
+	if n.owner != s {
+		n = n.clone()
+		n.owner = s
+		s.slots[slot] = n
+	}
+	s.gen++
+	n.Generation = s.gen
+	s.touched(slot)
+	return n
+}
+
+func (s *Snapshot) slotFor(name string) int {
+	if i, ok := s.byName[name]; ok {
+		return i
+	}
+	n := &Node{Name: name, owner: s}
+	var i int
+	if l := len(s.free); l > 0 {
+		i, s.free = s.free[l-1], s.free[:l-1]
+		s.slots[i] = n
+	} else {
+		i = len(s.slots)
+		s.slots = append(s.slots, n)
+	}
+	s.byName[name] = i
+	return i
+}
+
+// SetNode adds or replaces a node.
+func (s *Snapshot) SetNode(o *corev1.Node) {
+	n := s.change(s.slotFor(o.Name))
+	if n.Obj == nil {
+		s.nodes++
+	}
+	s.countImages(n, -1)
+	n.setObj(o)
+	s.countImages(n, 1)
+}
+
+// RefreshNode replaces a node's object by one that differs in nothing that
+// plugins look at: what was judged of it holds.
+func (s *Snapshot) RefreshNode(o *corev1.Node) {
+	i, ok := s.SlotOf(o.Name)
+	if !ok {
+		return
+	}
+	n := s.slots[i]
+	if n.owner != s {
+		n = n.clone()
+		n.owner = s
+		s.slots[i] = n
+	}
+	n.Obj = o
+}
+
+func (s *Snapshot) countImages(n *Node, by int) {
+	for name := range n.Images {
+		if s.images[name] += by; s.images[name] <= 0 {
+			delete(s.images, name)
+		}
+	}
+}
+
+// RemoveNode forgets a node. The pods on it are kept until they are removed
+// themselves, so that a node that comes back is not over-committed.
+func (s *Snapshot) RemoveNode(name string) {
+	i, ok := s.byName[name]
+	if !ok {
+		return
+	}
+	n := s.change(i)
+	if n.Obj != nil {
+		s.nodes--
+	}
+	s.countImages(n, -1)
+	n.setObj(nil)
+	s.release(i)
+}
+
+// release frees a slot that has neither a node nor pods.
+func (s *Snapshot) release(i int) {
+	if n := s.slots[i]; n.Obj == nil && len(n.Pods) == 0 && len(n.Nominated) == 0 {
+		delete(s.byName, n.Name)
+		s.slots[i] = nil
+		s.free = append(s.free, i)
+	}
+}
+
+// SetPod places a pod on a node, as the API says it is; it ends an assumption
+// about that pod. It tells whether the node's resources or ports changed.
+func (s *Snapshot) SetPod(p *Pod, node string) bool {
+	s.Nominate(p, "")
+	if old, ok := s.pods[p.UID]; ok {
+		p.Ending = old.pod.Ending
+		if s.slots[old.slot].Name == node && old.pod.Class == p.Class && old.pod.use().equal(p.use()) {
+			n := s.slots[old.slot]
+			if n.owner != s {
+				n = n.clone()
+				n.owner = s
+				s.slots[old.slot] = n
+			}
+			if i := slices.IndexFunc(n.Pods, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 {
+				n.Pods[i] = p
+			}
+			s.pods[p.UID] = placed{pod: p, slot: old.slot}
+			return false
+		}
+		s.RemovePod(p.UID)
+	}
+	i := s.slotFor(node)
+	s.change(i).add(p)
+	s.pods[p.UID] = placed{pod: p, slot: i}
+	return true
+}
+
+// Assume places a pod on the node in a slot, as long as neither SetPod nor Forget
+// says otherwise.
+func (s *Snapshot) Assume(p *Pod, slot int) {
+	s.RemovePod(p.UID)
+	s.Nominate(p, "")
+	s.change(slot).add(p)
+	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: true}
+}
+
+// Nominate notes that a pending pod waits for a node; "" ends that.
+func (s *Snapshot) Nominate(p *Pod, node string) {
+	at, ok := s.nominated[p.UID]
+	if ok && s.slots[at].Name == node {
+		n := s.slots[at]
+		if i := slices.IndexFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 && n.Nominated[i] == p {
+			return
+		}
+	}
+	if ok {
+		delete(s.nominated, p.UID)
+		n := s.change(at)
+		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID })
+		s.release(at)
+	}
+	if node == "" {
+		return
+	}
+	i := s.slotFor(node)
+	n := s.change(i)
+	n.Nominated = append(n.Nominated, p)
+	s.nominated[p.UID] = i
+}
+
+// NominatedNode is the node that a pending pod waits for, "" for none.
+func (s *Snapshot) NominatedNode(uid types.UID) string {
+	if at, ok := s.nominated[uid]; ok {
+		return s.slots[at].Name
+	}
+	return ""
+}
+
+// Forget ends an assumption; it does nothing to a pod that the API placed.
+func (s *Snapshot) Forget(uid types.UID) bool {
+	if at, ok := s.pods[uid]; !ok || !at.assumed {
+		return false
+	}
+	s.RemovePod(uid)
+	return true
+}
+
+// Assumed tells whether a pod is assumed on a node.
+func (s *Snapshot) Assumed(uid types.UID) bool {
+	at, ok := s.pods[uid]
+	return ok && at.assumed
+}
+
+// Placed returns the pod and the name of the node that it is on.
+func (s *Snapshot) Placed(uid types.UID) (*Pod, string, bool) {
+	at, ok := s.pods[uid]
+	if !ok {
+		return nil, "", false
+	}
+	return at.pod, s.slots[at.slot].Name, true
+}
+
+// RemovePod takes a pod off its node.
+func (s *Snapshot) RemovePod(uid types.UID) bool {
+	at, ok := s.pods[uid]
+	if !ok {
+		return false
+	}
+	delete(s.pods, uid)
+	s.change(at.slot).remove(at.pod)
+	s.release(at.slot)
+	return true
+}

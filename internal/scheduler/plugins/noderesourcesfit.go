@@ -1,0 +1,213 @@
+package plugins
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"skiff/internal/scheduler/framework"
+)
+
+// NodeResourcesFit refuses nodes that have not enough of a resource left, and
+// prefers those with most left of CPU and memory (LeastAllocated).
+type NodeResourcesFit struct{}
+
+// The four resources that every node has, as bits; a fifth says that no eviction
+// could help.
+const (
+	lackPods = 1 << iota
+	lackCPU
+	lackMemory
+	lackStorage
+	lackAlways
+	lackEnd
+)
+
+var lacks = makeLacks()
+
+func makeLacks() [lackEnd]*framework.Status {
+	var out [lackEnd]*framework.Status
+	for bits := 1; bits < lackEnd; bits++ {
+		st := &framework.Status{Code: framework.Unschedulable, Plugin: "NodeResourcesFit"}
+		if bits&lackAlways != 0 {
+			st.Code = framework.Unresolvable
+		}
+		for _, r := range []struct {
+			bit    int
+			reason string
+		}{{lackPods, "Too many pods"}, {lackCPU, "Insufficient cpu"}, {lackMemory, "Insufficient memory"}, {lackStorage, "Insufficient ephemeral-storage"}} {
+			if bits&r.bit != 0 {
+				st.Reasons = append(st.Reasons, r.reason)
+			}
+		}
+		out[bits] = st
+	}
+	return out
+}
+
+// Name implements framework.Plugin.
+func (NodeResourcesFit) Name() string { return "NodeResourcesFit" }
+
+// Filter implements framework.Filterer.
+func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *framework.Status {
+	bits := 0
+	want, have, used := &c.Requests, &n.Allocatable, &n.Requested
+	if int64(len(n.Pods))+1 > have.Pods {
+		bits |= lackPods
+	}
+	for _, r := range [...]struct {
+		want, have, used int64
+		bit              int
+	}{
+		{want.MilliCPU, have.MilliCPU, used.MilliCPU, lackCPU},
+		{want.Memory, have.Memory, used.Memory, lackMemory},
+		{want.EphemeralStorage, have.EphemeralStorage, used.EphemeralStorage, lackStorage},
+	} {
+		if r.want > 0 && r.want > r.have-r.used {
+			bits |= r.bit
+			if r.want > r.have {
+				bits |= lackAlways
+			}
+		}
+	}
+	if len(want.Scalar) == 0 {
+		return lacks[bits]
+	}
+	var names []string
+	for name, w := range want.Scalar {
+		if w > 0 && w > have.Scalar[name]-used.Scalar[name] {
+			names = append(names, string(name))
+			if w > have.Scalar[name] {
+				bits |= lackAlways
+			}
+		}
+	}
+	if len(names) == 0 {
+		return lacks[bits]
+	}
+	slices.Sort(names)
+	st := &framework.Status{Code: framework.Unschedulable, Plugin: "NodeResourcesFit"}
+	if bits&lackAlways != 0 {
+		st.Code = framework.Unresolvable
+	}
+	if known := lacks[bits]; known != nil {
+		st.Reasons = append(st.Reasons, known.Reasons...)
+	}
+	for _, name := range names {
+		st.Reasons = append(st.Reasons, "Insufficient "+name)
+	}
+	return st
+}
+
+// Score implements framework.Scorer.
+func (NodeResourcesFit) Score(_ any, c *framework.Class, n *framework.Node, _ *framework.Snapshot) int64 {
+	var sum, count int64
+	for _, r := range [...][2]int64{
+		{n.NonZero.MilliCPU + c.NonZero.MilliCPU, n.Allocatable.MilliCPU},
+		{n.NonZero.Memory + c.NonZero.Memory, n.Allocatable.Memory},
+	} {
+		wanted, have := r[0], r[1]
+		if have <= 0 {
+			continue
+		}
+		count++
+		if 0 <= wanted && wanted <= have {
+			sum += share(have-wanted, have)
+		}
+	}
+	if count == 0 {
+		return 0
+	}
+	return sum / count
+}
+
+// share is part of whole, of MaxScore. Absurd amounts are computed less exactly,
+// since they would overflow.
+func share(part, whole int64) int64 {
+	if whole >= 1<<56 {
+		return int64(float64(part) / float64(whole) * framework.MaxScore)
+	}
+	return part * framework.MaxScore / whole
+}
+
+// Explain implements framework.Explainer.
+func (NodeResourcesFit) Explain(c *framework.Class, n *framework.Node) string {
+	if int64(len(n.Pods))+1 > n.Allocatable.Pods {
+		return fmt.Sprintf("node %s runs %d of at most %d pods", n.Name, len(n.Pods), n.Allocatable.Pods)
+	}
+	names := []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage}
+	for name := range c.Requests.Scalar {
+		names = append(names, name)
+	}
+	slices.Sort(names[3:])
+	for _, name := range names {
+		want, have, used := c.Requests.Of(name), n.Allocatable.Of(name), n.Requested.Of(name)
+		if want > 0 && want > have-used {
+			return fmt.Sprintf("the pod requests %s of %s and node %s has %s of %s left: %s less would fit",
+				amount(name, want), name, n.Name, amount(name, max(have-used, 0)), amount(name, have), amount(name, want-max(have-used, 0)))
+		}
+	}
+	return fmt.Sprintf("node %s has what the pod requests", n.Name)
+}
+
+func amount(name corev1.ResourceName, v int64) string {
+	switch name {
+	case corev1.ResourceCPU:
+		return resource.NewMilliQuantity(v, resource.DecimalSI).String()
+	case corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+		return resource.NewQuantity(v, resource.BinarySI).String()
+	}
+	return resource.NewQuantity(v, resource.DecimalSI).String()
+}
+
+// Events implements framework.Hinter.
+func (NodeResourcesFit) Events() framework.EventKind {
+	return framework.NodeAdded | framework.NodeAllocatable | framework.PodDeleted | framework.PodShrunk | framework.PodRequests
+}
+
+// Hint implements framework.Hinter.
+func (f NodeResourcesFit) Hint(c *framework.Class, e framework.Event) bool {
+	if e.Kind&(framework.PodDeleted|framework.PodShrunk) != 0 {
+		// A pod's place is always freed.
+		return e.Kind&framework.PodDeleted != 0 || sharesResource(&c.Requests, &e.Pod.Class.Requests)
+	}
+	if e.Kind&framework.PodRequests != 0 {
+		return true
+	}
+	now := framework.NodeOf(e.Node)
+	if f.Filter(nil, c, now) != nil {
+		return false
+	}
+	if e.OldNode == nil {
+		return true
+	}
+	was := framework.ResourceOf(e.OldNode.Status.Allocatable)
+	if now.Allocatable.Pods > was.Pods {
+		return true
+	}
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
+		if c.Requests.Of(name) > 0 && now.Allocatable.Of(name) > was.Of(name) {
+			return true
+		}
+	}
+	for name, want := range c.Requests.Scalar {
+		if want > 0 && now.Allocatable.Scalar[name] > was.Scalar[name] {
+			return true
+		}
+	}
+	return false
+}
+
+func sharesResource(a, b *framework.Resource) bool {
+	if a.MilliCPU > 0 && b.MilliCPU > 0 || a.Memory > 0 && b.Memory > 0 || a.EphemeralStorage > 0 && b.EphemeralStorage > 0 {
+		return true
+	}
+	for name, v := range a.Scalar {
+		if v > 0 && b.Scalar[name] > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,385 @@
+package scheduler
+
+import (
+	"container/heap"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/scheduler/framework"
+)
+
+// place is where in the queue a pod is.
+type place int8
+
+const (
+	nowhere place = iota
+	// active: to be tried in the next cycle.
+	active
+	// backingOff: to be tried when its wait is over, or, unless it failed by an
+	// error, as soon as nothing else is to be done.
+	backingOff
+	// unschedulable: to be tried when something happens that may help.
+	unschedulable
+	// gated: a plugin keeps it out.
+	gated
+	// inFlight: decided and being bound.
+	inFlight
+)
+
+// queued is a pending pod.
+type queued struct {
+	pod   *framework.Pod
+	place place
+	// since is when the pod entered the queue, last; order breaks ties.
+	since time.Time
+	first time.Time // when it entered first
+	order uint64
+	until time.Time // end of the back-off
+	heap  int       // index in the heap of its place
+
+	attempts int // failed for want of a node
+	errors   int // failed by an error, in a row
+	refused  []string
+	early    bool // tried before its back-off was over
+	message  string
+}
+
+// Bounds of the wait between two tries of one pod, and the time after which an
+// unschedulable pod is tried although nothing happened.
+const (
+	firstBackoff = time.Second
+	lastBackoff  = 10 * time.Second
+	flushAfter   = 5 * time.Minute
+)
+
+// queue holds the pending pods. It is not safe for concurrent use, and reads no
+// clock: the caller says what time it is.
+type queue struct {
+	pods    map[types.UID]*queued
+	active  activeHeap
+	backoff backoffHeap
+	// byClass has the unschedulable pods: what may help one helps its like.
+	byClass map[*framework.Class]map[types.UID]*queued
+	order   uint64
+	gated   int
+	// leftover is when the unschedulable pods are looked through next.
+	leftover time.Time
+
+	preEnqueue []framework.PreEnqueuer
+	hints      map[string]framework.Hinter // by plugin
+}
+
+func newQueue() *queue {
+	return &queue{pods: map[types.UID]*queued{}, byClass: map[*framework.Class]map[types.UID]*queued{}, hints: map[string]framework.Hinter{}}
+}
+
+// put moves q to a place, taking it from where it was.
+func (qu *queue) put(q *queued, to place) {
+	switch q.place {
+	case active:
+		heap.Remove(&qu.active, q.heap)
+	case backingOff:
+		heap.Remove(&qu.backoff, q.heap)
+	case unschedulable:
+		m := qu.byClass[q.pod.Class]
+		delete(m, q.pod.UID)
+		if len(m) == 0 {
+			delete(qu.byClass, q.pod.Class)
+		}
+	case gated:
+		qu.gated--
+	}
+	q.place = to
+	switch to {
+	case active:
+		heap.Push(&qu.active, q)
+	case backingOff:
+		heap.Push(&qu.backoff, q)
+	case unschedulable:
+		m := qu.byClass[q.pod.Class]
+		if m == nil {
+			m = map[types.UID]*queued{}
+			qu.byClass[q.pod.Class] = m
+		}
+		m[q.pod.UID] = q
+	case gated:
+		qu.gated++
+	case nowhere:
+		delete(qu.pods, q.pod.UID)
+		return
+	}
+	qu.pods[q.pod.UID] = q
+}
+
+// set adds a pending pod, or tells that it changed. It returns the refusal of
+// the plugin that keeps a pod out.
+func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
+	q := qu.pods[p.UID]
+	if q == nil {
+		qu.order++
+		q = &queued{pod: p, since: now, first: now, order: qu.order}
+		return qu.enter(q)
+	}
+	old := q.pod
+	switch q.place {
+	case gated:
+		q.pod = p
+		return qu.enter(q)
+	case inFlight:
+		q.pod = p
+		return nil
+	case unschedulable:
+		kind := podChange(old.Pod, p.Pod)
+		qu.put(q, nowhere)
+		q.pod = p
+		if kind != 0 && qu.hinted(p.Class, q.refused, framework.Event{Kind: kind, Pod: p}) {
+			qu.requeue(q, now)
+		} else {
+			qu.put(q, unschedulable)
+		}
+	default:
+		at := q.place
+		qu.put(q, nowhere)
+		q.pod = p
+		qu.put(q, at)
+	}
+	return nil
+}
+
+// enter asks the plugins that may keep a pod out.
+func (qu *queue) enter(q *queued) *framework.Status {
+	for _, p := range qu.preEnqueue {
+		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
+			qu.put(q, gated)
+			return st
+		}
+	}
+	qu.put(q, active)
+	return nil
+}
+
+// remove forgets a pod.
+func (qu *queue) remove(uid types.UID) {
+	if q := qu.pods[uid]; q != nil {
+		qu.put(q, nowhere)
+	}
+}
+
+// take returns the pods to try now, at most n, in order, and marks them in
+// flight. When none is active, those that wait only out of caution are taken.
+func (qu *queue) take(n int) []*queued {
+	var out []*queued
+	for len(out) < n && len(qu.active) > 0 {
+		q := qu.active[0]
+		q.early = false
+		qu.put(q, inFlight)
+		out = append(out, q)
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, q := range qu.backoff {
+		if q.errors == 0 {
+			out = append(out, q)
+		}
+	}
+	slices.SortFunc(out, compareQueued)
+	out = out[:min(n, len(out))]
+	for _, q := range out {
+		q.early = true
+		qu.put(q, inFlight)
+	}
+	return out
+}
+
+// failed returns a pod for which no node was found.
+func (qu *queue) failed(q *queued, plugins []string, now time.Time) {
+	if q.place != inFlight {
+		return
+	}
+	q.attempts++
+	q.errors = 0
+	q.refused = plugins
+	q.since = now
+	q.until = now.Add(backoffOf(q.attempts))
+	qu.put(q, unschedulable)
+}
+
+// errored returns a pod whose try ended in an error.
+func (qu *queue) errored(q *queued, now time.Time) {
+	if q.place != inFlight {
+		return
+	}
+	q.errors++
+	q.since = now
+	q.until = now.Add(backoffOf(q.errors))
+	qu.put(q, backingOff)
+}
+
+func backoffOf(tries int) time.Duration {
+	d := firstBackoff
+	for range tries - 1 {
+		if d *= 2; d >= lastBackoff {
+			return lastBackoff
+		}
+	}
+	return d
+}
+
+// requeue lets a pod be tried again: now, or after its back-off.
+func (qu *queue) requeue(q *queued, now time.Time) {
+	if q.until.After(now) {
+		qu.put(q, backingOff)
+		return
+	}
+	qu.put(q, active)
+}
+
+// happened tries again the unschedulable pods that an event may help.
+func (qu *queue) happened(e framework.Event, now time.Time) {
+	var wake []*queued
+	for class, pods := range qu.byClass {
+		var asked []string
+		var answer, known bool
+		for _, q := range pods {
+			if !known || !slices.Equal(asked, q.refused) {
+				asked, known = q.refused, true
+				answer = qu.hinted(class, q.refused, e)
+			}
+			if answer {
+				wake = append(wake, q)
+			}
+		}
+	}
+	for _, q := range wake {
+		qu.requeue(q, now)
+	}
+}
+
+// hinted tells whether any plugin that refused the class thinks that e may help.
+func (qu *queue) hinted(c *framework.Class, refused []string, e framework.Event) bool {
+	if len(refused) == 0 {
+		// There was no node at all.
+		return e.Kind&framework.NodeAdded != 0
+	}
+	for _, name := range refused {
+		h := qu.hints[name]
+		if h == nil || h.Events()&e.Kind != 0 && h.Hint(c, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// leftoverEvery is how often the unschedulable pods are looked through for such
+// that waited for flushAfter.
+const leftoverEvery = 30 * time.Second
+
+// flush moves what waited long enough.
+func (qu *queue) flush(now time.Time) {
+	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
+		qu.put(qu.backoff[0], active)
+	}
+	if len(qu.byClass) == 0 {
+		qu.leftover = time.Time{}
+		return
+	}
+	if qu.leftover.IsZero() {
+		qu.leftover = now.Add(leftoverEvery)
+	}
+	if qu.leftover.After(now) {
+		return
+	}
+	qu.leftover = now.Add(leftoverEvery)
+	var wake []*queued
+	for _, pods := range qu.byClass {
+		for _, q := range pods {
+			if !q.since.Add(flushAfter).After(now) {
+				wake = append(wake, q)
+			}
+		}
+	}
+	slices.SortFunc(wake, compareQueued)
+	for _, q := range wake {
+		qu.requeue(q, now)
+	}
+}
+
+// next returns when flush has something to do; zero for never.
+func (qu *queue) next() time.Time {
+	t := qu.leftover
+	if len(qu.backoff) > 0 && (t.IsZero() || qu.backoff[0].until.Before(t)) {
+		t = qu.backoff[0].until
+	}
+	return t
+}
+
+// podChange tells what of a pending pod changed that a plugin may care about.
+func podChange(old, new *corev1.Pod) framework.EventKind {
+	var k framework.EventKind
+	if len(old.Spec.Tolerations) != len(new.Spec.Tolerations) || !equality.Semantic.DeepEqual(old.Spec.Tolerations, new.Spec.Tolerations) {
+		k |= framework.PodTolerations
+	}
+	if len(old.Spec.SchedulingGates) != len(new.Spec.SchedulingGates) {
+		k |= framework.PodGates
+	}
+	if !equality.Semantic.DeepEqual(old.Labels, new.Labels) {
+		k |= framework.PodLabels
+	}
+	for i := range new.Spec.Containers {
+		if i < len(old.Spec.Containers) && !equality.Semantic.DeepEqual(old.Spec.Containers[i].Resources, new.Spec.Containers[i].Resources) {
+			k |= framework.PodRequests
+		}
+	}
+	return k
+}
+
+func compareQueued(a, b *queued) int {
+	switch {
+	case a.pod.Class.Priority != b.pod.Class.Priority:
+		if a.pod.Class.Priority > b.pod.Class.Priority {
+			return -1
+		}
+		return 1
+	case !a.since.Equal(b.since):
+		return a.since.Compare(b.since)
+	case a.order < b.order:
+		return -1
+	case a.order > b.order:
+		return 1
+	}
+	return 0
+}
+
+type activeHeap []*queued
+
+func (h activeHeap) Len() int           { return len(h) }
+func (h activeHeap) Less(i, j int) bool { return compareQueued(h[i], h[j]) < 0 }
+func (h activeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].heap, h[j].heap = i, j }
+func (h *activeHeap) Push(x any)        { q := x.(*queued); q.heap = len(*h); *h = append(*h, q) }
+func (h *activeHeap) Pop() any          { return popLast((*[]*queued)(h)) }
+
+type backoffHeap []*queued
+
+func (h backoffHeap) Len() int { return len(h) }
+func (h backoffHeap) Less(i, j int) bool {
+	if !h[i].until.Equal(h[j].until) {
+		return h[i].until.Before(h[j].until)
+	}
+	return compareQueued(h[i], h[j]) < 0
+}
+func (h backoffHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].heap, h[j].heap = i, j }
+func (h *backoffHeap) Push(x any)   { q := x.(*queued); q.heap = len(*h); *h = append(*h, q) }
+func (h *backoffHeap) Pop() any     { return popLast((*[]*queued)(h)) }
+
+func popLast(h *[]*queued) *queued {
+	old := *h
+	q := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return q
+}
