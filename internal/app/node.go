@@ -178,6 +178,7 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.g.atStop("service rules", n.data.proxy.Close)
+	n.g.start("service rules keeper", n.data.proxy.Run)
 	n.g.start("services", n.data.run)
 	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, pc, dl) })
 	nodes := client.InformerFor[*corev1.Node](informers)
@@ -281,7 +282,7 @@ func (f *nodeFollower) step(ctx context.Context) error {
 	}
 	if !f.done.configured && len(me.Spec.PodCIDRs) > 0 {
 		cfg := pod.Config{
-			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, NoMasquerade: []netip.Prefix{f.n.set.ServiceRange},
+			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, ServiceCIDRs: []netip.Prefix{f.n.set.ServiceRange},
 			NodeIPs: []netip.Addr{f.n.set.NodeAddr}, LocalAddrs: pod.LocalAddrs(f.n.set.Instance),
 		}
 		for _, c := range me.Spec.PodCIDRs {
