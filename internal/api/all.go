@@ -7,6 +7,9 @@ import (
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
+	"skiff/internal/api/core/service"
+	"skiff/internal/api/discovery"
+	"skiff/internal/api/networking"
 	"skiff/internal/api/resource"
 )
 
@@ -16,15 +19,20 @@ func All() []*resource.Resource {
 	return []*resource.Resource{
 		pod.Binding(),
 		core.ConfigMap(),
+		core.Endpoints(),
 		events,
 		core.Namespace(),
 		core.Node(),
 		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
+		service.Service(),
 		apps.Deployment(),
 		apps.ReplicaSet(),
 		coordination.Lease(),
+		discovery.EndpointSlice(),
 		newEvents,
+		networking.IPAddress(),
+		networking.ServiceCIDR(),
 	}
 }
