@@ -159,6 +159,10 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := s.alloc.Start(ctx); err != nil {
+		return err
+	}
+	g.start("service allocations", s.alloc.Run)
 	s.serve(l)
 	if err := p.writeKubeconfigs(); err != nil {
 		return err
