@@ -295,6 +295,34 @@ func TestExitWhileAway(t *testing.T) {
 	})
 }
 
+func TestCrashLoopOverRestarts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		for _, wait := range []time.Duration{0, 11 * time.Second, 21 * time.Second} {
+			w.exit("a", 1)
+			w.after(wait)
+		}
+		w.exit("a", 1)
+		w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+		for range 3 {
+			w.kill()
+			writes := len(w.api.Requests())
+			w.rt.ClearCalls()
+			w.start()
+			w.after(8 * time.Second)
+			w.wantOps()
+			w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+			if n := len(w.api.Requests()) - writes; n != 0 {
+				t.Errorf("a restart wrote %d times", n)
+			}
+		}
+		w.after(20 * time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.State.Running == nil || s.RestartCount != 4 {
+			t.Errorf("after the back-off: %+v", s)
+		}
+	})
+}
+
 func TestEventsLost(t *testing.T) {
 	run(t, nil, func(w *world) {
 		p := newPod("job", "a")
