@@ -22,6 +22,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
+	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/alloc"
@@ -105,7 +106,7 @@ func (s *server) newAPI() error {
 		return err
 	}
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
