@@ -26,6 +26,7 @@ import (
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/openapi"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -95,12 +96,17 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
