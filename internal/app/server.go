@@ -28,6 +28,7 @@ import (
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/openapi"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -98,10 +99,14 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+<<<<<<< HEAD
 	s.alloc, err = alloc.New(alloc.Deps{
 		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
 	})
+=======
+	docs, err := openapi.New(time.Now())
+>>>>>>> room/codec
 	if err != nil {
 		return err
 	}
@@ -111,7 +116,11 @@ func (s *server) newAPI() error {
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
+<<<<<<< HEAD
 		Services:      s.alloc,
+=======
+		OpenAPI:       docs,
+>>>>>>> room/codec
 		Version:       version(),
 	})
 	if err != nil {
