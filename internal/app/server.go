@@ -99,14 +99,14 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
-<<<<<<< HEAD
 	s.alloc, err = alloc.New(alloc.Deps{
 		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
 	})
-=======
+	if err != nil {
+		return err
+	}
 	docs, err := openapi.New(time.Now())
->>>>>>> room/codec
 	if err != nil {
 		return err
 	}
@@ -116,11 +116,8 @@ func (s *server) newAPI() error {
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
-<<<<<<< HEAD
 		Services:      s.alloc,
-=======
 		OpenAPI:       docs,
->>>>>>> room/codec
 		Version:       version(),
 	})
 	if err != nil {
