@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,14 +31,6 @@ func (s *server) served(gvr schema.GroupVersionResource) bool {
 // serviceObjects makes the objects by which pods find the API server and the
 // cluster's DNS.
 func (s *server) serviceObjects(ctx context.Context, c *client.Client) error {
-	if s.served(client.KindOf[*networkingv1.ServiceCIDR]().GVR) {
-		if err := ensure(ctx, c, &networkingv1.ServiceCIDR{
-			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
-			Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{s.set.ServiceRange.String()}},
-		}); err != nil {
-			return err
-		}
-	}
 	var eg errgroup.Group
 	if s.served(client.KindOf[*corev1.Service]().GVR) {
 		eg.Go(func() error { return ensure(ctx, c, s.kubernetesService()) })

@@ -26,8 +26,10 @@ import (
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/admission"
+	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/openapi"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/pki"
@@ -46,6 +48,7 @@ type server struct {
 	store store.Store
 	pki   *pki.PKI
 	api   *apiserver.Server
+	alloc *alloc.Allocator
 }
 
 func (s *server) openStore(ctx context.Context) error {
@@ -99,6 +102,17 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	s.alloc, err = alloc.New(alloc.Deps{
+		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
@@ -106,6 +120,8 @@ func (s *server) newAPI() error {
 		Admission:     admission.Default(),
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
+		Services:      s.alloc,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
