@@ -22,11 +22,13 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
+	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/openapi"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -104,13 +106,18 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
 		Services:      s.alloc,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
