@@ -35,8 +35,16 @@ func main() {
 	rate := flag.Int("rate", 100, "requests a second, at most 1000")
 	most := flag.Duration("for", 10*time.Minute, "end by itself after this long")
 	timeout := flag.Duration("timeout", 15*time.Second, "of one request, lookup included")
+	serve := flag.String("serve", "", "answer requests at this address instead, until told to end; then refuse new ones and finish those begun")
 	once := flag.Bool("once", false, "send one request and print the answer")
 	flag.Parse()
+	if *serve != "" {
+		if err := server(*serve); err != nil {
+			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if *url == "" || *rate < 1 || *rate > 1000 {
 		fmt.Fprintln(os.Stderr, "load: --url is needed, and --rate from 1 to 1000")
 		os.Exit(2)
@@ -117,4 +125,25 @@ func one(url string, timeout time.Duration) (body string, took time.Duration, er
 		err = fmt.Errorf("status %s", resp.Status)
 	}
 	return string(b), time.Since(begun), err
+}
+
+// server ends as a well-behaved one does: on TERM it closes its socket at once.
+func server(addr string) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	srv := &http.Server{Addr: addr, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, os.Getenv("VERSION"), host)
+	})}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return srv.Shutdown(context.Background())
+	}
 }
