@@ -21,6 +21,7 @@ func Namespace() *resource.Resource {
 	status := resource.StatusOf(resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"spec"},
+		Default:             defaultNamespace,
 		Canonicalize:        labelNamespace,
 		PrepareUpdate: func(_ resource.Env, n, old *corev1.Namespace) {
 			n.Spec = *old.Spec.DeepCopy()
@@ -41,6 +42,7 @@ func Namespace() *resource.Resource {
 	finalize := resource.Untyped(resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"status"},
+		Default:             defaultNamespace,
 		Canonicalize:        labelNamespace,
 		PrepareUpdate: func(_ resource.Env, n, old *corev1.Namespace) {
 			n.Status = *old.Status.DeepCopy()
@@ -71,14 +73,7 @@ func Namespace() *resource.Resource {
 	}, resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"status"},
-		Default: func(n *corev1.Namespace) {
-			if n.Name != "" && n.Labels[corev1.LabelMetadataName] == "" {
-				if n.Labels == nil {
-					n.Labels = map[string]string{}
-				}
-				n.Labels[corev1.LabelMetadataName] = n.Name
-			}
-		},
+		Default:             defaultNamespace,
 		PrepareCreate: func(_ resource.Env, n *corev1.Namespace) {
 			n.Status = corev1.NamespaceStatus{Phase: corev1.NamespaceActive}
 			for _, f := range n.Spec.Finalizers {
@@ -109,6 +104,15 @@ func Namespace() *resource.Resource {
 			return []any{n.Name, string(n.Status.Phase), resource.Age(n.CreationTimestamp, now)}
 		},
 	})
+}
+
+func defaultNamespace(n *corev1.Namespace) {
+	if n.Status.Phase == "" {
+		n.Status.Phase = corev1.NamespaceActive
+	}
+	if n.Name != "" {
+		labelNamespace(n)
+	}
 }
 
 // labelNamespace names the namespace in a label, also where its name was generated
