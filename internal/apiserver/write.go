@@ -222,6 +222,13 @@ func generateName(base string) string {
 func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strategy, env resource.Env, obj Object, a *Attributes) (out Object, err error) {
 	k := rq.kind
 	wipeSystemFields(obj)
+	if st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, nil)
+		if berr != nil {
+			return nil, berr
+		}
+		defer func() { end(err) }()
+	}
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
@@ -246,14 +253,12 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		return nil, err
 	}
 	key := keyOf(k.Namespaced, obj.GetNamespace(), obj.GetName())
-	if st.Begin != nil {
-		finish, err := st.Begin(ctx, env, obj, nil)
-		if err != nil {
-			return nil, err
+	if !st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, nil)
+		if berr != nil {
+			return nil, berr
 		}
-		if finish != nil {
-			defer func() { finish(context.WithoutCancel(ctx), err == nil && !env.DryRun) }()
-		}
+		defer func() { end(err) }()
 	}
 	value, err := s.encodeStored(k, obj)
 	if err != nil {
@@ -285,6 +290,28 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		return nil, storeError(err)
 	}
 	return s.written(k, key, value, rev)
+}
+
+// begin does what belongs to a write besides the object's own key. end takes the
+// write's outcome.
+func begin(ctx context.Context, st *resource.Strategy, env resource.Env, obj, old Object) (end func(error), err error) {
+	if st.Begin == nil {
+		return func(error) {}, nil
+	}
+	finish, err := st.Begin(ctx, env, obj, old)
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) {
+		if finish != nil && !unknown(err) {
+			finish(context.WithoutCancel(ctx), err == nil && !env.DryRun)
+		}
+	}, nil
+}
+
+// unknown tells that a write may or may not have happened.
+func unknown(err error) bool {
+	return errors.Is(err, store.ErrUnknown) || errors.Is(err, context.DeadlineExceeded) || apierrors.IsTimeout(err)
 }
 
 // alreadyExists is the answer to a creation over an object that exists; one that
@@ -408,6 +435,13 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	if err := checkNamespace(k, rq.namespace, obj); err != nil {
 		return nil, false, err
 	}
+	if st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, cur.obj)
+		if berr != nil {
+			return nil, false, berr
+		}
+		defer func() { end(err) }()
+	}
 	if err := prepareUpdate(st, env, obj, cur.obj); err != nil {
 		return nil, false, err
 	}
@@ -429,14 +463,12 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	if err := s.validateAdmission(ctx, a); err != nil {
 		return nil, false, err
 	}
-	if st.Begin != nil {
-		finish, err := st.Begin(ctx, env, obj, cur.obj)
-		if err != nil {
-			return nil, false, err
+	if !st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, cur.obj)
+		if berr != nil {
+			return nil, false, berr
 		}
-		if finish != nil {
-			defer func() { finish(context.WithoutCancel(ctx), err == nil && !env.DryRun) }()
-		}
+		defer func() { end(err) }()
 	}
 	key := rq.key()
 	// The last finalizer is gone from a deleted object: the update deletes it.

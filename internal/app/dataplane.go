@@ -300,18 +300,16 @@ const (
 	dnsService = "kube-dns"
 )
 
-// dnsSockets opens the sockets of the node's DNS: the kept ones where there are,
-// new ones on the node's address otherwise.
+// dnsSockets opens the sockets of the node's DNS: the kept ones where there are.
+// addr is put on the host only once the node knows its pod range: until then
+// nobody can ask.
 func dnsSockets(ctx context.Context, k *sockets, addr netip.Addr) (net.PacketConn, net.Listener, error) {
-	l, err := k.listen(ctx, "dns-tcp", netip.AddrPortFrom(addr, 0).String())
+	at := netip.AddrPortFrom(addr, 53).String()
+	l, err := k.listen(ctx, "dns-tcp", at)
 	if err != nil {
 		return nil, nil, fmt.Errorf("DNS socket: %w", err)
 	}
-	tcp, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		return nil, nil, fmt.Errorf("DNS socket: %T is no TCP address", l.Addr())
-	}
-	pc, err := k.listenPacket(ctx, "dns-udp", netip.AddrPortFrom(addr, uint16(tcp.Port)).String())
+	pc, err := k.listenPacket(ctx, "dns-udp", at)
 	if err != nil {
 		l.Close()
 		return nil, nil, fmt.Errorf("DNS socket: %w", err)

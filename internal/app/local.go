@@ -127,8 +127,8 @@ func (Local) Kubectl(i host.Instance) (string, error) {
 }
 
 // Reset implements cli.Local.
-func (Local) Reset(context.Context, host.Instance, func(string)) error {
-	return errors.New("reset is not wired yet")
+func (Local) Reset(ctx context.Context, i host.Instance, say func(string)) error {
+	return reset(ctx, i, say)
 }
 
 // Version implements cli.Local.

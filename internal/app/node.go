@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -43,6 +45,7 @@ type node struct {
 	events   *control.Recorder
 	sockets  *sockets
 	data     *dataPlane
+	endPods  atomic.Bool
 }
 
 // open does what needs no API server: images, runtime and its adoption of pods.
@@ -66,7 +69,47 @@ func (n *node) open(ctx context.Context) error {
 	}
 	n.g.start("pod network", n.network.Run)
 	n.g.start("runtime", n.runtime.Run)
+	n.g.atStop("pods", func() error {
+		if !n.endPods.Load() {
+			return nil
+		}
+		return n.stopPods(context.WithoutCancel(ctx))
+	})
 	return nil
+}
+
+// downGrace is what containers get, seconds, when the node is told to end.
+const downGrace = 10
+
+// stopPods ends every pod of the node, all at once. The kubelet has stopped by
+// then, so nothing starts them again.
+func (n *node) stopPods(ctx context.Context) error {
+	rt := cri.InProcess(n.runtime).Runtime
+	sandboxes, err := rt.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return err
+	}
+	containers, err := rt.ListContainers(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var eg errgroup.Group
+	for _, c := range containers {
+		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			eg.Go(func() error { return rt.StopContainer(ctx, c.Id, downGrace) })
+		}
+	}
+	err = eg.Wait()
+	var rm errgroup.Group
+	for _, s := range sandboxes {
+		rm.Go(func() error {
+			if err := rt.StopPodSandbox(ctx, s.Id); err != nil {
+				return err
+			}
+			return rt.RemovePodSandbox(ctx, s.Id)
+		})
+	}
+	return errors.Join(err, rm.Wait())
 }
 
 // kubeletEvents lets the kubelet record events.
@@ -123,7 +166,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.serve(ctx); err != nil {
 		return err
 	}
-	pc, dl, err := dnsSockets(ctx, n.sockets, n.set.NodeAddr)
+	pc, dl, err := dnsSockets(ctx, n.sockets, pod.LocalAddrs(n.set.Instance)[0])
 	if err != nil {
 		return err
 	}
@@ -135,6 +178,7 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.g.atStop("service rules", n.data.proxy.Close)
+	n.g.start("service rules keeper", n.data.proxy.Run)
 	n.g.start("services", n.data.run)
 	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, pc, dl) })
 	nodes := client.InformerFor[*corev1.Node](informers)
@@ -238,8 +282,8 @@ func (f *nodeFollower) step(ctx context.Context) error {
 	}
 	if !f.done.configured && len(me.Spec.PodCIDRs) > 0 {
 		cfg := pod.Config{
-			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, NoMasquerade: []netip.Prefix{f.n.set.ServiceRange},
-			NodeIPs: []netip.Addr{f.n.set.NodeAddr},
+			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, ServiceCIDRs: []netip.Prefix{f.n.set.ServiceRange},
+			NodeIPs: []netip.Addr{f.n.set.NodeAddr}, LocalAddrs: pod.LocalAddrs(f.n.set.Instance),
 		}
 		for _, c := range me.Spec.PodCIDRs {
 			p, err := netip.ParsePrefix(c)

@@ -37,6 +37,7 @@ type Process struct {
 	sockets  *sockets
 	server   *server
 	node     *node
+	images   atomic.Pointer[images]
 }
 
 // NewProcess returns a process that Run starts.
@@ -94,6 +95,11 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	p.sockets = &sockets{keeper: k}
+	l, err := admin.Listen(inst.AdminSocket())
+	if err != nil {
+		return err
+	}
+	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
 	if err := p.startServer(ctx, g); err != nil {
 		return err
 	}
@@ -102,11 +108,6 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 			return err
 		}
 	}
-	l, err := admin.Listen(inst.AdminSocket())
-	if err != nil {
-		return err
-	}
-	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
 	p.ready.Store(true)
 	if ready != nil {
 		ready()
@@ -118,7 +119,18 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	select {
 	case err := <-done:
 		return err
-	case <-p.quit:
+	case pods := <-p.quit:
+		if p.node != nil {
+			p.node.endPods.Store(pods)
+		}
+		if pods {
+			// Nobody is to wait for a cluster that ended.
+			defer func() {
+				if kerr := k.Shutdown(context.WithoutCancel(ctx)); err == nil {
+					err = kerr
+				}
+			}()
+		}
 		return nil
 	}
 }
@@ -147,6 +159,10 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if err := s.alloc.Start(ctx); err != nil {
+		return err
+	}
+	g.start("service allocations", s.alloc.Run)
 	s.serve(l)
 	if err := p.writeKubeconfigs(); err != nil {
 		return err
@@ -168,6 +184,7 @@ func (p *Process) startNode(ctx context.Context, g *group) error {
 	if err := n.open(ctx); err != nil {
 		return err
 	}
+	p.images.Store(n.images)
 	p.step("container runtime")
 	if err := n.run(ctx); err != nil {
 		return err
@@ -222,8 +239,8 @@ func (p *Process) Stop(pods bool) {
 
 // Images implements admin.Host.
 func (p *Process) Images() http.Handler {
-	if p.node == nil || p.node.images == nil {
-		return nil
+	if im := p.images.Load(); im != nil {
+		return im.handler.handler()
 	}
-	return p.node.images.handler.handler()
+	return nil
 }

@@ -22,8 +22,10 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
+	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
 	"skiff/internal/apiserver/openapi"
@@ -44,6 +46,7 @@ type server struct {
 	store store.Store
 	pki   *pki.PKI
 	api   *apiserver.Server
+	alloc *alloc.Allocator
 }
 
 func (s *server) openStore(ctx context.Context) error {
@@ -100,13 +103,21 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	s.alloc, err = alloc.New(alloc.Deps{
+		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}},
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
 		OpenAPI:       docs,
+		Services:      s.alloc,
 		Version:       version(),
 	})
 	if err != nil {

@@ -25,7 +25,8 @@
 // Nothing of a pod is kept in files of the kubelet: after a restart its state is
 // read from the runtime (labels and annotations under upstream's keys) and from
 // the status in the API. A restart starts, stops and reports nothing that would
-// not have been without it. What is forgotten is the age of back-offs.
+// not have been without it; the back-off of a container that keeps ending follows
+// from its restarts. What is forgotten is the back-off of images.
 package kubelet
 
 import (

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -252,11 +253,14 @@ func TestFollowerGoesAway(t *testing.T) {
 }
 
 func TestRotation(t *testing.T) {
-	l := newLive(t, func(d *Deps) { d.LogMaxSize = 100; d.LogMaxFiles = 3 })
+	var later atomic.Int64
+	l := newLive(t, func(d *Deps) {
+		d.LogMaxSize, d.LogMaxFiles = 100, 3
+		d.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load()) * time.Second) }
+	})
 	c := l.runPod("web")
-	at := time.Unix(1e9, 0)
-	l.k.d.Now = func() time.Time { at = at.Add(time.Second); return at }
 	for i := range 5 {
+		later.Add(1) // names of rotated logs go by the second
 		appendFile(t, c.Status.LogPath, strings.Repeat(fmt.Sprintf("2026-01-01T00:00:01.0Z stdout F %d\n", i), 10))
 		l.k.rotateLogs(context.Background())
 		st, err := os.Stat(c.Status.LogPath)

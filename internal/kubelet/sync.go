@@ -49,7 +49,7 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 		return acted, next
 	}
 	starts, next := w.due(a, now)
-	if a.newSandbox && now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
+	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
 		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
 	}
 	if !a.newSandbox && len(starts) == 0 {

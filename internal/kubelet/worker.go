@@ -81,6 +81,15 @@ func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
 	}
+	// What kept containers from starting before a restart still does until it is
+	// tried again.
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, st := range list {
+			if x := st.State.Waiting; x != nil && x.Reason != "" && x.Reason != reasonCreating && x.Reason != reasonInitializing {
+				w.waiting[st.Name] = waiting{x.Reason, x.Message}
+			}
+		}
+	}
 	w.status = newStatusWriter(k, pod)
 	w.probes = newProbes(w)
 	w.wake <- struct{}{}
@@ -200,10 +209,22 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
+// A pod with many containers takes some rounds to start; one that takes more than
+// maxRounds in a row rests.
+const (
+	maxRounds       = 200
+	restAfterRounds = 5 * time.Second
+)
+
 // step does what is to be done now. done ends the worker; next, where not zero,
 // is when to come back.
 func (w *worker) step(ctx context.Context) (done bool, next time.Time) {
-	for ctx.Err() == nil {
+	for round := 0; ctx.Err() == nil; round++ {
+		if round == maxRounds {
+			// What is done has no effect: something lies, and is given time.
+			w.log().Warn("pod does not come to rest")
+			return false, w.k.d.Now().Add(restAfterRounds)
+		}
 		pod, gone := w.current()
 		if w.phase == syncing && (gone || pod.DeletionTimestamp != nil || w.verdict != nil) {
 			w.phase = terminating

@@ -8,6 +8,7 @@ import (
 	"skiff/internal/cri"
 	"skiff/internal/cri/critest"
 	"skiff/internal/runtime"
+	"skiff/internal/runtime/keeper"
 )
 
 // Reset ends what runs, with no runtime beside it, and a second time.
@@ -19,6 +20,11 @@ func TestReset(t *testing.T) {
 	if _, _, err := pod(t.Context(), s, config, containerConfig("c", "sleep", "1000")); err != nil {
 		t.Fatal(err)
 	}
+	k, err := keeper.Open(t.Context(), b.set.Pod, keeper.Dir(b.inst))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Close()
 	stop()
 	before := hostState(t, b.inst)
 	if before == "" {

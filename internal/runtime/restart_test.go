@@ -38,6 +38,8 @@ type childSpec struct {
 	KillAt string
 	// Unified shows it a host with cgroup v2 alone.
 	Unified bool
+	// Shared gives it a mount namespace whose mounts are shared, as systemd does.
+	Shared bool
 }
 
 func childMain() {
@@ -53,6 +55,11 @@ func childMain() {
 			if err != nil {
 				panic(err)
 			}
+		}
+	}
+	if spec.Shared {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+			panic(err)
 		}
 	}
 	b := bench{inst: spec.Instance, set: spec.Programs, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
@@ -83,7 +90,7 @@ type child struct {
 
 func (b bench) child(t *testing.T, killAt string) *child {
 	t.Helper()
-	return b.childOf(t, childSpec{b.inst, b.set, killAt, false})
+	return b.childOf(t, childSpec{Instance: b.inst, Programs: b.set, KillAt: killAt})
 }
 
 func (b bench) childOf(t *testing.T, cs childSpec) *child {
@@ -95,7 +102,7 @@ func (b bench) childOf(t *testing.T, cs childSpec) *child {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(spec))
 	cmd.Stderr = os.Stderr
-	if cs.Unified {
+	if cs.Unified || cs.Shared {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	}
 	out, err := cmd.StdoutPipe()

@@ -19,7 +19,7 @@ import (
 // containers start, are counted, and end.
 func TestUnified(t *testing.T) {
 	b := newBench(t)
-	c := b.childOf(t, childSpec{b.inst, b.set, "", true})
+	c := b.childOf(t, childSpec{Instance: b.inst, Programs: b.set, Unified: true})
 	ctx := t.Context()
 	config := b.config(t, "v2")
 	sb, id, err := pod(ctx, c.Services, config, containerConfig("c", "sh", "-c", "cat /proc/self/cgroup; ls /sys/fs/cgroup/cgroup.procs; mknod /tmp/d b 7 0; cat /tmp/d 2>/dev/null || echo denied; sleep 1000"))

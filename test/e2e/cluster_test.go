@@ -154,7 +154,7 @@ func (c *cluster) kubectl(args ...string) string {
 
 func (c *cluster) apply(manifest string) {
 	c.t.Helper()
-	if _, err := c.kubectlIn(strings.NewReader(manifest), "apply", "-f", "-"); err != nil {
+	if _, err := c.kubectlIn(strings.NewReader(manifest), "apply", "--validate=false", "-f", "-"); err != nil {
 		c.t.Fatal(err)
 	}
 }

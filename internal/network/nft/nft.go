@@ -209,6 +209,14 @@ func (t *Txn) Rule(ch *nftables.Chain, r Rule) {
 	t.c.AddRule(&nftables.Rule{Table: ch.Table, Chain: ch, Exprs: r})
 }
 
+// RuleFirst puts a rule before all others of a chain.
+func (t *Txn) RuleFirst(ch *nftables.Chain, r Rule) {
+	t.c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, Exprs: r})
+}
+
+// DelSet deletes a set that no rule refers to.
+func (t *Txn) DelSet(s *nftables.Set) { t.c.DelSet(s) }
+
 // Add adds elements to a set.
 func (t *Txn) Add(s *nftables.Set, elems []nftables.SetElement) {
 	for len(elems) > 0 {

@@ -4,12 +4,12 @@
 // The input is plain values, one Service at a time or all; a pure function
 // compiles them and only the difference is written, in one transaction: a packet
 // sees the rules before a change or those after it. No rule belongs to one
-// service. A new connection's destination is looked up in the map "services",
-// which sends it to a chain that draws a number below the count of endpoints;
-// destination and number are looked up in "endpoints", which has the address to
-// rewrite to. Fronts that have as many endpoints and the same policies share a
-// chain. So a packet costs the same with ten services or ten thousand, and a
-// change costs its elements.
+// service. A new connection's destination is looked up in the set "services";
+// where it is in, in the sets of the kinds (how many endpoints, which policies)
+// that there are, each of which leads to a chain. That draws a number below the
+// count of endpoints; destination and number are looked up in the map "endpoints",
+// which has the address to rewrite to. So a packet costs the same with ten services
+// or ten thousand, and a change costs its elements.
 //
 // Established connections are not touched by any change: they go on to an
 // endpoint that is no longer in the rules (UDP flows excepted, which have no
@@ -123,6 +123,8 @@ type Proxy struct {
 	removed bool
 
 	checkEvery time.Duration
+	// forgot counts how often stale flows have been forgotten.
+	forgot int
 }
 
 // New returns a Proxy and touches nothing. Close it at the end.
@@ -317,7 +319,7 @@ func (p *Proxy) write(d *delta) error {
 			return err
 		}
 	}
-	found := make([][]string, len(p.families))
+	found := make([]*present, len(p.families))
 	for i, f := range p.families {
 		var err error
 		if found[i], err = p.layout(f).find(p.nft); err != nil {
@@ -364,6 +366,7 @@ func (p *Proxy) forgetFlows() error {
 			return fmt.Errorf("forget UDP flows: %w", err)
 		}
 	}
+	p.forgot++
 	return nil
 }
 

@@ -53,7 +53,8 @@ func (r Rootfs) Open() (*os.File, error) {
 	return f, err
 }
 
-// errOldKernel: the kernel cannot be handed layers one by one.
+// errOldKernel: the kernel cannot be handed layers one by one, or refuses them
+// that way; mount(2) will do, or say why not.
 var errOldKernel = errors.New("overlayfs without lowerdir+")
 
 // single tells whether the rootfs is one read-only directory, which overlayfs
@@ -76,6 +77,9 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 	}
 	r.again()
 	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil, errOldKernel
+	}
 	if err != nil {
 		return nil, fmt.Errorf("overlayfs: %w", err)
 	}
@@ -107,6 +111,10 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(ctx); err != nil {
+		// Older kernels take any option before, and look at them only here.
+		if errors.Is(err, unix.EINVAL) {
+			return nil, errOldKernel
+		}
 		return nil, fmt.Errorf("overlayfs: %w", err)
 	}
 	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, flags)

@@ -223,6 +223,8 @@ d etc 755 0
 			baseTree + "etc/b 644 0 =b", true},
 		"opaque": {[][]entry{base, {dir("etc"), file("etc/.wh..wh..opq", ""), file("etc/n", "n")}},
 			baseTree + "etc/n 644 0 =n", true},
+		"everything below hidden": {[][]entry{base, {file(".wh..wh..opq", ""), file("n", "n")}, {file("m", "m")}},
+			"n 644 0 =n\nm 644 0 =m", true},
 		"opaque after its files": {[][]entry{base, {dir("etc"), file("etc/n", "n"), file("etc/.wh..wh..opq", "")}},
 			baseTree + "etc/n 644 0 =n", true},
 		"whiteout and new directory": {[][]entry{base, {dir("etc"), file("etc/.wh.d", ""), dir("etc/d"), file("etc/d/y", "y"), file("etc/.wh.a", ""), file("etc/.wh.b", "")}},
@@ -754,6 +756,25 @@ func TestMountAgain(t *testing.T) {
 		want += "\n" + name + " 600 0 ="
 		if got := tree(t, r); got != want {
 			t.Errorf("after mount %d:\n%s\nwant\n%s", i, got, want)
+		}
+	}
+}
+
+// A path longer than the kernel takes for one layer (255 bytes) is mounted the
+// old way; also one with the characters that separate mount options.
+func TestAwkwardPath(t *testing.T) {
+	needRoot(t)
+	e := &env{dir: filepath.Join(t.TempDir(), strings.Repeat("d", 200), strings.Repeat("e", 100)+`a:b,c\\d`)}
+	e.open(t)
+	t.Cleanup(func() { e.close(t) })
+	img := e.image(t, "base", makeTar(t, file("a", "a")), makeTar(t, file("b", "b")))
+	r, err := e.snaps.Prepare(t.Context(), "c", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{tree(t, r), view(t, e, img)} {
+		if got != "a 644 0 =a\nb 644 0 =b" {
+			t.Errorf("got %s", got)
 		}
 	}
 }
