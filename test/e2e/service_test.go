@@ -183,7 +183,7 @@ spec:
   containers:
   - name: main
     image: busybox:1
-    command: [sh, -c, 'touch /tmp/ok; nc -lk -p 7000 -e true & sleep 1000']
+    command: [sh, -c, 'touch /tmp/ok; exec httpd -f -p 7000 -h /tmp']
     startupProbe: {tcpSocket: {port: 7000}, periodSeconds: 1, failureThreshold: 30}
     readinessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}
 ---
