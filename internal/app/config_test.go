@@ -86,10 +86,10 @@ func TestMergeKeepsWhatCannotChange(t *testing.T) {
 
 func TestConfigFileRefusesUnknownFields(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "c.yaml")
-	if err := os.WriteFile(f, []byte("apiPort: 1\npodCidr: x\n"), 0o600); err != nil {
+	if err := os.WriteFile(f, []byte("apiPort: 1\npodRange: x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadConfig(f); err == nil || !strings.Contains(err.Error(), `unknown field "podCidr"`) {
+	if _, err := LoadConfig(f); err == nil || !strings.Contains(err.Error(), `unknown field "podRange"`) {
 		t.Errorf("%v", err)
 	}
 }
