@@ -6,11 +6,13 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -260,6 +262,36 @@ func TestRBAC(t *testing.T) {
 		Subjects: []rbacv1.Subject{{Kind: "User", Name: "jane"}},
 	}))(t)
 	s.refused(403, `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default": RBAC: clusterrole.rbac.authorization.k8s.io "nowhere" not found`, "GET", "/api/v1/namespaces/default/pods", "jane", "")
+}
+
+// TestBindingsCountAtOnce: a request that follows the answer to a new binding sees
+// it, however busy the server is.
+func TestBindingsCountAtOnce(t *testing.T) {
+	s := secure(t)
+	ctx := t.Context()
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 100 {
+				user := fmt.Sprintf("u%d-%d", w, i)
+				mine := client.For[*corev1.ConfigMap](s.as(user)).In("default")
+				if _, _, err := mine.List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+					t.Errorf("before: %v", err)
+				}
+				_, err := client.For[*rbacv1.RoleBinding](s.client).Create(ctx, &rbacv1.RoleBinding{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: user}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "view"},
+					Subjects: []rbacv1.Subject{{Kind: "User", Name: user}},
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				if _, _, err := mine.List(ctx, metav1.ListOptions{}); err != nil {
+					t.Errorf("after: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestServiceAccountToken(t *testing.T) {
