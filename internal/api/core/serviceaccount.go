@@ -47,6 +47,18 @@ func ServiceAccount() *resource.Resource {
 		ValidateUpdate: func(_ resource.Env, s, old *corev1.ServiceAccount) field.ErrorList {
 			return append(resource.ValidateMetaUpdate(s, old), resource.ValidateMeta(s, true, resource.DNSSubdomain)...)
 		},
+		Warnings: func(_ resource.Env, s, old *corev1.ServiceAccount) []string {
+			const key = "kubernetes.io/enforce-mountable-secrets"
+			if old != nil {
+				if _, ok := old.Annotations[key]; ok {
+					return nil
+				}
+			}
+			if _, ok := s.Annotations[key]; !ok {
+				return nil
+			}
+			return []string{"metadata.annotations[" + key + "]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"}
+		},
 		Row: func(s *corev1.ServiceAccount, now time.Time) []any {
 			return []any{s.Name, resource.Age(s.CreationTimestamp, now)}
 		},

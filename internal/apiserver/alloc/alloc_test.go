@@ -2,6 +2,7 @@ package alloc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -551,4 +552,58 @@ func TestNewRefusesRanges(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// A service that is held by a finalizer keeps what it has until it goes, through
+// whichever door the finalizer is taken away.
+func TestHeldServiceKeepsItsAddress(t *testing.T) {
+	f := start(t, config{})
+	s := service("web", withPort(30007))
+	s.Finalizers = []string{"example.com/hold"}
+	f.create(s)
+	f.remove("web")
+	f.wantTaken(1, 1)
+	if _, err := f.services().Patch(t.Context(), "web", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), "status"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.services().Get(t.Context(), "web"); !apierrors.IsNotFound(err) {
+		t.Fatalf("the service is still there: %v", err)
+	}
+	f.wantTaken(0, 0)
+}
+
+// broken fails writes of services, as a store does that is out of reach.
+type broken struct {
+	store.Store
+	err error
+}
+
+func (b *broken) Create(ctx context.Context, key string, value []byte, o store.WriteOptions) (int64, error) {
+	if strings.HasPrefix(key, "/registry/services/specs/") {
+		return 0, b.err
+	}
+	return b.Store.Create(ctx, key, value, o)
+}
+
+func TestFailedWriteGivesBack(t *testing.T) {
+	st := mem.New(mem.Config{})
+	defer func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b := &broken{Store: st, err: errors.New("no")}
+	f := start(t, config{store: b})
+	if _, err := f.services().Create(t.Context(), service("web", ofType(corev1.ServiceTypeNodePort))); err == nil {
+		t.Fatal("created")
+	}
+	f.wantTaken(0, 0)
+	// Where nobody knows whether the service was written, nothing is given out
+	// twice: the repair finds out later.
+	b.err = store.ErrUnknown
+	if _, err := f.services().Create(t.Context(), service("web", ofType(corev1.ServiceTypeNodePort))); err == nil {
+		t.Fatal("created")
+	}
+	f.wantTaken(1, 1)
+	f.stop()
 }

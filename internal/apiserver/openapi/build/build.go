@@ -25,6 +25,7 @@ import (
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
 	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/schemamutation"
 	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
@@ -113,6 +114,7 @@ func newNamer() (namer, error) {
 }
 
 var elsewhere = []schema.GroupVersion{
+	{Group: "admission.k8s.io", Version: "v1"}, {Group: "admission.k8s.io", Version: "v1beta1"}, {Group: "imagepolicy.k8s.io", Version: "v1alpha1"},
 	{Group: "apiextensions.k8s.io", Version: "v1"}, {Group: "apiextensions.k8s.io", Version: "v1beta1"},
 	{Group: "apiregistration.k8s.io", Version: "v1"}, {Group: "apiregistration.k8s.io", Version: "v1beta1"},
 }
@@ -122,6 +124,32 @@ func (n namer) name(name string) (string, spec.Extensions) {
 		return name, spec.Extensions{"x-kubernetes-group-version-kind": kinds}
 	}
 	return name, nil
+}
+
+// within narrows the kinds that every group has (DeleteOptions, WatchEvent) to
+// those of one document's group and version, and of core.
+func (n namer) within(doc string) namer {
+	var gv schema.GroupVersion
+	switch parts := strings.Split(doc, "/"); {
+	case parts[0] == "api" && len(parts) == 2:
+		gv = schema.GroupVersion{Version: parts[1]}
+	case parts[0] == "apis" && len(parts) == 3:
+		gv = schema.GroupVersion{Group: parts[1], Version: parts[2]}
+	default:
+		return n
+	}
+	out := maps.Clone(n)
+	for _, name := range []model{modelOf(metav1.DeleteOptions{}), modelOf(metav1.WatchEvent{})} {
+		kind := string(name[strings.LastIndexByte(string(name), '.')+1:])
+		var list []any
+		for _, v := range []schema.GroupVersion{{Version: "v1"}, gv} {
+			if len(list) == 0 || v != (schema.GroupVersion{Version: "v1"}) {
+				list = append(list, gvkValue(v.WithKind(kind)))
+			}
+		}
+		out[string(name)] = list
+	}
+	return out
 }
 
 // operation names an operation, unique in the whole API, and its tag.
@@ -191,7 +219,7 @@ func Build(t *Types, all []*resource.Resource) (*Documents, error) {
 			return nil, err
 		}
 		cfg := &common.OpenAPIV3Config{
-			Info: info, Definitions: defs, GetDefinitionName: n.name, GetOperationIDAndTagsFromRoute: operation,
+			Info: info, Definitions: defs, GetDefinitionName: n.within(doc).name, GetOperationIDAndTagsFromRoute: operation,
 			DefaultResponse: &spec3.Response{ResponseProps: spec3.ResponseProps{Description: "Default Response."}},
 			CommonResponses: map[int]*spec3.Response{401: {ResponseProps: spec3.ResponseProps{Description: "Unauthorized"}}},
 			SecuritySchemes: spec3.SecuritySchemes{bearer: {SecuritySchemeProps: spec3.SecuritySchemeProps{
@@ -227,7 +255,16 @@ func Build(t *Types, all []*resource.Resource) (*Documents, error) {
 	if err != nil {
 		return nil, fmt.Errorf("v2: %w", err)
 	}
-	if out.V2, err = json.Marshal(s); err != nil {
+	// Clients of v2 take a default for one that the server fills in: there are none.
+	bare := schemamutation.Walker{RefCallback: schemamutation.RefCallbackNoop, SchemaCallback: func(s *spec.Schema) *spec.Schema {
+		if s.Default == nil {
+			return s
+		}
+		c := *s
+		c.Default = nil
+		return &c
+	}}
+	if out.V2, err = json.Marshal(bare.WalkRoot(s)); err != nil {
 		return nil, err
 	}
 	parsed, err := openapi_v2.ParseDocument(out.V2)

@@ -125,7 +125,8 @@ func (w *writer) resource() error {
 	}
 	if has("delete") {
 		out := status
-		if r.ReturnDeleted {
+		// A deleted namespace is answered with, but upstream does not say so.
+		if r.ReturnDeleted && r.Plural != "namespaces" {
 			out = obj
 		}
 		w.add(&route{method: http.MethodDelete, path: item, operation: "delete" + scoped + kind, doc: "delete " + article(kind) + kind, reads: modelOf(metav1.DeleteOptions{}), params: join(named, []common.Parameter{body(false)}, options(metav1.DeleteOptions{})),

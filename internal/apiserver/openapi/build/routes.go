@@ -5,7 +5,6 @@ import (
 	"reflect"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kube-openapi/pkg/common"
@@ -135,9 +134,6 @@ fields:
 		ft := f.Type
 		if ft.Kind() == reflect.Pointer {
 			ft = ft.Elem()
-			if ft.Kind() == reflect.Struct && ft != reflect.TypeFor[metav1.Time]() {
-				continue
-			}
 		}
 		var data string
 		switch ft.Kind() {
@@ -145,13 +141,12 @@ fields:
 			data = "boolean"
 		case reflect.Int, reflect.Int32, reflect.Int64:
 			data = "integer"
-		case reflect.String, reflect.Slice:
+		case reflect.String:
 			data = "string"
-		case reflect.Struct:
-			if ft != reflect.TypeFor[metav1.Time]() || f.Type.Kind() != reflect.Pointer {
-				continue
+		case reflect.Slice:
+			if data = "string"; ft.Elem().Kind() == reflect.Int32 {
+				data = "integer"
 			}
-			data = "string"
 		default:
 			continue
 		}
