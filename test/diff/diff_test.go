@@ -236,7 +236,8 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 			say("table", "GET", item, "", map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"})
 			say("status", "GET", item+"/status", "", none)
 		}
-		shallow := map[string]bool{}
+		// The rules of metadata that all kinds share are tried on one of them.
+		shallow := map[string]bool{"metadata": res.Kind != "ConfigMap"}
 		if res.Kind != "Pod" {
 			shallow["spec.template.spec"] = true
 		}
