@@ -229,6 +229,9 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 		}
 		none := map[string]string{}
 		say("create", "POST", path, body(d), none)
+		if a := um.answers["create"]; a.code != 201 {
+			r.t.Errorf("%s: upstream refuses the object, so that its mutations say nothing: %d %v", name, a.code, a.docs)
+		}
 		if stored {
 			say("again", "POST", path, body(d), none)
 			say("get", "GET", item, "", none)
