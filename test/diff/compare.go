@@ -62,12 +62,33 @@ func compare(up, sk answer) []difference {
 		if len(up.docs) > 1 {
 			path += "[" + strconv.Itoa(i) + "]"
 		}
-		walk(path, mask(up.docs[i]), mask(sk.docs[i]), &out)
+		a, b := mask(up.docs[i]), mask(sk.docs[i])
+		// A refusal on one side only differs from the object in everything.
+		if x, y := refusal(a), refusal(b); (x == "") != (y == "") {
+			out = append(out, difference{path, orObject(x), orObject(y)})
+			continue
+		}
+		walk(path, a, b, &out)
 	}
 	if a, b := maskText(up.text), maskText(sk.text); a != b {
 		add("text", a, b)
 	}
 	return out
+}
+
+// refusal is the message of a Status of failure, "" for anything else.
+func refusal(v any) string {
+	if m, ok := v.(map[string]any); ok && m["kind"] == "Status" && m["status"] == "Failure" {
+		return show(m["message"])
+	}
+	return ""
+}
+
+func orObject(message string) string {
+	if message == "" {
+		return "(object)"
+	}
+	return message
 }
 
 func maskAll(in []string) []string {

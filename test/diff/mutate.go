@@ -165,6 +165,16 @@ func (m *mutator) value(t reflect.Type, v any, have bool, path []string, depth i
 		m.add(path, "")
 		return
 	case metaType:
+		if len(path) == 1 && m.shallow["metadata"] {
+			for _, b := range []string{"Bad_Name", "bad name", "-a", "a.b", "1a", "a:b", "a/b", strings.Repeat("x", 64), long} {
+				m.add([]string{"metadata", "name"}, b)
+			}
+			m.add([]string{"metadata", "labels"}, map[string]any{"-bad-": "x y"})
+			m.add([]string{"metadata", "namespace"}, "other")
+			m.add([]string{"metadata", "name"}, remove{})
+			m.add([]string{"metadata", "generateName"}, "gen-")
+			return
+		}
 		if len(path) > 1 {
 			m.add(path, map[string]any{"labels": map[string]any{"-bad-": "x y"}})
 			m.add(path, map[string]any{"annotations": map[string]any{"a b": "x"}})
