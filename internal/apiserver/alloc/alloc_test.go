@@ -28,6 +28,7 @@ import (
 	"skiff/internal/client"
 	"skiff/internal/codec"
 	"skiff/internal/store"
+	"skiff/internal/store/etcd"
 	"skiff/internal/store/mem"
 )
 
@@ -292,8 +293,30 @@ func TestErrors(t *testing.T) {
 }
 
 func TestConcurrentCreates(t *testing.T) {
-	// Two API servers over one store, and room for all but few.
-	f := start(t, config{cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
+	t.Run("mem", func(t *testing.T) {
+		st := mem.New(mem.Config{})
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		st, err := etcd.Open(t.Context(), etcd.Config{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+}
+
+func closeStore(t *testing.T, st store.Store) {
+	if err := st.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// concurrentCreates has two API servers over one store, and room for all but few.
+func concurrentCreates(t *testing.T, st store.Store) {
+	f := start(t, config{store: st, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	g := start(t, config{store: f.store, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	const n = 60
 	var mu sync.Mutex
