@@ -562,6 +562,49 @@ func TestRepair(t *testing.T) {
 	f.wantTaken(1, 1)
 }
 
+func TestDefaultServiceCIDR(t *testing.T) {
+	f := start(t, config{})
+	get := func() *networkingv1.ServiceCIDR {
+		c, err := client.For[*networkingv1.ServiceCIDR](f.c).Get(t.Context(), alloc.DefaultServiceCIDR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := get()
+	if len(c.Status.Conditions) != 1 {
+		t.Fatalf("conditions %+v", c.Status.Conditions)
+	}
+	if r := c.Status.Conditions[0]; fmt.Sprint(c.Spec.CIDRs) != "[10.96.0.0/24]" || r.Type != "Ready" || r.Status != "True" || r.Message != "Kubernetes default Service CIDR is ready" {
+		t.Errorf("%v %+v", c.Spec.CIDRs, r)
+	}
+	// A range that is not ready, or on its way out, gives no addresses.
+	c = c.DeepCopy()
+	c.Status.Conditions[0].Status = metav1.ConditionFalse
+	if _, err := client.For[*networkingv1.ServiceCIDR](f.c).UpdateStatus(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		_, err := f.services().Create(t.Context(), service("web"))
+		if err == nil {
+			f.remove("web")
+		}
+		return err != nil && strings.HasSuffix(err.Error(), "range is full")
+	})
+	f.stop()
+	// The cluster becomes dual-stack.
+	f = start(t, config{store: f.store, cidrs: []string{"10.96.0.0/24", "fd00:96::/112"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
+	f.stop()
+	// Another range than the stored one changes nothing.
+	f = start(t, config{store: f.store, cidrs: []string{"10.97.0.0/24"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
+}
+
 func TestNewRefusesRanges(t *testing.T) {
 	p := netip.MustParsePrefix
 	for name, d := range map[string]alloc.Deps{
