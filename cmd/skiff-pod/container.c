@@ -410,6 +410,8 @@ void ct_start(struct conn *cn, struct msg *m, const char *seq)
 	int fds[5] = {in[0], out[1], err[1], -1, con[1]};
 	if (!bad) {
 		c->in = in[1];
+		if (c->in >= 0) /* whoever attaches gets it, and must not hang in it */
+			fcntl(c->in, F_SETFL, O_NONBLOCK);
 		c->console = con[0];
 		if (!c->tty) {
 			c->out.src.fd = out[0];

@@ -2,6 +2,7 @@
 #include "pod.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,17 +103,18 @@ static void hello(struct conn *c, const char *seq)
 static void list(struct conn *c, const char *seq)
 {
 	struct out o = {.len = 0};
-	/* The reader may be slower than the buffer: wait for it, but not for ever. */
-	struct timeval t = {.tv_sec = 5};
-	setsockopt(c->src.fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t);
 	for (struct ct *k = cts; k; k = k->next) {
 		o.len = 0;
 		out_field(&o, "item");
 		out_field(&o, "seq=%s", seq);
 		ct_describe(k, &o);
-		if (send(c->src.fd, o.buf, o.len, MSG_NOSIGNAL) < 0) {
-			shutdown(c->src.fd, SHUT_RDWR);
-			return;
+		/* The reader may be slower than the buffer: wait, but not for ever. */
+		struct pollfd p = {.fd = c->src.fd, .events = POLLOUT};
+		while (out_send(&o, c->src.fd, -1)) {
+			if (errno != EAGAIN || poll(&p, 1, 5000) <= 0) {
+				shutdown(c->src.fd, SHUT_RDWR);
+				return;
+			}
 		}
 	}
 	reply_ok(&o, seq);
@@ -175,9 +177,14 @@ static void pod_request(struct conn *cn, const char *verb, const char *seq)
 			attach(cn, c, seq);
 			return;
 		}
-		if (!strcmp(verb, "signal"))
-			rc = ct_kill(c, msg_int(&in, "sig", SIGTERM), msg_int(&in, "all", 0));
-		else if (!strcmp(verb, "reopen"))
+		if (!strcmp(verb, "signal")) {
+			long sig = msg_int(&in, "sig", 0);
+			if (sig < 1 || sig > 64) {
+				reply_err(cn->src.fd, seq, EINVAL, "signal: sig must be between 1 and 64");
+				return;
+			}
+			rc = ct_kill(c, sig, msg_int(&in, "all", 0));
+		} else if (!strcmp(verb, "reopen"))
 			rc = log_reopen(c);
 		else if (!strcmp(verb, "closestdin")) {
 			if (c->in >= 0 && !c->tty) {

@@ -63,5 +63,8 @@ cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
 mkdir -p "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" "$root/var/tmp" "$root/root"
 chmod 1777 "$root/tmp" "$root/var/tmp"
 
-tar -c -C "$root" --sort=name --numeric-owner --xattrs -f "$out.part" .
+# The same packages give the same file: what was made here gets the time of the
+# newest file that was not.
+newest=$(find "$root" ! -newer "$work/status" -printf '%Ts\n' | sort -n | tail -n 1)
+tar -c -C "$root" --sort=name --numeric-owner --clamp-mtime --mtime="@$newest" -f "$out.part" .
 mv "$out.part" "$out"

@@ -46,7 +46,7 @@ type Host interface {
 	Status(ctx context.Context) (Status, error)
 	// Stop ends the process; with pods, all pods of this node first.
 	Stop(pods bool)
-	// Images handles /images and /build.
+	// Images handles /images and /build; nil while there are none.
 	Images() http.Handler
 }
 
@@ -90,11 +90,16 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 		w.WriteHeader(http.StatusAccepted)
 		h.Stop(r.URL.Query().Get("pods") != "false")
 	})
-	if images := h.Images(); images != nil {
-		mux.Handle("/images", images)
-		mux.Handle("/images/", images)
-		mux.Handle("/build", images)
+	images := func(w http.ResponseWriter, r *http.Request) {
+		if i := h.Images(); i != nil {
+			i.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "skiff is starting, or runs no containers", http.StatusServiceUnavailable)
 	}
+	mux.HandleFunc("/images", images)
+	mux.HandleFunc("/images/", images)
+	mux.HandleFunc("/build", images)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()

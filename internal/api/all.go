@@ -4,13 +4,17 @@ package api
 
 import (
 	"skiff/internal/api/apps"
+	"skiff/internal/api/authentication"
+	"skiff/internal/api/authorization"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
 	"skiff/internal/api/core/service"
 	"skiff/internal/api/discovery"
 	"skiff/internal/api/networking"
+	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
+	"skiff/internal/api/scheduling"
 )
 
 // All returns the built-in resources, in the order of discovery.
@@ -29,9 +33,20 @@ func All() []*resource.Resource {
 		service.Service(),
 		apps.Deployment(),
 		apps.ReplicaSet(),
+		authentication.SelfSubjectReview(),
+		authentication.TokenReview(),
+		authorization.LocalSubjectAccessReview(),
+		authorization.SelfSubjectAccessReview(),
+		authorization.SelfSubjectRulesReview(),
+		authorization.SubjectAccessReview(),
 		coordination.Lease(),
 		discovery.EndpointSlice(),
 		newEvents,
+		rbac.ClusterRole(),
+		rbac.ClusterRoleBinding(),
+		rbac.Role(),
+		rbac.RoleBinding(),
+		scheduling.PriorityClass(),
 		networking.IPAddress(),
 		networking.ServiceCIDR(),
 	}

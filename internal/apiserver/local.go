@@ -24,8 +24,9 @@ type local struct {
 	user resource.User
 }
 
-// begin resolves what a request is for and authorizes it.
-func (l *local) begin(ctx context.Context, verb string, ref client.Ref, manager string) (*request, error) {
+// begin resolves what a request is for and authorizes it; the options are those of
+// a list or a watch.
+func (l *local) begin(ctx context.Context, verb string, ref client.Ref, manager string, o ...metav1.ListOptions) (*request, error) {
 	k := l.s.kinds[ref.GVR]
 	if k == nil {
 		return nil, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
@@ -39,7 +40,14 @@ func (l *local) begin(ctx context.Context, verb string, ref client.Ref, manager 
 			return nil, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
 		}
 	}
-	if err := l.s.authorize(ctx, rq.attributes()); err != nil {
+	attr := rq.attributes()
+	for i := range o {
+		attr.FieldSelector, attr.LabelSelector = o[i].FieldSelector, o[i].LabelSelector
+		if name, ok := exactName(attr.FieldSelector); ok && attr.Name == "" {
+			attr.Name = name
+		}
+	}
+	if err := l.s.authorize(ctx, attr); err != nil {
 		return nil, err
 	}
 	return rq, nil
@@ -66,7 +74,7 @@ func (l *local) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (c
 }
 
 func (l *local) List(ctx context.Context, ref client.Ref, o metav1.ListOptions) (*client.List, error) {
-	rq, err := l.begin(ctx, "list", ref, "")
+	rq, err := l.begin(ctx, "list", ref, "", o)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +96,7 @@ type localWatch struct{ out chan client.Event }
 func (w *localWatch) Events() <-chan client.Event { return w.out }
 
 func (l *local) Watch(ctx context.Context, ref client.Ref, o metav1.ListOptions) (client.Watch, error) {
-	rq, err := l.begin(ctx, "watch", ref, "")
+	rq, err := l.begin(ctx, "watch", ref, "", o)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +191,7 @@ func (l *local) Delete(ctx context.Context, ref client.Ref, o metav1.DeleteOptio
 }
 
 func (l *local) DeleteCollection(ctx context.Context, ref client.Ref, o metav1.DeleteOptions, lo metav1.ListOptions) error {
-	rq, err := l.begin(ctx, "deletecollection", ref, "")
+	rq, err := l.begin(ctx, "deletecollection", ref, "", lo)
 	if err != nil {
 		return err
 	}

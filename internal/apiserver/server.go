@@ -120,6 +120,10 @@ func New(d Deps) (*Server, error) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	utilruntime.Must(metav1.AddMetaToScheme(scheme))
+	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
+	for _, r := range d.Resources {
+		metav1.AddToGroupVersion(scheme, r.GroupVersion)
+	}
 	for _, add := range d.AddToScheme {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register types: %w", err)

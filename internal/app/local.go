@@ -3,12 +3,18 @@ package app
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
 
+	"k8s.io/klog/v2"
+
+	"skiff/internal/admin"
 	"skiff/internal/cli"
 	"skiff/internal/host"
+	"skiff/internal/runtime/build"
+	"skiff/internal/runtime/programs"
 )
 
 // Local is what the command line runs in its own process.
@@ -74,6 +80,8 @@ func (Local) Run(ctx context.Context, st cli.Start) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// Libraries of the field log through klog.
+	klog.SetSlogLogger(log)
 	if st.Role == NodeRole {
 		return errors.New("a node alone is not wired yet")
 	}
@@ -102,16 +110,25 @@ func (Local) Resolve(configFile string, s cli.Settings) (host.Instance, cli.Reac
 }
 
 // Images implements cli.Local.
-func (Local) Images(context.Context, host.Instance) (http.Handler, func() error, error) {
-	return nil, nil, errors.New("images are not wired yet")
+func (Local) Images(_ context.Context, i host.Instance) (http.Handler, func() error, error) {
+	im, err := openImages(i, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	return im.handler.handler(), im.close, nil
 }
 
+// BuildProgress implements cli.Local.
+func (Local) BuildProgress(w io.Writer) admin.BuildProgress { return build.NewProgress(w) }
+
 // Kubectl implements cli.Local.
-func (Local) Kubectl(host.Instance) (string, error) { return "", errors.New("kubectl is not wired yet") }
+func (Local) Kubectl(i host.Instance) (string, error) {
+	return programs.UnpackOne(programs.Embedded(), i.Data("bin"), "kubectl")
+}
 
 // Reset implements cli.Local.
-func (Local) Reset(context.Context, host.Instance, func(string)) error {
-	return errors.New("reset is not wired yet")
+func (Local) Reset(ctx context.Context, i host.Instance, say func(string)) error {
+	return reset(ctx, i, say)
 }
 
 // Version implements cli.Local.

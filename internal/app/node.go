@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -22,9 +24,7 @@ import (
 	"skiff/internal/network/pod"
 	"skiff/internal/pki"
 	"skiff/internal/runtime"
-	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/programs"
-	"skiff/internal/runtime/snapshot"
 	"skiff/internal/volume"
 )
 
@@ -35,37 +35,34 @@ type node struct {
 	g       *group
 	journal *host.Journal
 	pki     *pki.PKI
-	client  *client.Client
+	// client acts as the node, services as what serves Services and DNS on it.
+	client, services *client.Client
 
-	programs  programs.Set
-	images    *image.Store
-	snapshots *snapshot.Store
-	network   *pod.Network
-	runtime   *runtime.Runtime
-	kubelet   *kubelet.Kubelet
-	events    *control.Recorder
-	sockets   *sockets
-	data      *dataPlane
+	programs programs.Set
+	images   *images
+	network  *pod.Network
+	runtime  *runtime.Runtime
+	kubelet  *kubelet.Kubelet
+	events   *control.Recorder
+	sockets  *sockets
+	data     *dataPlane
+	endPods  atomic.Bool
 }
 
 // open does what needs no API server: images, runtime and its adoption of pods.
 func (n *node) open(ctx context.Context) error {
 	i := n.set.Instance
 	var err error
-	if n.images, err = image.Open(i.Data("images"), image.Options{Log: n.log}); err != nil {
+	if n.images, err = openImages(i, n.log); err != nil {
 		return err
 	}
-	n.g.atStop("images", n.images.Close)
-	if n.snapshots, err = snapshot.Open(i.Data("snapshots"), n.images); err != nil {
-		return err
-	}
-	n.g.atStop("snapshots", n.snapshots.Close)
+	n.g.atStop("images", n.images.close)
 	if n.network, err = pod.New(pod.Deps{Instance: i, Journal: n.journal, Log: n.log}); err != nil {
 		return err
 	}
 	n.g.atStop("pod network", n.network.Close)
 	n.runtime, err = runtime.New(ctx, runtime.Deps{
-		Instance: i, Journal: n.journal, Images: n.images, Snapshots: n.snapshots, Network: podNetwork{n.network},
+		Instance: i, Journal: n.journal, Images: n.images.store, Snapshots: n.images.snapshots, Network: podNetwork{n.network},
 		Programs: n.programs, Log: n.log, Now: time.Now, Socket: i.Run("cri.sock"),
 	})
 	if err != nil {
@@ -73,7 +70,47 @@ func (n *node) open(ctx context.Context) error {
 	}
 	n.g.start("pod network", n.network.Run)
 	n.g.start("runtime", n.runtime.Run)
+	n.g.atStop("pods", func() error {
+		if !n.endPods.Load() {
+			return nil
+		}
+		return n.stopPods(context.WithoutCancel(ctx))
+	})
 	return nil
+}
+
+// downGrace is what containers get, seconds, when the node is told to end.
+const downGrace = 10
+
+// stopPods ends every pod of the node, all at once. The kubelet has stopped by
+// then, so nothing starts them again.
+func (n *node) stopPods(ctx context.Context) error {
+	rt := cri.InProcess(n.runtime).Runtime
+	sandboxes, err := rt.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return err
+	}
+	containers, err := rt.ListContainers(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var eg errgroup.Group
+	for _, c := range containers {
+		if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			eg.Go(func() error { return rt.StopContainer(ctx, c.Id, downGrace) })
+		}
+	}
+	err = eg.Wait()
+	var rm errgroup.Group
+	for _, s := range sandboxes {
+		rm.Go(func() error {
+			if err := rt.StopPodSandbox(ctx, s.Id); err != nil {
+				return err
+			}
+			return rt.RemovePodSandbox(ctx, s.Id)
+		})
+	}
+	return errors.Join(err, rm.Wait())
 }
 
 // kubeletEvents lets the kubelet record events.
@@ -105,19 +142,24 @@ func (n podNetwork) Detach(ctx context.Context, s runtime.NetworkSandbox) error 
 
 // run starts the kubelet and the data plane, and returns when the node is Ready.
 func (n *node) run(ctx context.Context) error {
-	informers := client.NewInformers(n.client, n.log)
+	informers := client.NewInformers(n.services, n.log)
 	n.g.start("node informers", informers.Run)
 	n.events = control.NewRecorder(control.RecorderDeps{Client: n.client, Component: "kubelet", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("kubelet events", n.events.Run)
 	services := cri.InProcess(n.runtime)
 	sources := kubelet.NewSources(kubelet.SourcesDeps{Client: n.client, Now: time.Now, NodeName: n.set.NodeName})
-	var err error
+	cgroups, err := kubelet.NewCgroups(n.set.Instance, n.journal, n.log)
+	if err != nil {
+		return err
+	}
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
 		Volumes: volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log}),
+		Cgroups: cgroups,
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
+		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
 	})
 	if err != nil {
@@ -126,7 +168,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.serve(ctx); err != nil {
 		return err
 	}
-	pc, dl, err := dnsSockets(ctx, n.sockets, n.set.NodeAddr)
+	pc, dl, err := dnsSockets(ctx, n.sockets, pod.LocalAddrs(n.set.Instance)[0])
 	if err != nil {
 		return err
 	}
@@ -138,6 +180,7 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.g.atStop("service rules", n.data.proxy.Close)
+	n.g.start("service rules keeper", n.data.proxy.Run)
 	n.g.start("services", n.data.run)
 	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, pc, dl) })
 	nodes := client.InformerFor[*corev1.Node](informers)
@@ -241,8 +284,8 @@ func (f *nodeFollower) step(ctx context.Context) error {
 	}
 	if !f.done.configured && len(me.Spec.PodCIDRs) > 0 {
 		cfg := pod.Config{
-			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, NoMasquerade: []netip.Prefix{f.n.set.ServiceRange},
-			NodeIPs: []netip.Addr{f.n.set.NodeAddr},
+			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, ServiceCIDRs: []netip.Prefix{f.n.set.ServiceRange},
+			NodeIPs: []netip.Addr{f.n.set.NodeAddr}, LocalAddrs: pod.LocalAddrs(f.n.set.Instance),
 		}
 		for _, c := range me.Spec.PodCIDRs {
 			p, err := netip.ParsePrefix(c)
@@ -255,7 +298,6 @@ func (f *nodeFollower) step(ctx context.Context) error {
 			return err
 		}
 		f.done.configured = true
-		f.n.kubelet.RuntimeChanged()
 	}
 	if !f.done.ready && f.done.configured && conditionTrue(me, corev1.NodeReady) {
 		f.done.ready = true
@@ -313,4 +355,3 @@ func conditionTrue(o *corev1.Node, t corev1.NodeConditionType) bool {
 	}
 	return false
 }
-

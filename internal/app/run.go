@@ -37,6 +37,7 @@ type Process struct {
 	sockets  *sockets
 	server   *server
 	node     *node
+	images   atomic.Pointer[images]
 }
 
 // NewProcess returns a process that Run starts.
@@ -94,6 +95,11 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	p.sockets = &sockets{keeper: k}
+	l, err := admin.Listen(inst.AdminSocket())
+	if err != nil {
+		return err
+	}
+	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
 	if err := p.startServer(ctx, g); err != nil {
 		return err
 	}
@@ -102,11 +108,6 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 			return err
 		}
 	}
-	l, err := admin.Listen(inst.AdminSocket())
-	if err != nil {
-		return err
-	}
-	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
 	p.ready.Store(true)
 	if ready != nil {
 		ready()
@@ -118,7 +119,18 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	select {
 	case err := <-done:
 		return err
-	case <-p.quit:
+	case pods := <-p.quit:
+		if p.node != nil {
+			p.node.endPods.Store(pods)
+		}
+		if pods {
+			// Nobody is to wait for a cluster that ended.
+			defer func() {
+				if kerr := k.Shutdown(context.WithoutCancel(ctx)); err == nil {
+					err = kerr
+				}
+			}()
+		}
 		return nil
 	}
 }
@@ -166,12 +178,14 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 func (p *Process) startNode(ctx context.Context, g *group) error {
 	n := &node{
 		set: p.set, log: p.log, g: g, journal: p.journal, pki: p.server.pki, programs: p.programs, sockets: p.sockets,
-		client: p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes", "system:masters"),
+		client:   p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes"),
+		services: p.server.local("system:kube-proxy", "kube-proxy"),
 	}
 	p.node = n
 	if err := n.open(ctx); err != nil {
 		return err
 	}
+	p.images.Store(n.images)
 	p.step("container runtime")
 	if err := n.run(ctx); err != nil {
 		return err
@@ -194,11 +208,20 @@ func (s *Settings) ServerURL() string { return fmt.Sprintf("https://127.0.0.1:%d
 func (s *Settings) KubeconfigPath() string { return s.Instance.Data("admin.kubeconfig") }
 
 func (p *Process) writeKubeconfigs() error {
-	k, err := p.server.pki.Kubeconfig("super-admin", p.contextName(), p.set.ServerURL())
-	if err != nil {
-		return err
+	for leaf, path := range map[string]string{
+		"admin": p.set.KubeconfigPath(),
+		// For the day when RBAC locks everybody out: it needs no role.
+		"super-admin": p.set.Instance.Data("super-admin.kubeconfig"),
+	} {
+		k, err := p.server.pki.Kubeconfig(leaf, p.contextName(), p.set.ServerURL())
+		if err != nil {
+			return err
+		}
+		if err := k.Write(path); err != nil {
+			return err
+		}
 	}
-	return k.Write(p.set.KubeconfigPath())
+	return nil
 }
 
 func (p *Process) contextName() string {
@@ -225,5 +248,9 @@ func (p *Process) Stop(pods bool) {
 }
 
 // Images implements admin.Host.
-func (p *Process) Images() http.Handler { return nil }
-
+func (p *Process) Images() http.Handler {
+	if im := p.images.Load(); im != nil {
+		return im.handler.handler()
+	}
+	return nil
+}

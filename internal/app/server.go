@@ -25,9 +25,12 @@ import (
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/admission"
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/openapi"
+	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -87,6 +90,7 @@ func (s *server) issuer() string { return "https://kubernetes.default.svc." + s.
 
 func (s *server) newAPI() error {
 	var srv *apiserver.Server
+	objects := &serverObjects{}
 	keys, err := s.pki.ServiceAccountPublicKeys()
 	if err != nil {
 		return err
@@ -105,22 +109,33 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
-		Authorizer:    authz.Union{authz.Masters{}},
+		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
+		Admission:     admission.Default(),
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
 		Services:      s.alloc,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
 		return err
 	}
+	objects.Server = srv
 	s.api = srv
 	s.g.start("cache", srv.Run)
 	return nil
 }
+
+// serverObjects are the API's objects, for the deciders: they exist before the
+// server that they decide for.
+type serverObjects struct{ *apiserver.Server }
 
 // bodies registers the types that requests carry besides resources.
 func bodies() []func(*k8sruntime.Scheme) error {

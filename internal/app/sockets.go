@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"skiff/internal/runtime/keeper"
 )
@@ -31,7 +34,7 @@ func (s *sockets) listen(ctx context.Context, name, addr string) (net.Listener, 
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := free.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +71,7 @@ func (s *sockets) listenPacket(ctx context.Context, name, addr string) (net.Pack
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	pc, err := net.ListenPacket("udp", addr)
+	pc, err := free.ListenPacket(ctx, "udp", addr)
 	if err != nil {
 		return nil, err
 	}
@@ -101,3 +104,14 @@ func sameAddr(have net.Addr, want string) bool {
 	any := func(h string) bool { return h == "" || h == "::" || h == "0.0.0.0" }
 	return (h == wh || any(h) && any(wh)) && (wp == "0" || p == wp)
 }
+
+// free listens on addresses that the host does not have yet (ip(7), IP_FREEBIND).
+var free = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) {
+		err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, unix.IP_FREEBIND, 1)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}}

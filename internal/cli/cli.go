@@ -79,6 +79,8 @@ type Local interface {
 	Reset(ctx context.Context, i host.Instance, say func(string)) error
 	// Images serves /images and /build without a running skiff.
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
+	// BuildProgress shows a build's progress on w.
+	BuildProgress(w io.Writer) admin.BuildProgress
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
@@ -234,6 +235,33 @@ func tail(path string, n int64) string {
 	return string(b)
 }
 
+// stop ends a running skiff and waits until its process is gone. It returns
+// admin.ErrNotRunning where there is none.
+func stop(ctx context.Context, a *admin.Client, pods bool) error {
+	st, err := a.Status(ctx)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(st.PID, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", st.PID, err)
+	}
+	defer unix.Close(fd)
+	if err := a.Stop(ctx, pods); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", st.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
 func (c *command) down() *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
@@ -243,23 +271,13 @@ func (c *command) down() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = a.Stop(cmd.Context(), !keep)
+			err = stop(cmd.Context(), a, !keep)
 			if errors.Is(err, admin.ErrNotRunning) {
 				fmt.Fprintf(c.out, "skiff %q is not running.\n", i.Name)
 				return nil
 			}
 			if err != nil {
 				return err
-			}
-			for {
-				if _, err := a.Status(cmd.Context()); errors.Is(err, admin.ErrNotRunning) {
-					break
-				}
-				select {
-				case <-cmd.Context().Done():
-					return cmd.Context().Err()
-				case <-time.After(20 * time.Millisecond):
-				}
 			}
 			fmt.Fprintf(c.out, "Cluster %q is stopped. `skiff up%s` starts it again.\n", i.Name, nameFlag(i))
 			return nil
@@ -281,18 +299,7 @@ func (c *command) reset() *cobra.Command {
 			if !yes {
 				return fmt.Errorf("this removes cluster %q and all its data in %s; say so with --yes", i.Name, i.DataDir)
 			}
-			if err := a.Stop(cmd.Context(), true); err == nil {
-				for {
-					if _, err := a.Status(cmd.Context()); errors.Is(err, admin.ErrNotRunning) {
-						break
-					}
-					select {
-					case <-cmd.Context().Done():
-						return cmd.Context().Err()
-					case <-time.After(20 * time.Millisecond):
-					}
-				}
-			} else if !errors.Is(err, admin.ErrNotRunning) {
+			if err := stop(cmd.Context(), a, true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
 				return err
 			}
 			if err := c.local.Reset(cmd.Context(), i, func(s string) { fmt.Fprintln(c.out, " ", s) }); err != nil {

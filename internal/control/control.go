@@ -86,6 +86,10 @@ type Controller struct {
 	Writes []rbacv1.PolicyRule
 	// Reconcile handles a key. It may be nil where Loop does all.
 	Reconcile func(ctx context.Context, k Key) (Result, error)
+	// SyncWait, where set, bounds how long informers are waited for at the start:
+	// for a controller that can do its part of the work while some kind is not
+	// served. Otherwise it starts when all have synced.
+	SyncWait time.Duration
 	// Loop, where set, runs beside the workers, after the informers have synced,
 	// until ctx ends.
 	Loop func(ctx context.Context) error
@@ -200,9 +204,20 @@ func Run(ctx context.Context, d Deps, cs []*Controller) error {
 }
 
 func (c *Controller) run(ctx context.Context) error {
+	var late <-chan time.Time
+	if c.SyncWait > 0 {
+		t := time.NewTimer(c.SyncWait)
+		defer t.Stop()
+		late = t.C
+	}
 	for _, w := range c.watches {
 		select {
 		case <-w.synced:
+		case <-late:
+			c.Log.Warn("starting without an informer that has not synced", "resource", w.gvr.Resource)
+			closed := make(chan time.Time)
+			close(closed)
+			late = closed
 		case <-ctx.Done():
 			return nil
 		}

@@ -154,7 +154,7 @@ func (w *world) guard() *watchdog {
 func (g *watchdog) fence(on bool) { g.mu.Lock(); g.fenced = on; g.mu.Unlock() }
 
 func TestSimulatedRollouts(t *testing.T) {
-	seeds := 30
+	seeds := 15
 	if s := os.Getenv("SKIFF_SIM_SEEDS"); s != "" {
 		seeds, _ = strconv.Atoi(s)
 	}

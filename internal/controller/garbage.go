@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/lru"
+	"k8s.io/utils/ptr"
 
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -107,6 +108,9 @@ func newCollector(d Deps) *control.Controller {
 	follow[*rbacv1.RoleBinding](g)
 	follow[*rbacv1.ClusterRole](g)
 	follow[*rbacv1.ClusterRoleBinding](g)
+	// A kind that cannot be listed must not stop all others from being collected:
+	// what is deleted is proven live anyway.
+	c.SyncWait = 30 * time.Second
 	c.Writes = append(c.Writes, control.Rule("*", []string{"*"}, "get", "list", "watch", "patch", "update", "delete"))
 	c.Loop = func(ctx context.Context) error {
 		g.queue.Work(ctx, 20, g.work)
@@ -143,6 +147,9 @@ func (g *collector) observe(id gcID, gvr schema.GroupVersionResource, o metav1.O
 	n := &gcNode{id: id, gvr: gvr, owners: o.GetOwnerReferences(), deleting: o.GetDeletionTimestamp() != nil}
 	n.waiting = n.deleting && slices.Contains(o.GetFinalizers(), metav1.FinalizerDeleteDependents)
 	n.orphaning = n.deleting && slices.Contains(o.GetFinalizers(), metav1.FinalizerOrphanDependents)
+	if old != nil && old.deleting == n.deleting && old.waiting == n.waiting && old.orphaning == n.orphaning && sameRefs(old.owners, n.owners) {
+		return // most changes are of status, and concern nobody here
+	}
 	g.nodes[id.UID] = n
 	had := map[types.UID]metav1.OwnerReference{}
 	if old != nil {
@@ -206,6 +213,12 @@ func (g *collector) observe(id gcID, gvr schema.GroupVersionResource, o metav1.O
 		}
 		g.queue.Add(id.UID)
 	}
+}
+
+func sameRefs(a, b []metav1.OwnerReference) bool {
+	return slices.EqualFunc(a, b, func(x, y metav1.OwnerReference) bool {
+		return idOfRef(x, "") == idOfRef(y, "") && ptr.Equal(x.BlockOwnerDeletion, y.BlockOwnerDeletion)
+	})
 }
 
 // drop takes an object that is gone out of the graph. Its dependents are looked

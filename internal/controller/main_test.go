@@ -3,8 +3,6 @@ package controller
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -169,9 +167,15 @@ type world struct {
 // newWorld runs the controllers that make returns until the test ends. It is for
 // use inside a synctest bubble.
 func newWorld(t *testing.T, make func(Deps) []*control.Controller, objects ...client.Object) *world {
+	return newWorldOn(t, func(*server) {}, make, objects...)
+}
+
+// newWorldOn is newWorld with an API that prepare has changed.
+func newWorldOn(t *testing.T, prepare func(*server), make func(Deps) []*control.Controller, objects ...client.Object) *world {
 	s := &server{API: clienttest.New(objects...)}
+	prepare(s)
 	w := &world{t: t, api: s, c: s.API.Client()}
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.DiscardHandler)
 	rules := map[string][]rbacv1.PolicyRule{}
 	w.deps = Deps{Deps: control.Deps{
 		Informers: client.NewInformers(w.c, log),
@@ -195,15 +199,6 @@ func newWorld(t *testing.T, make func(Deps) []*control.Controller, objects ...cl
 }
 
 func (w *world) stop() { w.cancel(); w.wg.Wait(); synctest.Wait() }
-
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	if testing.Verbose() {
-		return fmt.Fprint(io.Discard, string(b))
-	}
-	return len(b), nil
-}
 
 func list[T client.Object](w *world, ns string) []T {
 	w.t.Helper()

@@ -1,9 +1,12 @@
 package controller
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
+	"skiff/internal/client/clienttest"
 	"skiff/internal/control"
 )
 
@@ -258,4 +262,43 @@ func TestLargeReplicaSetWritesLittle(t *testing.T) {
 			t.Errorf("%d writes of status, %d of events", status, events)
 		}
 	})
+}
+
+// An owner that the informer still shows, but that is being deleted, adopts
+// nothing: its orphans would go with it.
+func TestDeletedOwnerAdoptsNothing(t *testing.T) {
+	now := metav1.Now()
+	for name, c := range map[string]struct {
+		live func(*appsv1.ReplicaSet)
+		want string
+	}{
+		"being deleted": {func(rs *appsv1.ReplicaSet) { rs.DeletionTimestamp = &now }, "has just been deleted at"},
+		"made anew":     {func(rs *appsv1.ReplicaSet) { rs.UID = "another" }, "is gone: got uid another, wanted web-uid"},
+		"as it was":     {func(*appsv1.ReplicaSet) {}, ""},
+	} {
+		orphan := webPod(0, true)
+		api := clienttest.New(orphan)
+		cl := api.Client()
+		d := control.Deps{Informers: client.NewInformers(cl, slog.New(slog.DiscardHandler)), ClientFor: func(string) *client.Client { return cl }}
+		rs := replicaSet("web", 1)
+		ctl := control.New("replicaset-controller", d)
+		m := &claimer[*corev1.Pod]{
+			c: ctl, key: control.KeyOf(rs), inf: control.Watch[*corev1.Pod](ctl, nil), owner: rs, gvk: replicaSetKind,
+			fresh: func(context.Context) (metav1.Object, error) {
+				live := rs.DeepCopy()
+				c.live(live)
+				return live, nil
+			},
+		}
+		got, err := m.claim(t.Context(), []*corev1.Pod{orphan}, labels.SelectorFromSet(labels.Set{"app": "web"}))
+		if c.want == "" {
+			if err != nil || len(got) != 1 {
+				t.Errorf("%s: %v, %v", name, got, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) || len(got) != 0 || len(api.Requests()) != 0 {
+			t.Errorf("%s: %v, %v, %d writes", name, got, err, len(api.Requests()))
+		}
+	}
 }

@@ -1,11 +1,23 @@
 package kubelet
 
 import (
+	"context"
 	"errors"
+	"os"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/client"
+	"skiff/internal/client/clienttest"
 )
 
 func TestPodRunsAndEnds(t *testing.T) {
@@ -142,6 +154,116 @@ func TestRestartBetweenSteps(t *testing.T) {
 	}
 }
 
+func TestRestartWhileEnding(t *testing.T) {
+	for _, op := range []string{"StopContainer", "StopPodSandbox", "RemovePodSandbox", "RemoveContainer"} {
+		for _, lose := range []bool{true, false} {
+			run(t, nil, func(w *world) {
+				w.create(newPod("web", "a"))
+				if lose {
+					w.rt.LoseAnswer(op, 1, errors.New("connection lost"))
+				} else {
+					w.rt.Fail(op, 1, errors.New("connection refused"))
+				}
+				w.delete("web", 30)
+				w.kill()
+				w.start()
+				w.after(15 * time.Second)
+				if w.exists("web") || len(w.rt.Sandboxes())+len(w.rt.Containers("")) > 0 {
+					t.Errorf("%s: something is left", op)
+				}
+			})
+		}
+	}
+}
+
+// A write that was overtaken by others is tried again; one that meets another pod
+// under the name is not.
+func TestStatusConflicts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		n := 0
+		w.api.Intercept = func(verb string, ref client.Ref, _ client.Object) error {
+			if verb == "patch" && ref.Subresource == "status" {
+				if n++; n <= 3 {
+					return apierrors.NewConflict(ref.GVR.GroupResource(), ref.Name, errors.New("the object has been modified; please apply your changes to the latest version and try again"))
+				}
+			}
+			return nil
+		}
+		w.create(newPod("web", "a"))
+		w.after(5 * time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+	})
+}
+
+// cgroups is a Cgroups that fails while told to.
+type cgroups struct {
+	fail  atomic.Bool
+	calls atomic.Int64
+}
+
+func (c *cgroups) Ensure(*corev1.Pod) (string, error) {
+	c.calls.Add(1)
+	if c.fail.Load() {
+		return "", errors.New("no space left on device")
+	}
+	return "/x", nil
+}
+func (c *cgroups) Remove(types.UID) error     { return nil }
+func (c *cgroups) Pods() ([]types.UID, error) { return nil, nil }
+
+func TestCgroupsFail(t *testing.T) {
+	c := &cgroups{}
+	run(t, func(w *world) { w.deps = func(d *Deps) { d.Cgroups = c } }, func(w *world) {
+		w.create(newPod("web", "a"))
+		if p := w.rt.Sandboxes()[0].Config.Linux.CgroupParent; p != "/x" {
+			t.Errorf("cgroup parent %q", p)
+		}
+		c.fail.Store(true)
+		before := c.calls.Load()
+		w.exit("a", 1)
+		w.after(10 * time.Second)
+		w.wantEvent("FailedCreatePodContainer: unable to ensure pod container exists: no space left on device")
+		if n := c.calls.Load() - before; n > 10 {
+			t.Errorf("%d tries within ten seconds", n)
+		}
+		c.fail.Store(false)
+		w.after(15 * time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.State.Running == nil {
+			t.Errorf("status: %+v", s)
+		}
+	})
+}
+
+// A runtime that says that a container was stopped and goes on to show it running
+// does not keep the kubelet busy.
+func TestRuntimeLies(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.rt.FailAlways("StopContainer", status.Error(codes.NotFound, "no such container"))
+		w.rt.FailAlways("CreateContainer", errors.New("exists"))
+		q := w.pod("web").DeepCopy()
+		q.Spec.Containers[0].Image = "busybox"
+		w.rt.ClearCalls()
+		if _, err := client.For[*corev1.Pod](w.api.Client()).Update(context.Background(), q); err != nil {
+			t.Fatal(err)
+		}
+		w.after(time.Second)
+		if n := len(w.rt.Calls()); n > 2*maxRounds {
+			t.Errorf("%d calls within a second", n)
+		}
+	})
+}
+
+func TestUnsupported(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		p.Spec.RuntimeClassName = ptr("gvisor")
+		w.create(p)
+		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: failed to get sandbox runtime: runtimeclass.node.k8s.io "gvisor" not found`)
+		w.wantPhase("web", corev1.PodPending)
+	})
+}
+
 func TestOrphansEnd(t *testing.T) {
 	run(t, nil, func(w *world) {
 		w.create(newPod("web", "a"))
@@ -151,6 +273,35 @@ func TestOrphansEnd(t *testing.T) {
 		w.after(5 * time.Second)
 		if n := len(w.rt.Sandboxes()) + len(w.rt.Containers("")); n != 0 {
 			t.Errorf("%d things are left of a pod that the API does not know", n)
+		}
+	})
+}
+
+// What a kubelet that was killed left of pods that nobody knows goes; what belongs
+// to a pod stays.
+func TestLeftovers(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.kill()
+		pods, logs := w.k.d.Host.Data("kubelet", "pods"), w.k.d.PodLogDir
+		for _, d := range []string{pods + "/gone-uid/containers/a", logs + "/default_gone_gone-uid/a", logs + "/unrelated"} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.start()
+		if got := dirs(pods); !slices.Equal(got, []string{"web-uid"}) {
+			t.Errorf("pod directories: %q", got)
+		}
+		if got := dirs(logs); !slices.Equal(got, []string{"default_web_web-uid", "unrelated"}) {
+			t.Errorf("log directories: %q", got)
+		}
+		if !slices.Contains(w.volumes.gone, "gone-uid") || slices.Contains(w.volumes.gone, "web-uid") {
+			t.Errorf("volumes were removed of %q", w.volumes.gone)
+		}
+		w.delete("web", 30)
+		if got := append(dirs(pods), dirs(logs)...); !slices.Equal(got, []string{"unrelated"}) {
+			t.Errorf("left: %q", got)
 		}
 	})
 }
@@ -171,6 +322,34 @@ func TestExitWhileAway(t *testing.T) {
 		}
 		if n := len(w.rt.Containers("a")); n != 1 {
 			t.Errorf("%d containers, want the ended one kept for its logs", n)
+		}
+	})
+}
+
+func TestCrashLoopOverRestarts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		for _, wait := range []time.Duration{0, 11 * time.Second, 21 * time.Second} {
+			w.exit("a", 1)
+			w.after(wait)
+		}
+		w.exit("a", 1)
+		w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+		for range 3 {
+			w.kill()
+			writes := len(w.api.Requests())
+			w.rt.ClearCalls()
+			w.start()
+			w.after(8 * time.Second)
+			w.wantOps()
+			w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+			if n := len(w.api.Requests()) - writes; n != 0 {
+				t.Errorf("a restart wrote %d times", n)
+			}
+		}
+		w.after(20 * time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.State.Running == nil || s.RestartCount != 4 {
+			t.Errorf("after the back-off: %+v", s)
 		}
 	})
 }
@@ -197,5 +376,49 @@ func TestRuntimeWithoutEvents(t *testing.T) {
 		w.exit("a", 0)
 		w.after(2 * time.Second)
 		w.wantPhase("job", corev1.PodSucceeded)
+	})
+}
+
+// dropping is a server that does not keep a field of statuses.
+type dropping struct{ *clienttest.API }
+
+func (d dropping) Patch(ctx context.Context, ref client.Ref, t types.PatchType, p []byte, o metav1.PatchOptions) (client.Object, error) {
+	out, err := d.API.Patch(ctx, ref, t, p, o)
+	if pod, ok := out.(*corev1.Pod); ok && err == nil {
+		pod = pod.DeepCopy()
+		pod.Status.ObservedGeneration = 0
+		d.Put(pod)
+		return d.Get(ctx, client.Ref{GVR: ref.GVR, Namespace: ref.Namespace, Name: ref.Name}, metav1.GetOptions{})
+	}
+	return out, err
+}
+
+// A server that does not keep a field is not asked again and again to.
+func TestFieldsThatTheServerDrops(t *testing.T) {
+	run(t, func(w *world) {
+		w.deps = func(d *Deps) { d.Client = client.New(dropping{w.api}, "test") }
+	}, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.after(time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+		if n := len(w.api.Requests()); n > 8 {
+			t.Errorf("%d writes for one start", n)
+		}
+		before := len(w.api.Requests())
+		w.after(time.Minute)
+		if n := len(w.api.Requests()) - before; n != 0 {
+			t.Errorf("%d writes for nothing", n)
+		}
+		// What does change is written all the same.
+		w.exit("a", 1)
+		w.after(time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.RestartCount != 1 {
+			t.Errorf("status: %+v", s)
+		}
+		w.delete("web", 30)
+		w.after(time.Second)
+		if w.exists("web") {
+			t.Error("the pod is still there")
+		}
 	})
 }

@@ -269,3 +269,10 @@ func newPod(name string, containers ...string) *corev1.Pod {
 	}
 	return p
 }
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

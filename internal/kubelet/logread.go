@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -158,7 +159,7 @@ func (r *logReader) copy(ctx context.Context, k *Kubelet, id string, w io.Writer
 			}
 			continue
 		}
-		if !r.opts.Follow || over {
+		if !r.opts.Follow || over || r.removed() {
 			return r.flush(w)
 		}
 		select {
@@ -258,6 +259,19 @@ func (r *logReader) rotated() bool {
 	}
 	b, err := os.Stat(r.path)
 	return err == nil && !os.SameFile(a, b)
+}
+
+// removed tells that the log is gone, with its pod.
+func (r *logReader) removed() bool {
+	st, err := r.file.Stat()
+	if err != nil {
+		return true
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Nlink > 0 {
+		return false
+	}
+	_, err = os.Stat(filepath.Dir(r.path))
+	return err != nil
 }
 
 func (r *logReader) reopen() error {

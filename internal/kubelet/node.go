@@ -42,9 +42,20 @@ type nodeState struct {
 	version *runtimeapi.VersionResponse
 	node    *corev1.Node // as last seen in the API
 	podCIDR string       // as last told to the runtime
+	// look asks for a look at the node at once.
+	look chan struct{}
 }
 
-func newNodeState() *nodeState { return &nodeState{} }
+func newNodeState() *nodeState { return &nodeState{look: make(chan struct{}, 1)} }
+
+// RuntimeChanged tells that the runtime's own status may be another now: the
+// node's status follows at once.
+func (k *Kubelet) RuntimeChanged() {
+	select {
+	case k.node.look <- struct{}{}:
+	default:
+	}
+}
 
 func (n *nodeState) setRuntime(v *runtimeapi.VersionResponse) {
 	n.mu.Lock()
@@ -98,8 +109,15 @@ func (k *Kubelet) runNode(ctx context.Context) error {
 				wait = statusPeriod
 			}
 		}
-		if !sleep(ctx, wait) {
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
 			return nil
+		case <-k.node.look:
+			t.Stop()
+			wait = startPeriod
+		case <-t.C:
 		}
 	}
 }

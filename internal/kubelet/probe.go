@@ -234,6 +234,10 @@ type prober struct {
 	ips  []string
 }
 
+// soonFirst is how soon a container that is not ready yet is asked again; then
+// twice as long, until that is the probe's period.
+const soonFirst = 100 * time.Millisecond
+
 func orDefault(v, d int32) int32 {
 	if v <= 0 {
 		return d
@@ -257,9 +261,21 @@ func (r *prober) run(ctx context.Context) {
 		return
 	}
 	last, run := resultNone, int32(0)
+	// Until a container has been ready once it is asked again soon after a failure:
+	// a server that opens its port a moment after its start need not wait out a
+	// period. Those tries are not told in events.
+	soon, quiet := soonFirst, false
 	for {
 		at := time.Now()
-		if got, ok := r.once(ctx); ok && ctx.Err() == nil {
+		got, ok := r.once(ctx, quiet)
+		wait := period
+		if quiet = r.kind == probeReadiness && soon > 0 && soon < period && ok && got == resultFailure; quiet {
+			wait = soon
+			soon *= 2
+		} else if got == resultSuccess {
+			soon = 0
+		}
+		if ok && ctx.Err() == nil {
 			if got == last {
 				run++
 			} else {
@@ -273,7 +289,7 @@ func (r *prober) run(ctx context.Context) {
 				return
 			}
 		}
-		if !sleep(ctx, max(period-time.Since(at), time.Millisecond)) {
+		if !sleep(ctx, max(wait-time.Since(at), time.Millisecond)) {
 			return
 		}
 	}

@@ -24,8 +24,9 @@ const (
 	probeTries     = 3
 )
 
-// once probes one time. ok is false where nothing could be learned.
-func (r *prober) once(ctx context.Context) (got result, ok bool) {
+// once probes one time. ok is false where nothing could be learned. quiet keeps a
+// failure from being told.
+func (r *prober) once(ctx context.Context, quiet bool) (got result, ok bool) {
 	var output string
 	var warning bool
 	var err error
@@ -46,6 +47,7 @@ func (r *prober) once(ctx context.Context) (got result, ok bool) {
 		state := "unknown"
 		w.containerEvent(r.pod, r.c.Name, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe errored and resulted in %s state: %s", r.kind, state, err))
 		return resultNone, false
+	case got == resultFailure && quiet:
 	case got == resultFailure:
 		w.containerEvent(r.pod, r.c.Name, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe failed: %s", r.kind, output))
 	case warning:

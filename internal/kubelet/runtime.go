@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -214,7 +215,7 @@ func toSandbox(s *runtimeapi.PodSandboxStatus) sandbox {
 func (k *Kubelet) toContainer(s *runtimeapi.ContainerStatus, sandboxID string) container {
 	c := container{
 		id: s.Id, name: s.Labels[labelContainerName], sandboxID: sandboxID, state: s.State,
-		image: s.GetImage().GetImage(), imageRef: s.ImageRef, created: time.Unix(0, s.CreatedAt),
+		image: imageShown(s.GetImage()), imageRef: s.ImageRef, created: time.Unix(0, s.CreatedAt),
 		user: s.User, logPath: s.LogPath,
 	}
 	c.hash, _ = strconv.ParseUint(s.Annotations[annotationHash], 16, 64)
@@ -244,6 +245,17 @@ func (k *Kubelet) toContainer(s *runtimeapi.ContainerStatus, sandboxID string) c
 		}
 	}
 	return c
+}
+
+// imageShown is the name of a container's image, empty where the runtime knows it
+// by its ID alone.
+func imageShown(i *runtimeapi.ImageSpec) string {
+	for _, name := range []string{i.GetImage(), i.GetUserSpecifiedImage()} {
+		if name != "" && !strings.HasPrefix(name, "sha256:") {
+			return name
+		}
+	}
+	return ""
 }
 
 func intAnnotation(a map[string]string, key string) *int64 {
@@ -345,6 +357,10 @@ func (k *Kubelet) watchRuntime(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case e := <-ch:
+			// Who made or started a container looks at it by itself.
+			if t := e.ContainerEventType; t == runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT || t == runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT {
+				continue
+			}
 			uid := types.UID(e.GetPodSandboxStatus().GetMetadata().GetUid())
 			if w := k.worker(uid); w != nil {
 				w.kick()

@@ -204,6 +204,9 @@ func containerStatus(in statusInput, c *corev1.Container, old *corev1.ContainerS
 		ContainerID: in.runtime + "://" + cur.id, State: stateOf(in.runtime, cur, old), VolumeMounts: volumeMountStatuses(c),
 		AllocatedResources: c.Resources.Requests, Resources: c.Resources.DeepCopy(), User: userOf(cur),
 	}
+	if s.Image == "" {
+		s.Image = c.Image
+	}
 	if old != nil {
 		s.RestartCount = max(s.RestartCount, sameInstanceRestarts(old, s.ContainerID))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,7 +91,13 @@ func (s *statusWriter) begin() {
 	if s.writing || s.gone {
 		return
 	}
-	if p, err := s.patch(); err == nil && p == nil {
+	if s.futile == nil {
+		// The usual case needs no patch to be made to see that there is nothing
+		// to write.
+		if want, ok := s.merged(); !ok || sameStatus(&want, &s.base.Status) {
+			return
+		}
+	} else if p, err := s.patch(); err == nil && p == nil {
 		return
 	}
 	s.writing = true
@@ -125,22 +132,30 @@ func (s *statusWriter) write(ctx context.Context) {
 			if newer(got, s.base) {
 				s.base = got
 			}
-			if again, err := s.patch(); err == nil && bytes.Equal(again, p) {
+			if want, ok := s.merged(); !ok || sameStatus(&want, &s.base.Status) {
+				s.futile = nil
+			} else if again, err := s.patch(); err == nil && bytes.Equal(again, p) {
 				s.futile = p
 			}
 		case apierrors.IsNotFound(err):
 			s.gone = true
-		case apierrors.IsConflict(err) && got == nil:
-			// Another pod has the name now.
+		case isOther(err):
 			s.gone = true
 		}
+		gone := s.gone
 		s.mu.Unlock()
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil {
+		if err != nil && !gone && ctx.Err() == nil {
 			s.k.d.Log.Warn("write pod status", "pod", name, "ns", ns, "err", err)
 			sleep(ctx, wait)
 			wait = min(wait*2, 10*time.Second)
 		}
 	}
+}
+
+// isOther tells that a write was refused because another pod has the name now. A
+// server that is overtaken by other writers refuses too, and may be asked again.
+func isOther(err error) bool {
+	return apierrors.IsConflict(err) && strings.Contains(err.Error(), "UID")
 }
 
 // flush waits until what was set is written, or the pod is gone.
@@ -167,14 +182,13 @@ func (s *statusWriter) flush(ctx context.Context) error {
 	}
 }
 
-// patch returns what must be sent, nil where the API has it all. s.mu is held.
-func (s *statusWriter) patch() ([]byte, error) {
+// merged is the status to be written. Conditions of others are as the API has
+// them, whatever they were when the status was made. s.mu is held.
+func (s *statusWriter) merged() (corev1.PodStatus, bool) {
 	if s.want == nil {
-		return nil, nil
+		return corev1.PodStatus{}, false
 	}
 	want := *s.want
-	// Conditions of others are as the API has them, whatever they were when the
-	// status was made.
 	conds := foreign(s.base.Status.Conditions)
 	for _, c := range want.Conditions {
 		if condition(conds, c.Type) == nil && len(foreign([]corev1.PodCondition{c})) == 0 {
@@ -182,7 +196,13 @@ func (s *statusWriter) patch() ([]byte, error) {
 		}
 	}
 	want.Conditions = conds
-	if sameStatus(&want, &s.base.Status) {
+	return want, true
+}
+
+// patch returns what must be sent, nil where the API has it all. s.mu is held.
+func (s *statusWriter) patch() ([]byte, error) {
+	want, ok := s.merged()
+	if !ok || sameStatus(&want, &s.base.Status) {
 		return nil, nil
 	}
 	type object struct {

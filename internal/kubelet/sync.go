@@ -49,7 +49,7 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 		return acted, next
 	}
 	starts, next := w.due(a, now)
-	if a.newSandbox && now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
+	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
 		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
 	}
 	if !a.newSandbox && len(starts) == 0 {
@@ -149,7 +149,11 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	}
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
 	defer cancel()
-	id, err := w.k.d.Runtime.RunPodSandbox(cctx, config, "")
+	var id string
+	err := unsupported(pod)
+	if err == nil {
+		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, "")
+	}
 	if err != nil {
 		w.holdSandbox()
 		if ctx.Err() == nil {
@@ -176,6 +180,17 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	p, _ := w.current()
 	w.status.set(w.generate(p, &now, false))
 	return id, s.ips, nil
+}
+
+// unsupported refuses what a pod asks for and would not get.
+func unsupported(pod *corev1.Pod) error {
+	if n := pod.Spec.RuntimeClassName; n != nil && *n != "" {
+		return fmt.Errorf("failed to get sandbox runtime: runtimeclass.node.k8s.io %q not found", *n)
+	}
+	if u := pod.Spec.HostUsers; u != nil && !*u {
+		return errors.New("failed to create sandbox: user namespaces are not supported on this node")
+	}
+	return nil
 }
 
 // ensureVolumes makes the pod's volumes present.

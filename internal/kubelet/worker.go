@@ -33,6 +33,7 @@ type verdict struct{ reason, message string }
 
 // worker drives one pod. See the package's documentation.
 type worker struct {
+	left bool // Leave was called
 	k    *Kubelet
 	uid  types.UID
 	wake chan struct{}
@@ -80,6 +81,15 @@ func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 		k: k, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
+	}
+	// What kept containers from starting before a restart still does until it is
+	// tried again.
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, st := range list {
+			if x := st.State.Waiting; x != nil && x.Reason != "" && x.Reason != reasonCreating && x.Reason != reasonInitializing {
+				w.waiting[st.Name] = waiting{x.Reason, x.Message}
+			}
+		}
 	}
 	w.status = newStatusWriter(k, pod)
 	w.probes = newProbes(w)
@@ -200,10 +210,22 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
+// A pod with many containers takes some rounds to start; one that takes more than
+// maxRounds in a row rests.
+const (
+	maxRounds       = 200
+	restAfterRounds = 5 * time.Second
+)
+
 // step does what is to be done now. done ends the worker; next, where not zero,
 // is when to come back.
 func (w *worker) step(ctx context.Context) (done bool, next time.Time) {
-	for ctx.Err() == nil {
+	for round := 0; ctx.Err() == nil; round++ {
+		if round == maxRounds {
+			// What is done has no effect: something lies, and is given time.
+			w.log().Warn("pod does not come to rest")
+			return false, w.k.d.Now().Add(restAfterRounds)
+		}
 		pod, gone := w.current()
 		if w.phase == syncing && (gone || pod.DeletionTimestamp != nil || w.verdict != nil) {
 			w.phase = terminating
@@ -348,7 +370,7 @@ func (w *worker) deleteObject(ctx context.Context, pod *corev1.Pod) error {
 		GracePeriodSeconds: &zero,
 		Preconditions:      &metav1.Preconditions{UID: &w.uid},
 	})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	if apierrors.IsNotFound(err) || isOther(err) {
 		return nil
 	}
 	return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/runtime/pod"
+	"skiff/internal/runtime/wire"
 )
 
 // adopt carries out the recovery table (see the package doc).
@@ -82,29 +84,37 @@ func (r *Runtime) reconnect(ctx context.Context, s *sandbox) (map[string]pod.Pro
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	known := map[string]pod.Process{}
-	client, err := pod.Adopt(ctx, s.dir, func(p pod.Process) { r.processChanged(s, p) })
-	if errors.Is(err, pod.ErrGone) {
-		return known, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: %w", s.id, err)
-	}
-	err = client.Subscribe(ctx)
-	var list []pod.Process
-	if err == nil {
-		list, err = client.List(ctx)
-	}
-	if err != nil {
+	for {
+		client, err := pod.Adopt(ctx, s.dir, func(p pod.Process) { r.processChanged(s, p) })
+		if errors.Is(err, pod.ErrGone) {
+			return known, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("sandbox %s: %w", s.id, err)
+		}
+		err = client.Subscribe(ctx)
+		var list []pod.Process
+		if err == nil {
+			list, err = client.List(ctx)
+		}
+		if err == nil {
+			r.mu.Lock()
+			s.client = client
+			r.mu.Unlock()
+			for _, p := range list {
+				known[p.ID] = p
+				if p.Exec { // whoever asked for it is gone
+					_ = client.Signal(ctx, p.ID, syscall.SIGKILL, false) // it may have ended
+				}
+			}
+			return known, nil
+		}
 		client.Close()
-		return nil, fmt.Errorf("sandbox %s: %w", s.id, err)
+		if !errors.Is(err, wire.ErrClosed) {
+			return nil, fmt.Errorf("sandbox %s: %w", s.id, err)
+		}
+		// It was just ending: a dying process's socket still takes connections.
 	}
-	for _, p := range list {
-		known[p.ID] = p
-	}
-	r.mu.Lock()
-	s.client = client
-	r.mu.Unlock()
-	return known, nil
 }
 
 func (r *Runtime) adoptContainers(ctx context.Context, s *sandbox, known map[string]pod.Process) error {

@@ -7,12 +7,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -91,6 +89,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}()
 	if config.GetLogPath() != "" && s.config.GetLogDirectory() != "" {
 		c.rec.LogPath = filepath.Join(s.config.GetLogDirectory(), config.GetLogPath())
+		if err := os.MkdirAll(filepath.Dir(c.rec.LogPath), 0o755); err != nil {
+			return nil, fmt.Errorf("log directory: %w", err)
+		}
 	}
 	if c.rec.Config, err = encode(config); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "container config: %v", err)
@@ -188,12 +189,42 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	// Not the caller's time: a start that was asked for is carried through.
 	p, err := client.Start(context.WithoutCancel(ctx), start)
 	r.Step("container-started")
+	if errors.Is(err, syscall.EEXIST) {
+		// An earlier runtime asked for it just before it died: that start counts.
+		p, err = r.startedBefore(ctx, c, client)
+	}
 	if err != nil {
 		r.failStart(c, err)
 		return nil, fmt.Errorf("failed to start container %q: %w", c.id, err)
 	}
 	r.processChanged(c.sb, p)
 	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// startedBefore waits until a start that is under way has come to something.
+func (r *Runtime) startedBefore(ctx context.Context, c *container, client *pod.Client) (pod.Process, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		list, err := client.List(ctx)
+		if err != nil {
+			return pod.Process{}, err
+		}
+		for _, p := range list {
+			if p.ID != c.id || p.State == pod.Starting {
+				continue
+			}
+			if p.State == pod.Failed {
+				return p, errors.New(p.Message)
+			}
+			return p, nil
+		}
+		select {
+		case <-ctx.Done():
+			return pod.Process{}, ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 func (c *container) ownPID() bool {
@@ -263,143 +294,6 @@ func (r *Runtime) dropCgroup(c *container) {
 	}
 }
 
-// StopContainer asks with the stop signal, waits for the grace period, then
-// kills. It returns when the container has ended.
-func (r *Runtime) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	c, err := r.findContainer(req.GetContainerId())
-	if status.Code(err) == codes.NotFound {
-		return &runtimeapi.StopContainerResponse{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := r.stopContainer(ctx, c, time.Duration(req.GetTimeout())*time.Second); err != nil {
-		return nil, fmt.Errorf("failed to stop container %q: %w", c.id, err)
-	}
-	return &runtimeapi.StopContainerResponse{}, nil
-}
-
-func (r *Runtime) stopContainer(ctx context.Context, c *container, grace time.Duration) error {
-	r.mu.Lock()
-	running, client := c.state == runtimeapi.ContainerState_CONTAINER_RUNNING, c.sb.client
-	r.mu.Unlock()
-	if !running {
-		return nil
-	}
-	if client == nil {
-		return r.loseContainer(ctx, c)
-	}
-	if grace > 0 {
-		if err := client.Signal(ctx, c.id, c.stopSignal(), false); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
-		}
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		select {
-		case <-c.ended:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-		}
-	}
-	if err := client.Signal(ctx, c.id, syscall.SIGKILL, !c.ownPID()); err != nil && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, syscall.ENOENT) {
-		return err
-	}
-	select {
-	case <-c.ended:
-		return nil
-	case <-client.Done():
-		return r.loseContainer(ctx, c)
-	case <-ctx.Done():
-		return fmt.Errorf("wait for it to end after SIGKILL: %w", ctx.Err())
-	}
-}
-
-// stopSignal is the config's, the image's, or SIGTERM.
-func (c *container) stopSignal() syscall.Signal {
-	name := c.rec.StopSignal
-	if s := c.config.GetStopSignal(); s != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
-		name = criSignalName(s)
-	}
-	sig, err := parseSignal(name)
-	if err != nil {
-		return syscall.SIGTERM
-	}
-	return sig
-}
-
-// RemoveContainer removes the container and what it wrote, killing it first if
-// it runs. Its log stays.
-func (r *Runtime) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
-	c, err := r.findContainer(req.GetContainerId())
-	if status.Code(err) == codes.NotFound {
-		return &runtimeapi.RemoveContainerResponse{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := r.removeContainer(ctx, c); err != nil {
-		return nil, fmt.Errorf("failed to remove container %q: %w", c.id, err)
-	}
-	return &runtimeapi.RemoveContainerResponse{}, nil
-}
-
-func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
-	c.op.Lock()
-	defer c.op.Unlock()
-	if err := r.stopContainer(ctx, c, 0); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	client, known := c.sb.client, r.conts[c.id] != nil
-	r.mu.Unlock()
-	if !known {
-		return nil
-	}
-	if client != nil {
-		if err := client.Forget(ctx, c.id); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return err
-		}
-	}
-	r.Step("remove-forgotten")
-	if err := r.cg.Remove(ctx, c.rec.Cgroup); err != nil {
-		return err
-	}
-	if err := r.removeFiles(ctx, c); err != nil {
-		return err
-	}
-	r.Step("remove-removed")
-	r.mu.Lock()
-	delete(r.conts, c.id)
-	for name, id := range r.names {
-		if id == c.id {
-			delete(r.names, name)
-		}
-	}
-	r.mu.Unlock()
-	r.notify(c.sb, c.id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
-	return nil
-}
-
-// removeFiles removes a container from disk: its directory, which makes it
-// exist, goes last.
-func (r *Runtime) removeFiles(ctx context.Context, c *container) error {
-	if err := r.Snapshots.Remove(ctx, c.id); err != nil {
-		return fmt.Errorf("root file system: %w", err)
-	}
-	if err := unmount(r.rootfsDir(c.id)); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(filepath.Join(c.sb.stateRoot(), c.id)); err != nil {
-		return err
-	}
-	if err := pod.RemoveExit(c.sb.dir, c.id); err != nil {
-		return err
-	}
-	return removeAll(c.dir)
-}
-
 // ReopenContainerLog opens the log anew after it was moved away.
 func (r *Runtime) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
 	c, client, err := r.running(req.GetContainerId())
@@ -424,39 +318,4 @@ func (r *Runtime) running(id string) (*container, *pod.Client, error) {
 		return nil, nil, status.Errorf(codes.FailedPrecondition, "container %q is not running: it is in %s state", c.id, c.state)
 	}
 	return c, c.sb.client, nil
-}
-
-// criSignalName turns SIGNAL_SIGRTMINPLUS3 into SIGRTMIN+3.
-func criSignalName(s runtimeapi.Signal) string {
-	n := strings.TrimPrefix(s.String(), "SIGNAL_")
-	return strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(n)
-}
-
-// parseSignal takes SIGTERM, TERM, 15, SIGRTMIN+3, RTMAX-1.
-func parseSignal(name string) (syscall.Signal, error) {
-	if name == "" {
-		return syscall.SIGTERM, nil
-	}
-	n := strings.TrimPrefix(strings.ToUpper(name), "SIG")
-	var k int
-	if _, err := fmt.Sscanf(n, "%d", &k); err == nil && fmt.Sprint(k) == n && k > 0 && k <= 64 {
-		return syscall.Signal(k), nil
-	}
-	if s := unix.SignalNum("SIG" + n); s != 0 {
-		return s, nil
-	}
-	const rtMin, rtMax = 34, 64
-	switch {
-	case n == "RTMIN":
-		return rtMin, nil
-	case n == "RTMAX":
-		return rtMax, nil
-	}
-	if _, err := fmt.Sscanf(n, "RTMIN+%d", &k); err == nil && k >= 0 && rtMin+k <= rtMax {
-		return syscall.Signal(rtMin + k), nil
-	}
-	if _, err := fmt.Sscanf(n, "RTMAX-%d", &k); err == nil && k >= 0 && rtMax-k >= rtMin {
-		return syscall.Signal(rtMax - k), nil
-	}
-	return 0, fmt.Errorf("unknown signal %q", name)
 }

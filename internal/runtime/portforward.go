@@ -50,6 +50,12 @@ func (s streams) PortForward(ctx context.Context, id string, port int32, stream 
 		return fmt.Errorf("failed to connect to localhost:%d inside namespace %q: %w", port, sb.id, err)
 	}
 	defer conn.Close()
+	stop := make(chan struct{})
+	defer close(stop)
+	s.r.onEnd(ctx, stop, func() {
+		conn.Close()
+		stream.Close()
+	})
 	// Ends when the pod's side has said all, or the client is gone.
 	var g errgroup.Group
 	g.Go(func() error {
@@ -107,14 +113,7 @@ func (r *Runtime) dialInPod(ctx context.Context, s *sandbox, port int) (net.Conn
 	}
 	ch := make(chan result, 1)
 	r.background(func() {
-		// The thread is not unlocked: it ends with this function, in whatever
-		// namespace it is.
-		goruntime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- result{nil, err}
-			return
-		}
-		c, err := dial()
+		c, err := inNetNS(ns, dial)
 		ch <- result{c, err}
 	})
 	select {
@@ -123,6 +122,29 @@ func (r *Runtime) dialInPod(ctx context.Context, s *sandbox, port int) (net.Conn
 	case <-r.stopping:
 		return nil, errors.New("the runtime is stopping")
 	}
+}
+
+// inNetNS calls f on a thread in a network namespace, and takes the thread home.
+// A thread that cannot go home is not used again (it ends, unless it is the
+// program's first: so it must go home).
+func inNetNS(ns *os.File, f func() (net.Conn, error)) (net.Conn, error) {
+	goruntime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		goruntime.UnlockOSThread()
+		return nil, err
+	}
+	defer home.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		goruntime.UnlockOSThread()
+		return nil, err
+	}
+	c, err := f()
+	if herr := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); herr != nil {
+		return c, errors.Join(err, herr)
+	}
+	goruntime.UnlockOSThread()
+	return c, err
 }
 
 // networkUsage reads the pod's own interface counters.

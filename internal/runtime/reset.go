@@ -12,10 +12,11 @@ import (
 
 	"skiff/internal/host"
 	"skiff/internal/runtime/cgroup"
+	"skiff/internal/runtime/keeper"
 	"skiff/internal/runtime/pod"
 )
 
-// Reset ends every pod of an instance and removes its mounts, cgroups and
+// Reset ends every pod of an instance and its keeper, and removes its mounts, cgroups and
 // runtime directory. It needs no running skiff, must not have one beside it,
 // and can be repeated. Links in the pods' namespaces go with these; the rest of
 // the network is the network's to undo.
@@ -44,6 +45,19 @@ func Reset(ctx context.Context, i host.Instance) error {
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("reset pods: %w", err)
+	}
+	if pod.Alive(keeper.Dir(i)) {
+		k, err := keeper.Connect(keeper.Dir(i))
+		if err != nil {
+			return fmt.Errorf("reset: %w", err)
+		}
+		defer k.Close()
+		if err := k.Shutdown(ctx); err != nil {
+			return fmt.Errorf("reset: end the keeper: %w", err)
+		}
+	}
+	if err := os.RemoveAll(keeper.Dir(i)); err != nil {
+		return err
 	}
 	if i.CgroupParent != "" {
 		if err := cg.Kill(ctx, i.CgroupParent); err != nil {

@@ -14,7 +14,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/gorilla/websocket"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/cri"
@@ -32,12 +36,31 @@ type childSpec struct {
 	Programs programs.Set
 	// KillAt is the step at which it kills itself.
 	KillAt string
+	// Unified shows it a host with cgroup v2 alone.
+	Unified bool
+	// Shared gives it a mount namespace whose mounts are shared, as systemd does.
+	Shared bool
 }
 
 func childMain() {
 	var spec childSpec
 	if err := json.Unmarshal([]byte(os.Getenv(childEnv)), &spec); err != nil {
 		panic(err)
+	}
+	if spec.Unified {
+		for _, err := range []error{
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""),
+		} {
+			if err != nil {
+				panic(err)
+			}
+		}
+	}
+	if spec.Shared {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+			panic(err)
+		}
 	}
 	b := bench{inst: spec.Instance, set: spec.Programs, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	d, err := b.deps()
@@ -67,13 +90,21 @@ type child struct {
 
 func (b bench) child(t *testing.T, killAt string) *child {
 	t.Helper()
-	spec, err := json.Marshal(childSpec{b.inst, b.set, killAt})
+	return b.childOf(t, childSpec{Instance: b.inst, Programs: b.set, KillAt: killAt})
+}
+
+func (b bench) childOf(t *testing.T, cs childSpec) *child {
+	t.Helper()
+	spec, err := json.Marshal(cs)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(spec))
 	cmd.Stderr = os.Stderr
+	if cs.Unified || cs.Shared {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +132,7 @@ func (b bench) child(t *testing.T, killAt string) *child {
 }
 
 // config of a pod whose sandbox outlives the runtime that makes it.
-func (b bench) config(t *testing.T, name string) *runtimeapi.PodSandboxConfig {
+func (b bench) config(t testing.TB, name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "restart", Uid: name + "-uid"}, LogDirectory: t.TempDir(),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
@@ -350,5 +381,80 @@ func TestRecoveryTable(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A command that was running in a container when the runtime died is ended: its
+// caller is gone.
+func TestKillDuringExec(t *testing.T) {
+	b := newBench(t)
+	c := b.child(t, "")
+	config := b.config(t, "p")
+	_, id, err := pod(t.Context(), c.Services, config, containerConfig("c", "sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g errgroup.Group
+	g.Go(func() error {
+		_, _, err := c.Runtime.ExecSync(context.Background(), id, []string{"sleep", "4321"}, 0)
+		return err
+	})
+	ps := func(s cri.Services) string {
+		out, _, err := s.Runtime.ExecSync(t.Context(), id, []string{"ps"}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	critest.Until(t, "the command runs", func() bool { return strings.Contains(ps(c.Services), "sleep 4321") })
+	c.kill()
+	if err := g.Wait(); err == nil {
+		t.Error("the caller was not told")
+	}
+	r, _ := b.start(t, nil)
+	s := cri.InProcess(r)
+	critest.Until(t, "the command has ended", func() bool { return !strings.Contains(ps(s), "sleep 4321") })
+	if st := status(t, s, id); st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status = %v", st)
+	}
+}
+
+// A runtime that is stopped in good order does not wait for clients that stay
+// connected to a stream.
+func TestStopWithOpenStreams(t *testing.T) {
+	b := newBench(t)
+	r, stop := b.start(t, nil)
+	s := cri.InProcess(r)
+	config := b.config(t, "p")
+	cc := containerConfig("c", "sh", "-c", "read l; sleep 1000")
+	cc.Stdin = true
+	_, id, err := pod(t.Context(), s, config, cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range []string{e.GetUrl(), a.GetUrl()} {
+		d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}}
+		ws, _, err := d.DialContext(t.Context(), strings.Replace(u, "http", "ws", 1), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+	}
+	start := time.Now()
+	stop()
+	if d := time.Since(start); d > 30*time.Second {
+		t.Errorf("stopping took %v", d)
+	}
+	r, _ = b.start(t, nil)
+	if st := status(t, cri.InProcess(r), id); st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status = %v", st)
 	}
 }

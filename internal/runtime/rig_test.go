@@ -177,14 +177,14 @@ func newBench(t testing.TB) bench {
 		}
 	}
 	runtimetest.Busybox(t, filepath.Join(inst.DataDir, "snapshots", "lower"))
-	before := hostState(t, name)
+	before := hostState(t, inst)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), critest.Wait)
 		defer cancel()
 		if err := runtime.Reset(ctx, inst); err != nil {
 			t.Errorf("reset: %v", err)
 		}
-		critest.Until(t, "the host is as it was", func() bool { return hostState(t, name) == before })
+		critest.Until(t, "the host is as it was", func() bool { return hostState(t, inst) == before })
 	})
 	return b
 }
@@ -230,23 +230,23 @@ func (b bench) fixture(s cri.Services) critest.Fixture {
 }
 
 // hostState is what an instance can leave behind: mounts, cgroups, processes.
-func hostState(t testing.TB, name string) string {
+func hostState(t testing.TB, i host.Instance) string {
 	var out []string
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for l := range strings.Lines(string(b)) {
-		if f := strings.Fields(l); strings.Contains(f[4], "/run/runtime/mnt") || strings.Contains(l, name) {
+		if f := strings.Fields(l); strings.HasPrefix(f[4], i.RunDir) {
 			out = append(out, "mount "+f[4])
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/skiff-" + name)
-	more, _ := filepath.Glob("/sys/fs/cgroup/skiff-" + name)
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + i.CgroupParent)
+	more, _ := filepath.Glob("/sys/fs/cgroup" + i.CgroupParent)
 	out = append(append(out, groups...), more...)
 	cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, c := range cmds {
-		if b, _ := os.ReadFile(c); strings.Contains(string(b), "skiff-pod") && strings.Contains(string(b), t.Name()) {
+		if b, _ := os.ReadFile(c); strings.Contains(string(b), "skiff-pod") && strings.Contains(string(b), i.RunDir) {
 			out = append(out, strings.ReplaceAll(string(b), "\x00", " "))
 		}
 	}

@@ -143,6 +143,6 @@ func scaleDoor[T resource.Object](s scaled[T]) resource.Subresource {
 }
 
 func validateScale(s *autoscalingv1.Scale) field.ErrorList {
-	errs := resource.ValidateMeta(s, true, resource.DNSSubdomain)
+	errs := metavalidation.ValidateManagedFields(s.ManagedFields, field.NewPath("metadata", "managedFields"))
 	return append(errs, notNegative(specPath, count{"replicas", s.Spec.Replicas})...)
 }

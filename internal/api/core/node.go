@@ -77,7 +77,12 @@ func Node() *resource.Resource {
 		},
 		ValidateCreate: validateNode,
 		ValidateUpdate: func(env resource.Env, n, old *corev1.Node) field.ErrorList {
-			return append(validateNode(env, n), validateNodeUpdate(n, old)...)
+			errs := append(validateNode(env, n), validateNodeUpdate(n, old)...)
+			// Dropped unless it was there already, and then it stays as it is.
+			if p := n.Spec.PodPreemptionPolicy; p != nil && !equal(p, old.Spec.PodPreemptionPolicy) && !env.Features.Enabled("InPlacePodVerticalScalingSchedulerPreemption") {
+				errs = append(errs, field.Forbidden(field.NewPath("spec", "podPreemptionPolicy"), ""))
+			}
+			return errs
 		},
 		Warnings: nodeWarnings,
 		Selectable: func(n *corev1.Node) fields.Set {

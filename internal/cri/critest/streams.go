@@ -125,6 +125,41 @@ func (f Fixture) testStreams(t *testing.T) {
 		}
 		Until(t, "the log has it too", func() bool { return c.Log("stdout") == "got hello\n" })
 	})
+	t.Run("attach to a terminal", func(t *testing.T) {
+		c := p.Start(func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true }, "sh", "-c", "trap 'stty size' WINCH; until read l; do :; done; echo got $l; sleep 1000")
+		a, err := f.Runtime.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Tty: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := dial(t, ctx, a.GetUrl())
+		// The trap may not be set yet: the size is changed until it is heard.
+		Until(t, "the new size is seen", func() bool {
+			r.send(chanResize, `{"Width":92,"Height":18}`)
+			r.send(chanResize, `{"Width":91,"Height":17}`)
+			return strings.Contains(c.Log("stdout"), "17 91")
+		})
+		r.send(chanStdin, "typed\n")
+		r.until("got typed\r\n")
+		r.c.Close()
+		if st := c.Status(); st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("the container ended with the client: %v", st)
+		}
+	})
+	t.Run("stdin once", func(t *testing.T) {
+		c := p.Start(func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }, "cat")
+		a, err := f.Runtime.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Stderr: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := dial(t, ctx, a.GetUrl())
+		r.send(chanStdin, "once\n")
+		r.until("once\n")
+		r.c.Close()
+		if st := c.Exited(); st.GetExitCode() != 0 {
+			t.Errorf("status = %v", st)
+		}
+		expect(t, "log", c.Log("stdout"), "once")
+	})
 	t.Run("port forward", func(t *testing.T) {
 		p.Start(nil, "nc", "-ll", "-p", "8081", "-e", "echo", "from the pod")
 		Until(t, "it listens", func() bool {

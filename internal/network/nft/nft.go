@@ -7,6 +7,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -79,6 +80,18 @@ func (c *Conn) dial() (*nftables.Conn, error) {
 	return conn, nil
 }
 
+// Hint explains an error of the first transaction on a host to a person; empty
+// where there is nothing to say.
+func Hint(err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return " (needs root, or CAP_NET_ADMIN)"
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
+		return " (this kernel may lack a part of nf_tables that is needed: nat, masq, reject, fib, numgen, ct, sets)"
+	}
+	return ""
+}
+
 // Txn is a transaction in the making.
 type Txn struct {
 	c   *nftables.Conn
@@ -105,9 +118,30 @@ func (c *Conn) Do(fn func(*Txn)) error {
 		// transaction: start with a fresh socket.
 		_ = conn.CloseLasting()
 		c.c = nil
-		return fmt.Errorf("nftables: %w", err)
+		return fmt.Errorf("nftables: %w", first(err))
 	}
 	return nil
+}
+
+// first returns the first of joined errors: the kernel reports each message of a
+// transaction, and those after the first are mostly its consequence.
+func first(err error) error {
+	for {
+		switch e := err.(type) {
+		case interface{ Unwrap() []error }:
+			if all := e.Unwrap(); len(all) > 0 {
+				err = all[0]
+				continue
+			}
+		case interface{ Unwrap() error }:
+			var joined interface{ Unwrap() []error }
+			if errors.As(err, &joined) {
+				err = e.Unwrap()
+				continue
+			}
+		}
+		return err
+	}
 }
 
 // Query calls fn with the connection, for dumps.
@@ -174,6 +208,14 @@ func (t *Txn) FlushSet(s *nftables.Set) { t.c.FlushSet(s) }
 func (t *Txn) Rule(ch *nftables.Chain, r Rule) {
 	t.c.AddRule(&nftables.Rule{Table: ch.Table, Chain: ch, Exprs: r})
 }
+
+// RuleFirst puts a rule before all others of a chain.
+func (t *Txn) RuleFirst(ch *nftables.Chain, r Rule) {
+	t.c.InsertRule(&nftables.Rule{Table: ch.Table, Chain: ch, Exprs: r})
+}
+
+// DelSet deletes a set that no rule refers to.
+func (t *Txn) DelSet(s *nftables.Set) { t.c.DelSet(s) }
 
 // Add adds elements to a set.
 func (t *Txn) Add(s *nftables.Set, elems []nftables.SetElement) {

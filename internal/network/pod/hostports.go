@@ -116,7 +116,8 @@ func (n *Network) mapHostPorts(name string, ips []netip.Addr, ports []HostPort) 
 	return nil
 }
 
-// adoptHostPorts reads back the host ports of a former run. It runs under mu.
+// adoptHostPorts reads back the host ports of a former run, and takes out those
+// whose pods have gone since. It runs under mu.
 func (n *Network) adoptHostPorts(f nft.Family) error {
 	owner := map[netip.Addr]string{}
 	for name, ips := range n.links {
@@ -124,8 +125,9 @@ func (n *Network) adoptHostPorts(f nft.Family) error {
 			owner[ip] = name
 		}
 	}
-	return n.nft.Query(func(c *nftables.Conn) error {
-		r := n.rules(f)
+	r := n.rules(f)
+	var elems []nftables.SetElement
+	err := n.nft.Query(func(c *nftables.Conn) error {
 		tables, err := c.ListTablesOfFamily(f.Table)
 		if err != nil {
 			return fmt.Errorf("list tables: %w", err)
@@ -133,18 +135,33 @@ func (n *Network) adoptHostPorts(f nft.Family) error {
 		if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.table.Name }) {
 			return nil
 		}
-		elems, err := c.GetSetElements(r.ports)
-		if err != nil {
+		if elems, err = c.GetSetElements(r.ports); err != nil {
 			return fmt.Errorf("read host ports: %w", err)
 		}
-		for _, e := range elems {
-			m, ok := parseMapping(f, e)
-			name, attached := owner[m.to.Addr()]
-			if ok && attached && !slices.Contains(n.hostPorts[name], m) {
-				n.hostPorts[name] = append(n.hostPorts[name], m)
-			}
-		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var left []mapping
+	for _, e := range elems {
+		m, ok := parseMapping(f, e)
+		if !ok {
+			continue
+		}
+		if name, attached := owner[m.to.Addr()]; !attached {
+			left = append(left, m)
+		} else if !slices.Contains(n.hostPorts[name], m) {
+			n.hostPorts[name] = append(n.hostPorts[name], m)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	return n.nft.Do(func(t *nft.Txn) {
+		ports, hairpin := r.elements(left)
+		t.Delete(r.ports, ports)
+		t.Delete(r.hairpin, hairpin)
 	})
 }
 

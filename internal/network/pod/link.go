@@ -80,7 +80,8 @@ func (n *Network) connect(name string, pod ns.NS, ph *netlink.Handle, ips []neti
 			return err
 		}
 	}
-	for _, ip := range ips {
+	// The primary address last: its route says that the others are complete.
+	for _, ip := range slices.Backward(ips) {
 		if err := n.hostSide(veth.Index, ip, veth.PeerHardwareAddr); err != nil {
 			return err
 		}
@@ -168,11 +169,7 @@ func (n *Network) podRoute(index int, ip netip.Addr) *netlink.Route {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.cfg != nil {
-		for _, a := range n.cfg.NodeIPs {
-			if a.Is4() == ip.Is4() {
-				r.Src = a.AsSlice()
-			}
-		}
+		r.Src = source(*n.cfg, ip)
 	}
 	return r
 }
@@ -245,8 +242,9 @@ func (n *Network) ownLinks() ([]string, error) {
 	return names, nil
 }
 
-// adopt reads back what is attached. It runs under mu.
-func (n *Network) adopt() error {
+// adopt reads back what is attached, and gives it the node's present address as
+// the source of the host's packets. It runs under mu.
+func (n *Network) adopt(c Config) error {
 	links, err := n.nl.LinkList()
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -269,11 +267,17 @@ func (n *Network) adopt() error {
 			continue
 		}
 		found[name] = append(found[name], ip)
+		if src := source(c, ip); !r.Src.Equal(src) {
+			r.Src = src
+			if err := n.nl.RouteReplace(&r); err != nil {
+				return fmt.Errorf("change route to %s: %w", ip, err)
+			}
+		}
 	}
 	for name, ips := range found {
 		// The primary family first.
 		slices.SortFunc(ips, func(a, b netip.Addr) int { return n.rank(a) - n.rank(b) })
-		if _, ok := n.links[name]; !ok {
+		if _, ok := n.links[name]; !ok && n.rank(ips[0]) == 0 {
 			n.links[name] = ips
 		}
 	}

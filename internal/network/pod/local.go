@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -49,7 +48,7 @@ func (n *Network) setLocalAddrs(addrs []netip.Addr) error {
 		return fmt.Errorf("find lo: %w", err)
 	}
 	for _, a := range addrs {
-		if !slices.ContainsFunc(n.families, func(f nft.Family) bool { return f.Has(a) }) {
+		if !n.uses(a) {
 			continue
 		}
 		if err := n.deps.Journal.Record(host.Entry{Kind: KindAddress, Name: "lo " + single(a).String()}); err != nil {

@@ -1,7 +1,11 @@
 package pod
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"skiff/internal/network/nft"
@@ -36,21 +40,52 @@ func (n *Network) rules(f nft.Family) rules {
 	}
 }
 
-// writeRules writes the tables anew, in one transaction, with the host ports
-// that are mapped. It runs under mu.
+// rulesVersion is part of the mark that rules carry; another layout gets another.
+const rulesVersion = "1"
+
+// mark names what the rules are made from. It is the name of a chain, so that a
+// restart which would write the same rules leaves them alone: a connection made
+// while hooks change could pass between the former and the new ones.
+func (n *Network) mark(c Config) string {
+	sum := sha256.Sum256(fmt.Append(nil, rulesVersion, n.deps.Instance.Name,
+		c.PodCIDRs, c.ClusterCIDRs, c.ServiceCIDRs, c.NoMasquerade, c.LocalAddrs))
+	return "made-" + hex.EncodeToString(sum[:8])
+}
+
+// writeRules writes the tables, in one transaction, with the host ports that are
+// mapped, unless they are there. It runs under mu.
 func (n *Network) writeRules(c Config) error {
+	mark := n.mark(c)
+	current := true
 	for _, f := range n.families {
 		if err := n.adoptHostPorts(f); err != nil {
 			return err
 		}
+		err := n.nft.Query(func(q *nftables.Conn) error {
+			chains, err := q.ListChainsOfTableFamily(f.Table)
+			if err != nil {
+				return fmt.Errorf("list chains: %w", err)
+			}
+			current = current && slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
+				return ch.Table.Name == n.tableName() && ch.Name == mark
+			})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
-	return n.nft.Do(func(t *nft.Txn) {
+	if current {
+		return nil
+	}
+	err := n.nft.Do(func(t *nft.Txn) {
 		for _, f := range n.families {
 			r := n.rules(f)
 			t.ReplaceTable(r.table)
+			t.AddChain(&nftables.Chain{Table: r.table, Name: mark})
 			t.AddSet(r.keep)
-			keep := append(f.Only(c.ClusterCIDRs), append(f.Only(c.PodCIDRs), f.Only(c.NoMasquerade)...)...)
-			t.Add(r.keep, nft.Ranges(nft.Disjoint(keep)))
+			keep := slices.Concat(c.ClusterCIDRs, c.PodCIDRs, c.ServiceCIDRs, c.NoMasquerade)
+			t.Add(r.keep, nft.Ranges(nft.Disjoint(f.Only(keep))))
 			t.AddSet(r.ports)
 			t.AddSet(r.hairpin)
 			for _, hook := range []struct {
@@ -83,6 +118,10 @@ func (n *Network) writeRules(c Config) error {
 			}
 		}
 	})
+	if err != nil {
+		return fmt.Errorf("write pod network rules: %w%s", err, nft.Hint(err))
+	}
+	return nil
 }
 
 func loopback(f nft.Family) netip.Prefix {

@@ -59,8 +59,12 @@ type Config struct {
 	PodCIDRs []netip.Prefix
 	// ClusterCIDRs hold the pods of all nodes.
 	ClusterCIDRs []netip.Prefix
-	// NoMasquerade are further destinations for which pods keep their address:
-	// the service CIDRs.
+	// ServiceCIDRs are where cluster IPs come from. They are routed to lo, so that
+	// the host itself reaches services even where it has no default route: their
+	// destination is rewritten on the way, or they are dropped.
+	ServiceCIDRs []netip.Prefix
+	// NoMasquerade are further destinations for which pods keep their address, as
+	// they do for pods and services.
 	NoMasquerade []netip.Prefix
 	// NodeIPs are this node's addresses, the source of packets from the host to
 	// its pods. Empty: the kernel chooses.
@@ -127,6 +131,8 @@ type Network struct {
 	// links are the complete ones, by name.
 	links     map[string][]netip.Addr
 	hostPorts map[string][]mapping
+
+	checkEvery time.Duration
 }
 
 type unlink struct {
@@ -148,6 +154,7 @@ func New(d Deps) (*Network, error) {
 		cursors: openCursors(d.Instance.Run("network", "cursors")),
 		unlink:  make(chan unlink, 4096),
 		links:   map[string][]netip.Addr{}, hostPorts: map[string][]mapping{},
+		checkEvery: checkEvery,
 	}
 	err = space.Do(func() (err error) { n.nl, err = newHandle(); return err })
 	if err != nil {
@@ -213,10 +220,10 @@ func (n *Network) Configure(ctx context.Context, c Config) error {
 		return err
 	}
 	n.mtu = mtu
-	if err := n.adopt(); err != nil {
+	if err := n.adopt(c); err != nil {
 		return err
 	}
-	if err := n.blackholes(c.PodCIDRs); err != nil {
+	if err := n.setOwnRoutes(c); err != nil {
 		return err
 	}
 	if err := n.setLocalAddrs(c.LocalAddrs); err != nil {
@@ -384,13 +391,25 @@ func (n *Network) Retain(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// Run deletes links in the background until ctx ends. Links it does not get to
-// are found by Retain after the next start.
+// checkEvery is how often Run looks whether the rules are still there: services
+// of the host that load their own rules are known to delete everyone's.
+const checkEvery = 30 * time.Second
+
+// Run deletes links in the background, and writes the rules again when someone
+// else has deleted them, until ctx ends. Links it does not get to are found by
+// Retain after the next start.
 func (n *Network) Run(ctx context.Context) error {
+	check := time.NewTicker(n.checkEvery)
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-check.C:
+			if err := n.check(); err != nil {
+				n.deps.Log.Error("check pod network rules", "err", err)
+			}
+			continue
 		case u := <-n.unlink:
 			t := time.NewTimer(time.Until(u.at))
 			select {
@@ -407,6 +426,16 @@ func (n *Network) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// check writes the rules where they are not.
+func (n *Network) check() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cfg == nil {
+		return nil
+	}
+	return n.writeRules(*n.cfg)
 }
 
 func (n *Network) isAttached(name string) bool {

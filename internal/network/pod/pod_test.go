@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
 	"skiff/internal/host"
 	"skiff/internal/network/nettest"
+	"skiff/internal/network/nft"
 )
 
 var (
@@ -231,29 +233,72 @@ func TestRetainDropsTheRest(t *testing.T) {
 	}
 }
 
+// TestInterruptedAttachIsRedone ends Attach after each of the steps that leave a
+// link on the host.
 func TestInterruptedAttachIsRedone(t *testing.T) {
-	tn := newNode(t, "net-test-half")
-	// What a kill between the link and its routes leaves.
-	s := nettest.New(t)
+	for _, c := range []struct {
+		name string
+		cut  func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error
+	}{
+		{"before the routes", func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error {
+			return errors.Join(h.RouteDel(tn.net.podRoute(index, ips[0])), h.RouteDel(tn.net.podRoute(index, ips[1])))
+		}},
+		{"between the routes", func(tn *testNode, h *netlink.Handle, index int, ips []netip.Addr) error {
+			return h.RouteDel(tn.net.podRoute(index, ips[0]))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tn := newNode(t, "net-test-half")
+			s, ips := tn.attach("a")
+			tn.node.Netlink(func(h *netlink.Handle) {
+				l, err := h.LinkByName(tn.inst.Link("a"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.cut(tn, h, l.Attrs().Index, ips); err != nil {
+					t.Fatal(err)
+				}
+			})
+			tn.restart()
+			r, err := tn.net.Attach(t.Context(), Sandbox{ID: "a", NetNS: s.Path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.ServeTCP(":80", "a")
+			for _, ip := range r.IPs {
+				tn.node.MustAsk("tcp", at(ip, 80))
+			}
+			if len(r.IPs) != 2 || len(tn.links()) != 1 {
+				t.Errorf("addresses %v, links %v", r.IPs, tn.links())
+			}
+		})
+	}
+}
+
+// TestNodeAddressChanges gives the host's packets to pods that are attached the
+// new address.
+func TestNodeAddressChanges(t *testing.T) {
+	tn := newNode(t, "net-test-addr")
+	s, ips := tn.attach("a")
+	s.ServeTCP(":80", "a")
+	second := netip.MustParseAddr("192.0.2.11")
 	tn.node.Netlink(func(h *netlink.Handle) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = tn.inst.Link("a")
-		if err := h.LinkAdd(netlink.NewVeth(attrs)); err == nil {
-			t.Fatal("a veth needs a peer name")
+		l, err := h.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
 		}
-		v := netlink.NewVeth(attrs)
-		v.PeerName = "left"
-		if err := h.LinkAdd(v); err != nil {
+		if err := h.AddrAdd(l, &netlink.Addr{IPNet: single(second)}); err != nil {
 			t.Fatal(err)
 		}
 	})
-	tn.restart()
-	r, err := tn.net.Attach(t.Context(), Sandbox{ID: "a", NetNS: s.Path})
-	if err != nil {
+	cfg := testConfig()
+	cfg.NodeIPs[0] = second
+	if err := tn.net.Configure(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	s.ServeTCP(":80", "a")
-	tn.node.MustAsk("tcp", at(r.IPs[0], 80))
+	if _, from := tn.node.MustAsk("tcp", at(ips[0], 80)); from != second.String() {
+		t.Errorf("the host is seen as %s, want %s", from, second)
+	}
 }
 
 func TestHostPorts(t *testing.T) {
@@ -298,6 +343,103 @@ func TestHostPorts(t *testing.T) {
 		if l == tn.inst.Link("c") {
 			t.Fatal("the failed attach left its link")
 		}
+	}
+}
+
+// TestHostPortOfAPodThatWent maps a port again whose pod's namespace ended while
+// no process ran.
+func TestHostPortOfAPodThatWent(t *testing.T) {
+	tn := newNode(t, "net-test-went")
+	port := HostPort{Protocol: "TCP", HostPort: 8081, ContainerPort: 80}
+	a, aIPs := tn.attach("a", port)
+	tn.net.Close()
+	a.Close()
+	deadline := time.Now().Add(20 * time.Second)
+	for gone := false; !gone; {
+		tn.node.Netlink(func(h *netlink.Handle) {
+			_, err := h.LinkByName(tn.inst.Link("a"))
+			gone = err != nil
+		})
+		if time.Now().After(deadline) {
+			t.Fatal("the link stays")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	tn.start()
+	b, bIPs := tn.attach("b", port)
+	if bIPs[0] == aIPs[0] {
+		t.Fatalf("%s is used again at once", bIPs[0])
+	}
+	b.ServeTCP(":80", "b")
+	if name, _ := tn.outside.MustAsk("tcp", at(nettest.NodeIP, 8081)); name != "b" {
+		t.Fatalf("answered by %q", name)
+	}
+}
+
+// TestRestartWritesNothing keeps the rules of a former run as they are, and
+// replaces those that are made from something else.
+func TestRestartWritesNothing(t *testing.T) {
+	tn := newNode(t, "net-test-same")
+	// A chain that is not ours goes when the table is replaced.
+	probe := &nftables.Chain{Table: tn.net.rules(nft.IPv4).table, Name: "probe"}
+	if err := tn.net.nft.Do(func(x *nft.Txn) { x.AddChain(probe) }); err != nil {
+		t.Fatal(err)
+	}
+	kept := func() (found bool) {
+		t.Helper()
+		err := tn.net.nft.Query(func(c *nftables.Conn) error {
+			chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+			for _, ch := range chains {
+				found = found || ch.Table.Name == probe.Table.Name && ch.Name == probe.Name
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	tn.restart()
+	if !kept() {
+		t.Error("a restart wrote the same rules anew")
+	}
+	cfg := testConfig()
+	cfg.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	if err := tn.net.Configure(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if kept() {
+		t.Error("the rules are the former ones after a change")
+	}
+}
+
+// TestRulesComeBack deletes the tables while host ports are mapped.
+func TestRulesComeBack(t *testing.T) {
+	tn := newNode(t, "net-test-back")
+	a, _ := tn.attach("a", HostPort{Protocol: "TCP", HostPort: 8081, ContainerPort: 80})
+	a.ServeTCP(":80", "a")
+	tn.net.checkEvery = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	var g errgroup.Group
+	g.Go(func() error { return tn.net.Run(ctx) })
+	defer func() { cancel(); g.Wait() }()
+	err := tn.net.nft.Do(func(x *nft.Txn) {
+		for _, f := range tn.net.families {
+			x.DelTable(tn.net.rules(f).table)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if name, _, err := tn.outside.Ask("tcp", at(nettest.NodeIP, 8081), time.Second); err == nil && name == "a" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the rules do not come back")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -447,6 +589,39 @@ func TestReachableAtOnce(t *testing.T) {
 			if _, _, err := s.Ask("tcp", at(node, 90), 900*time.Millisecond); err != nil {
 				t.Errorf("pod %d: %s to host: %v", i, ip, err)
 			}
+		}
+	}
+}
+
+func BenchmarkAttach100AtOnce(b *testing.B) {
+	node, _ := nettest.Node(b)
+	inst, journal := nettest.Instance(b, "net-bench-many")
+	n, err := New(Deps{Instance: inst, Journal: journal, NetNS: node.Path})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer n.Close()
+	cfg := testConfig()
+	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	if err := n.Configure(b.Context(), cfg); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		var spaces []*nettest.Space
+		for range 100 {
+			spaces = append(spaces, nettest.New(b))
+		}
+		b.StartTimer()
+		var g errgroup.Group
+		for j, s := range spaces {
+			g.Go(func() error {
+				_, err := n.Attach(b.Context(), Sandbox{ID: fmt.Sprint(i, j), NetNS: s.Path})
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

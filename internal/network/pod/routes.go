@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"skiff/internal/host"
+	"skiff/internal/network/nft"
 )
 
 // Routing protocol numbers of instances are of this range, which no routing
@@ -84,13 +86,32 @@ func hostAddr(r netlink.Route) (netip.Addr, bool) {
 	return p.Addr(), p.IsValid() && p.IsSingleIP() && r.Type == unix.RTN_UNICAST
 }
 
-// blackholes drops packets to addresses of the node's pod CIDRs that no pod has.
-func (n *Network) blackholes(cidrs []netip.Prefix) error {
+// setOwnRoutes drops packets to addresses of the node's pod CIDRs that no pod
+// has, and gives the host a way to the service CIDRs. It runs under mu.
+func (n *Network) setOwnRoutes(c Config) error {
+	lo, err := n.nl.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
 	want := map[netip.Prefix]bool{}
-	for _, p := range cidrs {
+	for _, p := range c.PodCIDRs {
 		want[p] = true
 		if err := n.nl.RouteReplace(&netlink.Route{Dst: ipnet(p), Type: unix.RTN_BLACKHOLE, Protocol: n.proto}); err != nil {
 			return fmt.Errorf("add route for pod CIDR %s: %w", p, err)
+		}
+	}
+	for _, p := range c.ServiceCIDRs {
+		if !n.uses(p.Addr()) {
+			continue
+		}
+		want[p] = true
+		// The MTU of lo would let connections begin with segments that no pod takes.
+		r := &netlink.Route{Dst: ipnet(p), LinkIndex: lo.Attrs().Index, Protocol: n.proto, MTU: n.mtu, Src: source(c, p.Addr())}
+		if p.Addr().Is4() {
+			r.Scope = netlink.SCOPE_LINK
+		}
+		if err := n.nl.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route for service CIDR %s: %w", p, err)
 		}
 	}
 	have, err := n.routes()
@@ -98,10 +119,25 @@ func (n *Network) blackholes(cidrs []netip.Prefix) error {
 		return err
 	}
 	for _, r := range have {
-		if r.Type == unix.RTN_BLACKHOLE && !want[prefixOf(r)] {
+		own := r.Type == unix.RTN_BLACKHOLE || r.Gw == nil && r.LinkIndex == lo.Attrs().Index
+		if own && !want[prefixOf(r)] {
 			if err := n.nl.RouteDel(&r); err != nil && !gone(err) {
-				return fmt.Errorf("delete route for pod CIDR %s: %w", prefixOf(r), err)
+				return fmt.Errorf("delete route for %s: %w", prefixOf(r), err)
 			}
+		}
+	}
+	return nil
+}
+
+func (n *Network) uses(a netip.Addr) bool {
+	return slices.ContainsFunc(n.families, func(f nft.Family) bool { return f.Has(a) })
+}
+
+// source is the node's address of the family of a; nil where it has none.
+func source(c Config, a netip.Addr) net.IP {
+	for _, s := range c.NodeIPs {
+		if s.Is4() == a.Is4() {
+			return s.AsSlice()
 		}
 	}
 	return nil

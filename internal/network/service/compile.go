@@ -37,8 +37,8 @@ type fragment struct {
 
 // verdicts that need no endpoint.
 const (
-	verdictReject = "reject"
-	verdictDrop   = "drop"
+	verdictReject = "refuse"
+	verdictDrop   = "discard"
 )
 
 // masq is whose connections get the node's address as source.

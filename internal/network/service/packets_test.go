@@ -49,7 +49,7 @@ func newNode(t testing.TB, name string) *testNode {
 	t.Cleanup(func() { n.Close() })
 	err = n.Configure(t.Context(), pod.Config{
 		PodCIDRs: []netip.Prefix{podCIDR, podCIDR6}, ClusterCIDRs: []netip.Prefix{podCIDR, podCIDR6},
-		NoMasquerade: []netip.Prefix{svcCIDR, svcCIDR6}, NodeIPs: []netip.Addr{nettest.NodeIP, nettest.NodeIP6},
+		ServiceCIDRs: []netip.Prefix{svcCIDR, svcCIDR6}, NodeIPs: []netip.Addr{nettest.NodeIP, nettest.NodeIP6},
 		LocalAddrs: pod.LocalAddrs(inst),
 	})
 	if err != nil {
@@ -67,6 +67,7 @@ func (tn *testNode) start() {
 	if err != nil {
 		tn.t.Fatal(err)
 	}
+	p.checkEvery = 100 * time.Millisecond
 	tn.proxy = p
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
@@ -533,6 +534,20 @@ func TestRulesComeBack(t *testing.T) {
 	}
 	tn.apply(web(b))
 	want(t, tn.node, "tcp", at(vip, 8080), "b")
+	// Nothing changes after that: they come back all the same.
+	if err := other.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if name, _, err := tn.node.Ask("tcp", at(vip, 8080), time.Second); err == nil && name == "b" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the rules do not come back")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := tn.proxy.Remove(); err != nil {
 		t.Fatal(err)
 	}
@@ -545,5 +560,37 @@ func TestApplyBeforeSync(t *testing.T) {
 	tn := newNode(t, "svc-test-order")
 	if err := tn.proxy.Apply(t.Context(), []Service{web()}, nil); !errors.Is(err, ErrNotSynced) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestNoDefaultRoute reaches services from a host that is on no network but that
+// of its pods.
+func TestNoDefaultRoute(t *testing.T) {
+	tn := newNode(t, "svc-test-alone")
+	a := tn.pod("a")
+	tn.sync(web(a))
+	tn.node.Netlink(func(h *netlink.Handle) {
+		routes, err := h.RouteList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			if r.Gw == nil {
+				continue
+			}
+			if err := h.RouteDel(&r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := h.RouteGet(net.IPv4(8, 8, 8, 8)); err == nil {
+			t.Fatal("there is a default route")
+		}
+	})
+	for _, ip := range []netip.Addr{vip, vip6} {
+		for _, network := range []string{"tcp", "udp"} {
+			want(t, tn.node, network, at(ip, 8080), "a")
+			want(t, a.Space, network, at(ip, 8080), "a")
+		}
+		wantRefused(t, tn.node, "tcp", at(ip, 81))
 	}
 }

@@ -62,9 +62,10 @@ func TestRollingUpdate(t *testing.T) {
 				tn.restart()
 				tn.sync(web(current...))
 			}
-			// What a server needs to answer what it has accepted, and UDP clients that
-			// send from the port of a former flow, until that is forgotten.
-			time.Sleep(2 * flowGrace)
+			// UDP clients may send from the port of a former flow, until that is
+			// forgotten; and what a server has accepted it has to answer.
+			tn.waitForgotten()
+			time.Sleep(50 * time.Millisecond)
 			for _, stop := range old.stop {
 				stop()
 			}
@@ -79,6 +80,22 @@ func TestRollingUpdate(t *testing.T) {
 		t.Errorf("only %d connections were made", n)
 	} else {
 		t.Logf("%d connections", n)
+	}
+}
+
+// waitForgotten waits until the flows that the last change made stale are gone.
+func (tn *testNode) waitForgotten() {
+	tn.t.Helper()
+	count := func() int {
+		tn.proxy.mu.Lock()
+		defer tn.proxy.mu.Unlock()
+		return tn.proxy.forgot
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for before := count(); count() == before; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			tn.t.Fatal("stale flows are never forgotten")
+		}
 	}
 }
 

@@ -4,12 +4,12 @@
 // The input is plain values, one Service at a time or all; a pure function
 // compiles them and only the difference is written, in one transaction: a packet
 // sees the rules before a change or those after it. No rule belongs to one
-// service. A new connection's destination is looked up in the map "services",
-// which sends it to a chain that draws a number below the count of endpoints;
-// destination and number are looked up in "endpoints", which has the address to
-// rewrite to. Fronts that have as many endpoints and the same policies share a
-// chain. So a packet costs the same with ten services or ten thousand, and a
-// change costs its elements.
+// service. A new connection's destination is looked up in the set "services";
+// where it is in, in the sets of the kinds (how many endpoints, which policies)
+// that there are, each of which leads to a chain. That draws a number below the
+// count of endpoints; destination and number are looked up in the map "endpoints",
+// which has the address to rewrite to. So a packet costs the same with ten services
+// or ten thousand, and a change costs its elements.
 //
 // Established connections are not touched by any change: they go on to an
 // endpoint that is no longer in the rules (UDP flows excepted, which have no
@@ -119,7 +119,12 @@ type Proxy struct {
 	mu    sync.Mutex
 	state *state
 	// synced is whether the kernel has what state says.
-	synced bool
+	synced  bool
+	removed bool
+
+	checkEvery time.Duration
+	// forgot counts how often stale flows have been forgotten.
+	forgot int
 }
 
 // New returns a Proxy and touches nothing. Close it at the end.
@@ -138,7 +143,7 @@ func New(d Deps) (*Proxy, error) {
 		return nil, err
 	}
 	return &Proxy{deps: d, ns: space, nft: nft.Dial(space), stale: make(chan struct{}, 1),
-		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState()}, nil
+		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState(), checkEvery: checkEvery}, nil
 }
 
 // Close closes the sockets. The rules stay.
@@ -148,13 +153,25 @@ func (p *Proxy) Close() error { return errors.Join(p.nft.Close(), p.ns.Close()) 
 // has been asked before, it may still answer.
 const flowGrace = 200 * time.Millisecond
 
-// Run forgets UDP flows to endpoints that have gone, until ctx ends. What is left
-// to do then, the next run does after its first Sync.
+// checkEvery is how often Run looks whether the rules are still there: services
+// of the host that load their own rules are known to delete everyone's.
+const checkEvery = 30 * time.Second
+
+// Run forgets UDP flows to endpoints that have gone, and writes the rules again
+// when someone else has deleted them, until ctx ends. What is left to do then, the
+// next run does at its first Sync.
 func (p *Proxy) Run(ctx context.Context) error {
+	check := time.NewTicker(p.checkEvery)
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-check.C:
+			if err := p.check(); err != nil {
+				p.deps.Log.Error("check service rules", "err", err)
+			}
+			continue
 		case <-p.stale:
 		}
 		t := time.NewTimer(flowGrace)
@@ -170,6 +187,27 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 }
 
+// check writes the rules where they are not.
+func (p *Proxy) check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.state.complete || p.removed {
+		return nil
+	}
+	for _, f := range p.families {
+		found, err := p.layout(f).find(p.nft)
+		if err != nil {
+			return err
+		}
+		p.synced = p.synced && found != nil
+	}
+	if p.synced {
+		return nil
+	}
+	p.deps.Log.Warn("service rules are missing, writing them anew")
+	return p.write(newDelta())
+}
+
 // Remove deletes the rules, as reset does.
 func (p *Proxy) Remove() error {
 	p.mu.Lock()
@@ -182,7 +220,7 @@ func (p *Proxy) Remove() error {
 	if err != nil {
 		return fmt.Errorf("remove service rules: %w", err)
 	}
-	p.synced = false
+	p.synced, p.removed = false, true
 	return nil
 }
 
@@ -242,11 +280,12 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 		}
 		next[s.Key] = frag
 	}
+	p.removed = false
 	d := p.state.change(next, !p.synced)
 	p.state.complete = true
 	if err := p.write(d); err != nil {
 		p.synced = false
-		return errors.Join(append(errs, fmt.Errorf("%w: %w", ErrNotWritten, err))...)
+		return errors.Join(append(errs, fmt.Errorf("%w: %w%s", ErrNotWritten, err, nft.Hint(err)))...)
 	}
 	if d.udp {
 		select {
@@ -280,7 +319,7 @@ func (p *Proxy) write(d *delta) error {
 			return err
 		}
 	}
-	found := make([][]string, len(p.families))
+	found := make([]*present, len(p.families))
 	for i, f := range p.families {
 		var err error
 		if found[i], err = p.layout(f).find(p.nft); err != nil {
@@ -327,6 +366,7 @@ func (p *Proxy) forgetFlows() error {
 			return fmt.Errorf("forget UDP flows: %w", err)
 		}
 	}
+	p.forgot++
 	return nil
 }
 

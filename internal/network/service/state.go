@@ -1,7 +1,6 @@
 package service
 
 import (
-	"hash/fnv"
 	"iter"
 	"maps"
 	"net/netip"
@@ -24,46 +23,27 @@ type state struct {
 	// endpoint's address.
 	clusterIPs map[netip.Addr]int
 	hairpin    map[netip.Addr]int
-	// classes number the kinds of fronts that the rules have.
-	classes map[chain]uint32
+	// kinds are those of fronts that the rules have a chain for.
+	kinds map[chain]bool
 }
 
 func newState() *state {
 	return &state{
 		fragments: map[string]*fragment{}, owner: map[frontend]string{}, waiting: map[frontend][]string{},
-		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]int{}, classes: fixedClasses(),
+		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]int{}, kinds: fixedKinds(),
 	}
 }
 
-// Classes of fronts that need no endpoint; others are numbered after them.
-const (
-	classReject = iota + 1
-	classDrop
-)
-
-func fixedClasses() map[chain]uint32 {
-	return map[chain]uint32{{verdict: verdictReject}: classReject, {verdict: verdictDrop}: classDrop}
+// fixedKinds are always there: those of fronts that need no endpoint.
+func fixedKinds() map[chain]bool {
+	return map[chain]bool{{verdict: verdictReject}: true, {verdict: verdictDrop}: true}
 }
 
-// class returns the number of a kind, and whether it is new. It derives from the
-// kind's name: a packet that finds a service in the rules of a former run, just
-// before they are replaced, finds the same chain in the new ones.
-func (s *state) class(c chain) (id uint32, fresh bool) {
-	if id, ok := s.classes[c]; ok {
-		return id, false
-	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(c.name()))
-	taken := map[uint32]bool{}
-	for _, id := range s.classes {
-		taken[id] = true
-	}
-	for id = h.Sum32() | 1<<31; taken[id]; {
-		id++
-		id |= 1 << 31
-	}
-	s.classes[c] = id
-	return id, true
+// kind notes a kind, and tells whether it is new.
+func (s *state) kind(c chain) (fresh bool) {
+	fresh = !s.kinds[c]
+	s.kinds[c] = true
+	return fresh
 }
 
 // slot is a key of the map of endpoints.
@@ -207,7 +187,7 @@ func (s *state) change(next map[string]*fragment, discard bool) *delta {
 	d.addPairs, d.delPairs = pairs.applyTo(s.hairpin)
 	d.reduce()
 	for _, c := range d.addFronts {
-		if _, fresh := s.class(c); fresh {
+		if s.kind(c) {
 			d.chains = append(d.chains, c)
 		}
 	}
@@ -249,11 +229,11 @@ func (s *state) hasUDP() bool {
 	return false
 }
 
-// all returns all that the rules should have, with the kinds numbered anew.
+// all returns all that the rules should have, with the kinds that it needs.
 func (s *state) all() (chains []chain, c content) {
-	s.classes = fixedClasses()
+	s.kinds = fixedKinds()
 	for f := range s.effective {
-		if _, fresh := s.class(f.chain); fresh {
+		if s.kind(f.chain) {
 			chains = append(chains, f.chain)
 		}
 	}

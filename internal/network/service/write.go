@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,27 +19,35 @@ import (
 //
 // Fields of the keys, in order, each padded to whole registers:
 //
-//	services          address . protocol . port                  -> class
-//	classes           class                                      -> verdict
+//	services, kind-*  address . protocol . port
 //	endpoints         address . protocol . port . slot           -> address . port
 //	affinity[-local]  client . address . protocol . port         -> address . port
 //	pinned[-local]    address . protocol . port . address . port
 //	hairpin           address . address
 //
-// Services are not mapped to verdicts at once: for each change of a map of
-// verdicts the kernel walks all of it, to find loops.
+// What is in services is in one of the sets kind-*, each of which leads to its
+// chain: there are as many as there are combinations of a number of endpoints and
+// policies. A map to verdicts would be one lookup, but for each change of such a
+// map the kernel walks all of it, to find loops; and a map to numbers that are
+// looked up in turn cannot be listed by nft(8) 1.0.6, say, which ends abnormally
+// at it (as it does at the rules for session affinity).
 type layout struct {
 	f                   nft.Family
 	mark                uint32
 	knowsPods           bool
 	table               *nftables.Table
-	classOf             func(chain) uint32
-	services, classes   *nftables.Set
-	endpoints           *nftables.Set
+	services, endpoints *nftables.Set
 	affinity, pinned    [2]*nftables.Set // of all endpoints, of local ones
 	hairpin, clusterIPs *nftables.Set
 	clusters            *nftables.Set // addresses of pods
 }
+
+// The chains that are always there, besides those of the fixed kinds.
+const (
+	chainLookup = "lookup"
+	chainKinds  = "kinds"      // of addresses
+	chainNode   = "kinds-node" // of node ports
+)
 
 // affinitySize bounds how many clients are remembered per family: beyond it new
 // ones are balanced without being remembered.
@@ -50,17 +59,13 @@ func (p *Proxy) layout(f nft.Family) layout {
 	ip, proto, port := f.AddrType, nftables.TypeInetProto, nftables.TypeInetService
 	l := layout{
 		f: f, mark: p.deps.Mark, knowsPods: len(f.Only(p.deps.ClusterCIDRs)) > 0, table: t,
-		services: &nftables.Set{Table: t, Name: "services", IsMap: true, Concatenation: true,
-			KeyType: concat(ip, proto, port), DataType: nftables.TypeMark},
-		classes: &nftables.Set{Table: t, Name: "classes", IsMap: true,
-			KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict},
+		services: &nftables.Set{Table: t, Name: "services", Concatenation: true, KeyType: concat(ip, proto, port)},
 		endpoints: &nftables.Set{Table: t, Name: "endpoints", IsMap: true, Concatenation: true,
 			KeyType: concat(ip, proto, port, nftables.TypeMark), DataType: concat(ip, port)},
 		hairpin:    &nftables.Set{Table: t, Name: "hairpin", Concatenation: true, KeyType: concat(ip, ip)},
 		clusterIPs: &nftables.Set{Table: t, Name: "cluster-ips", KeyType: ip},
 		clusters:   &nftables.Set{Table: t, Name: "pods", KeyType: ip, Interval: true},
 	}
-	l.classOf = func(c chain) uint32 { id, _ := p.state.class(c); return id }
 	for i, suffix := range []string{"", "-local"} {
 		l.affinity[i] = &nftables.Set{Table: t, Name: "affinity" + suffix, IsMap: true, Concatenation: true,
 			Dynamic: true, HasTimeout: true, Size: affinitySize,
@@ -73,49 +78,86 @@ func (p *Proxy) layout(f nft.Family) layout {
 
 // version names this layout; another one gets another name. A table has a chain
 // with that name.
-const version = "layout-1"
+const version = "layout-2"
 
-// find returns the chains of the table that is there; nil where there is none, or
+// present are the names of what is in a table.
+type present struct{ chains, sets []string }
+
+// find returns what is in the table that is there; nil where there is none, or
 // one of another layout.
-func (l layout) find(conn *nft.Conn) (names []string, err error) {
+func (l layout) find(conn *nft.Conn) (found *present, err error) {
 	err = conn.Query(func(c *nftables.Conn) error {
 		chains, err := c.ListChainsOfTableFamily(l.f.Table)
 		if err != nil {
 			return fmt.Errorf("list chains: %w", err)
 		}
+		p := &present{}
 		for _, ch := range chains {
 			if ch.Table.Name == l.table.Name {
-				names = append(names, ch.Name)
+				p.chains = append(p.chains, ch.Name)
 			}
 		}
+		if !slices.Contains(p.chains, version) {
+			return nil
+		}
+		sets, err := c.GetSets(l.table)
+		if err != nil {
+			return fmt.Errorf("list sets: %w", err)
+		}
+		for _, s := range sets {
+			p.sets = append(p.sets, s.Name)
+		}
+		found = p
 		return nil
 	})
-	if !slices.Contains(names, version) {
-		return nil, err
+	return found, err
+}
+
+// kindSet is the set of the fronts of a kind.
+func (l layout) kindSet(c chain) *nftables.Set {
+	return &nftables.Set{Table: l.table, Name: kindPrefix + c.name(), Concatenation: true, KeyType: l.services.KeyType}
+}
+
+const kindPrefix = "kind-"
+
+func (l layout) chain(name string) *nftables.Chain {
+	return &nftables.Chain{Table: l.table, Name: name}
+}
+
+// front loads the key of services for a packet to an address, or to a port of the
+// node.
+func (l layout) front(node bool) nft.Rule {
+	r := nft.Rule{}
+	if node {
+		r = r.Imm(0, l.f.Any().AsSlice())
+	} else {
+		r = r.DAddr(l.f, 0)
 	}
-	return names, err
+	return r.L4Proto(l.f.Words).DPort(l.f.Words + 1)
 }
 
 // writeBase makes the table with all its hooks, or empties it of all but the
 // hooks and the clients it remembers. Taking hooks away while others come would
 // let packets pass between them.
-func (l layout) writeBase(t *nft.Txn, d Deps, found []string) {
+func (l layout) writeBase(t *nft.Txn, d Deps, found *present) {
 	f, w := l.f, l.f.Words
-	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: l.table, Name: name} }
-	content := []*nftables.Set{l.services, l.classes, l.endpoints, l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters}
 	if found == nil {
 		t.ReplaceTable(l.table)
-		t.AddChain(chain(version))
-		for _, s := range append(content, l.affinity[0], l.affinity[1]) {
-			t.AddSet(s)
-		}
+		t.AddChain(l.chain(version))
+		t.AddSet(l.affinity[0])
+		t.AddSet(l.affinity[1])
 	} else {
-		for _, name := range found {
-			t.FlushChain(chain(name))
+		for _, name := range found.chains {
+			t.FlushChain(l.chain(name))
 		}
-		for _, s := range content {
-			t.FlushSet(s)
+		for _, name := range found.sets {
+			if name != l.affinity[0].Name && name != l.affinity[1].Name {
+				t.FlushSet(&nftables.Set{Table: l.table, Name: name})
+			}
 		}
+	}
+	for _, s := range []*nftables.Set{l.services, l.endpoints, l.pinned[0], l.pinned[1], l.hairpin, l.clusterIPs, l.clusters} {
+		t.AddSet(s)
 	}
 	t.Add(l.clusters, nft.Ranges(nft.Disjoint(f.Only(d.ClusterCIDRs))))
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
@@ -124,29 +166,34 @@ func (l layout) writeBase(t *nft.Txn, d Deps, found []string) {
 		return ch
 	}
 
-	reject := chain(verdictReject)
-	t.AddChain(reject)
-	t.Rule(reject, nft.Rule{}.Proto(unix.IPPROTO_TCP).RejectTCP())
-	t.Rule(reject, nft.Rule{}.Reject(f))
-	drop := chain(verdictDrop)
-	t.AddChain(drop)
-	t.Rule(drop, nft.Rule{}.Drop())
+	kinds, node := l.chain(chainKinds), l.chain(chainNode)
+	t.AddChain(kinds)
+	t.AddChain(node)
+	reject, drop := chain{verdict: verdictReject}, chain{verdict: verdictDrop}
+	for _, c := range []chain{reject, drop} {
+		set := l.kindSet(c)
+		t.AddSet(set)
+		t.AddChain(l.chain(c.name()))
+		t.Rule(kinds, l.front(false).In(set, 0).Goto(c.name()))
+		t.Rule(node, l.front(true).In(set, 0).Goto(c.name()))
+	}
+	t.Rule(l.chain(verdictReject), nft.Rule{}.Proto(unix.IPPROTO_TCP).RejectTCP())
+	t.Rule(l.chain(verdictReject), nft.Rule{}.Reject(f))
+	t.Rule(l.chain(verdictDrop), nft.Rule{}.Drop())
+	// In services and of no kind: the packet came while the kind changed. It is
+	// sent again.
+	t.Rule(kinds, nft.Rule{}.Drop())
+	t.Rule(node, nft.Rule{}.Drop())
 
-	t.Add(l.classes, []nftables.SetElement{
-		classElement(verdictReject, classReject), classElement(verdictDrop, classDrop)})
-
-	lookup := chain("lookup")
+	lookup := l.chain(chainLookup)
 	t.AddChain(lookup)
-	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
+	t.Rule(lookup, l.front(false).In(l.services, 0).Goto(chainKinds))
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	if f.AddrLen == 16 {
 		loopback = netip.MustParsePrefix("::1/128")
 	}
-	t.Rule(lookup, nft.Rule{}.DstLocal(0).DAddr(f, 0).NotInPrefix(f, 0, loopback).
-		Imm(0, f.Any().AsSlice()).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).VMap(l.classes, w+2))
-	// A service whose class is not there: a packet that came between two versions
-	// of the rules. It is sent again.
-	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).L4Proto(w).DPort(w+1).Map(l.services, 0, w+2).Drop())
+	local := nft.Rule{}.DstLocal(0).DAddr(f, 0).NotInPrefix(f, 0, loopback)
+	t.Rule(lookup, append(local, l.front(true)...).In(l.services, 0).Goto(chainNode))
 	t.Rule(lookup, nft.Rule{}.DAddr(f, 0).In(l.clusterIPs, 0).Goto(verdictReject))
 	for _, p := range f.Only(d.ServiceCIDRs) {
 		t.Rule(lookup, nft.Rule{}.DAddr(f, 0).InPrefix(f, 0, p).Drop())
@@ -173,7 +220,13 @@ func (l layout) writeBase(t *nft.Txn, d Deps, found []string) {
 func (l layout) write(t *nft.Txn, chains []chain, del, add content) {
 	for _, c := range chains {
 		l.writeChain(t, c)
-		t.Add(l.classes, []nftables.SetElement{classElement(c.name(), l.classOf(c))})
+		set := l.kindSet(c)
+		t.AddSet(set)
+		from := chainKinds
+		if c.node {
+			from = chainNode
+		}
+		t.RuleFirst(l.chain(from), l.front(c.node).In(set, 0).Goto(c.name()))
 	}
 	l.each(del, t.Delete)
 	l.each(add, t.Add)
@@ -181,7 +234,18 @@ func (l layout) write(t *nft.Txn, chains []chain, del, add content) {
 
 // each hands the content to do, set by set, in pieces.
 func (l layout) each(c content, do func(*nftables.Set, []nftables.SetElement)) {
-	stream(l.services, c.fronts, l.frontElement, do)
+	if c.fronts != nil {
+		kinds := map[chain][]nftables.SetElement{}
+		for f, c := range c.fronts {
+			if l.f.Has(f.addr) {
+				kinds[c] = append(kinds[c], nftables.SetElement{Key: l.frontKey(f)})
+			}
+		}
+		for c, elems := range kinds {
+			do(l.services, elems)
+			do(l.kindSet(c), elems)
+		}
+	}
 	stream(l.endpoints, c.slots, l.slotElement, do)
 	for i, set := range l.pinned {
 		stream(set, c.pins, func(p pinned, _ bool) (nftables.SetElement, bool) {
@@ -279,17 +343,6 @@ func (l layout) frontKey(f frontend) []byte {
 	return append(b, f.proto, 0, 0, 0, byte(f.port>>8), byte(f.port), 0, 0)
 }
 
-func (l layout) frontElement(f frontend, c chain) (nftables.SetElement, bool) {
-	if !l.f.Has(f.addr) {
-		return nftables.SetElement{}, false
-	}
-	return nftables.SetElement{Key: l.frontKey(f), Val: nft.NumKey(l.classOf(c))}, true
-}
-
-func classElement(chain string, id uint32) nftables.SetElement {
-	return nftables.SetElement{Key: nft.NumKey(id), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
-}
-
 func (l layout) slotElement(s slot, to netip.AddrPort) (nftables.SetElement, bool) {
 	if !l.f.Has(s.addr) {
 		return nftables.SetElement{}, false
@@ -320,21 +373,30 @@ func (l layout) addrs(s *nftables.Set, ips iter.Seq[netip.Addr], times int, do f
 	}, do)
 }
 
-// deleteRest deletes chains of a former run that no class leads to.
-func (l layout) deleteRest(t *nft.Txn, chains []chain, found []string) {
-	used := map[string]bool{version: true, verdictReject: true, verdictDrop: true,
-		"lookup": true, "prerouting": true, "output": true, "postrouting": true, "forward": true}
+// deleteRest deletes what a former run had for kinds that there are no more.
+func (l layout) deleteRest(t *nft.Txn, chains []chain, found *present) {
+	if found == nil {
+		return
+	}
+	used := map[string]bool{version: true, verdictReject: true, verdictDrop: true, chainLookup: true, chainKinds: true, chainNode: true,
+		"prerouting": true, "output": true, "postrouting": true, "forward": true,
+		kindPrefix + verdictReject: true, kindPrefix + verdictDrop: true}
 	for _, c := range chains {
-		used[c.name()] = true
+		used[c.name()], used[kindPrefix+c.name()] = true, true
 		if c.split {
 			for _, part := range c.parts() {
 				used[part.name()] = true
 			}
 		}
 	}
-	for _, name := range found {
+	for _, name := range found.chains {
 		if !used[name] {
-			t.DelChain(&nftables.Chain{Table: l.table, Name: name})
+			t.DelChain(l.chain(name))
+		}
+	}
+	for _, name := range found.sets {
+		if strings.HasPrefix(name, kindPrefix) && !used[name] {
+			t.DelSet(&nftables.Set{Table: l.table, Name: name})
 		}
 	}
 }

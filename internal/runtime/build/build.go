@@ -17,9 +17,8 @@
 //
 // # Different from Docker
 //
-// ADD of a URL or a git repository, RUN --security, RUN --mount of secrets and
-// ssh agents, COPY --parents, symbolic --chmod and other platforms than the
-// machine's are refused by name. HEALTHCHECK's start interval is not stored.
+// ADD of a URL or a git repository, RUN --security, RUN --mount of ssh agents,
+// symbolic --chmod and other platforms than the machine's are refused by name. HEALTHCHECK's start interval is not stored.
 // Stages are built one after another.
 package build
 
@@ -98,6 +97,9 @@ type Request struct {
 	Target string
 	// Args are the --build-arg values.
 	Args map[string]string
+	// Secrets are what RUN --mount=type=secret shows to a command, by ID. They
+	// come into no layer and do not count for the cache.
+	Secrets map[string][]byte
 	// Labels are added to the image.
 	Labels map[string]string
 	// NoCache runs every instruction; Pull asks the registries for base images

@@ -38,6 +38,11 @@ func (s *step) execute(ctx context.Context, c *instructions.RunCommand, text str
 		return false, err
 	}
 	env := s.env()
+	secretMounts, secretEnv, err := s.secrets(instructions.GetMounts(c))
+	if err != nil {
+		return false, err
+	}
+	mounts = append(mounts, secretMounts...)
 	network := instructions.GetNetwork(c)
 	conf := s.config.Config
 	key := digestOf("run", s.chain, digestOf(args...), digestOf(env...), conf.WorkingDir, conf.User, string(network),
@@ -47,8 +52,9 @@ func (s *step) execute(ctx context.Context, c *instructions.RunCommand, text str
 			env = append(env, name+"="+value)
 		}
 	}
+	env = append(env, secretEnv...)
 	return s.cachedOr(ctx, key, text, func(rootfs snapshot.Rootfs) error {
-		u, err := s.runUser(rootfs)
+		u, stubs, err := s.inspect(rootfs, mounts)
 		if err != nil {
 			return err
 		}
@@ -67,6 +73,10 @@ func (s *step) execute(ctx context.Context, c *instructions.RunCommand, text str
 		if code != 0 {
 			return &ExitError{Command: strings.Join(args, " "), Code: code}
 		}
+		// What was made only to mount on, deepest first; what is not empty stays.
+		for i := len(stubs) - 1; i >= 0; i-- {
+			os.Remove(filepath.Join(rootfs.Upper, stubs[i]))
+		}
 		return nil
 	})
 }
@@ -82,13 +92,90 @@ func (o stepOutput) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (s *step) runUser(rootfs snapshot.Rootfs) (User, error) {
+// inspect looks into the image before a command runs: who its user is, and which
+// files and directories will be made for mounts, parents first.
+func (s *step) inspect(rootfs snapshot.Rootfs, mounts []Mount) (User, []string, error) {
 	f, err := (snapshot.Rootfs{Lower: rootfs.Lower}).Open()
 	if err != nil {
-		return User{}, err
+		return User{}, nil, err
 	}
 	defer f.Close()
-	return (&writer{root: fdPath(f)}).user(s.config.Config.User)
+	w := &writer{root: fdPath(f)}
+	u, err := w.user(s.config.Config.User)
+	if err != nil {
+		return User{}, nil, err
+	}
+	var stubs []string
+	for _, m := range mounts {
+		full, err := w.path(m.Target)
+		if err != nil {
+			return User{}, nil, err
+		}
+		var missing []string
+		for full != w.root {
+			if _, err := os.Lstat(full); err == nil {
+				break
+			}
+			missing = append(missing, strings.TrimPrefix(full, w.root))
+			full = filepath.Dir(full)
+		}
+		for i := len(missing) - 1; i >= 0; i-- {
+			stubs = append(stubs, missing[i])
+		}
+	}
+	return u, stubs, nil
+}
+
+// secrets are the files and variables of RUN --mount=type=secret.
+func (s *step) secrets(list []*instructions.Mount) (mounts []Mount, env []string, err error) {
+	for _, m := range list {
+		if m.Type != instructions.MountTypeSecret {
+			continue
+		}
+		id := m.CacheID
+		if m.Source != "" {
+			id = m.Source
+		}
+		if id == "" {
+			id = path.Base(m.Target)
+		}
+		value, ok := s.req.Secrets[id]
+		if !ok && m.Required {
+			return nil, nil, fmt.Errorf("secret %s: not found", id)
+		}
+		if !ok {
+			continue
+		}
+		if m.Env != nil {
+			name := *m.Env
+			if name == "" {
+				name = id
+			}
+			env = append(env, name+"="+string(value))
+		}
+		target := m.Target
+		if target == "" && m.Env == nil {
+			target = path.Join("/run/secrets", path.Base(id))
+		}
+		if target == "" {
+			continue
+		}
+		if !path.IsAbs(target) {
+			target = path.Join("/", s.config.Config.WorkingDir, target)
+		}
+		file := &MemoryFile{Content: value, Mode: 0o400}
+		if m.Mode != nil {
+			file.Mode = uint32(*m.Mode & 0o777)
+		}
+		if m.UID != nil {
+			file.UID = int(*m.UID)
+		}
+		if m.GID != nil {
+			file.GID = int(*m.GID)
+		}
+		mounts = append(mounts, Mount{Target: target, File: file})
+	}
+	return mounts, env, nil
 }
 
 // runArgs is the command line, and the scripts that it runs.
@@ -153,6 +240,7 @@ func (s *step) mounts(ctx context.Context, list []*instructions.Mount) ([]Mount,
 			}
 			out = append(out, mt)
 			key = append(key, digest)
+		case instructions.MountTypeSecret: // see secrets
 		default:
 			return nil, nil, fmt.Errorf("RUN --mount=type=%s: %w", m.Type, ErrUnsupported)
 		}

@@ -89,9 +89,6 @@ func (s *step) copyCommand(ctx context.Context, c copySpec) error {
 }
 
 func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
-	if c.parents {
-		return false, fmt.Errorf("%s --parents: %w", c.name, ErrUnsupported)
-	}
 	mode := int64(-1)
 	if c.chmod != "" {
 		var err error
@@ -122,9 +119,12 @@ func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
 		if err != nil {
 			return false, err
 		}
+		if c.parents {
+			keepParents(found, p)
+		}
 		sources = append(sources, found...)
 	}
-	intoDir := strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || path.Base(c.DestPath) == ".."
+	intoDir := c.parents || strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || path.Base(c.DestPath) == ".."
 	if len(sources)+len(c.SourceContents) > 1 && !intoDir {
 		return false, fmt.Errorf("when using %s with more than one source file, the destination must be a directory and end with a /", c.name)
 	}
@@ -166,6 +166,23 @@ func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
 	})
 }
 
+// keepParents gives sources the path that COPY --parents keeps of them: all of
+// it, or what comes after "/./" in the pattern.
+func keepParents(sources []source, pattern string) {
+	pivot := ""
+	if before, _, ok := strings.Cut(pattern, "/./"); ok {
+		pivot = strings.TrimPrefix(path.Clean("/"+before), "/")
+	}
+	skip := 0
+	if pivot != "" {
+		skip = strings.Count(pivot, "/") + 1
+	}
+	for i := range sources {
+		parts := strings.Split(sources[i].name, "/")
+		sources[i].keep = path.Join(parts[min(skip, len(parts)):]...)
+	}
+}
+
 // copier writes files into a root file system.
 type copier struct {
 	*writer
@@ -183,6 +200,7 @@ func (c *copier) dirOwner() (int, int) { return max(c.uid, 0), max(c.gid, 0) }
 func (c *copier) source(src source, dest string) error {
 	uid, gid := c.dirOwner()
 	if src.dir {
+		dest = path.Join(dest, src.keep)
 		if _, err := c.mkdirAllAs(dest, uid, gid); err != nil {
 			return err
 		}
@@ -200,7 +218,10 @@ func (c *copier) source(src source, dest string) error {
 			return err
 		}
 	}
-	if c.intoDir || c.isDir(dest) {
+	switch {
+	case src.keep != "":
+		dest = path.Join(dest, src.keep)
+	case c.intoDir || c.isDir(dest):
 		dest = path.Join(dest, path.Base(src.name))
 	}
 	if err := c.file(f, dest); err != nil {

@@ -50,6 +50,8 @@ func TestCopy(t *testing.T) {
 		"missing":             {"COPY nothing /c", "", "", `"nothing": not found, or excluded by .dockerignore`},
 		"ignored":             {"COPY keep/not /c", "", "", `"keep/not": not found, or excluded`},
 		"no match":            {"COPY *.nothing /c", "", "", `"*.nothing": not found`},
+		"parents":             {"COPY --parents dir/sub a.txt dir/x /c", "/c", "/c/\n/c/a.txt = a\n/c/dir/\n/c/dir/sub/\n/c/dir/sub/y = y\n/c/dir/x = x", ""},
+		"parents from here":   {"COPY --parents ./dir/./sub/* /c/", "/c", "/c/\n/c/sub/\n/c/sub/y = y", ""},
 		"two to a file":       {"COPY a.txt b.txt /c", "", "", "the destination must be a directory and end with a /"},
 		"directory over file": {"COPY a.txt /c\nCOPY dir /c", "", "", "/c is not a directory"},
 		"below a file":        {"COPY dir /c\nCOPY a.txt /c/x/y", "", "", "/c/x is not a directory"},
@@ -58,10 +60,10 @@ func TestCopy(t *testing.T) {
 		"url":                 {"ADD https://example.com/x /x", "", "", "not supported"},
 		"unknown stage":       {"COPY --from=nothing /x /y", "", "", "docker.io/library/nothing:latest"},
 	}
+	e := setup(t)
+	e.busybox(t)
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := setup(t)
-			e.busybox(t)
 			img, err := e.build(t, "FROM busybox\n"+tc.dockerfile, files)
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {

@@ -65,6 +65,15 @@ type Mount struct {
 	ReadOnly bool
 	// Size limits a tmpfs, bytes; 0 is no limit of its own.
 	Size int64
+	// File makes it a file, in memory alone.
+	File *MemoryFile
+}
+
+// MemoryFile is a file that is never on disk.
+type MemoryFile struct {
+	Content  []byte
+	Mode     uint32
+	UID, GID int
 }
 
 // HelperName is the name (argv[0]) under which the program runs itself to start

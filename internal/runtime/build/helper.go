@@ -226,6 +226,13 @@ func (m *mounter) extra(mt Mount) {
 		m.bind(source, mt.Target, mt.ReadOnly)
 		m.do("mount "+mt.Target, unix.Unmount(tmp, unix.MNT_DETACH))
 		m.do("mount "+mt.Target, os.Remove(tmp))
+	case mt.File != nil:
+		tmp := filepath.Join(m.target("/dev"), ".build-file")
+		m.do("mount "+mt.Target, os.WriteFile(tmp, mt.File.Content, 0o600))
+		m.do("mount "+mt.Target, os.Chown(tmp, mt.File.UID, mt.File.GID))
+		m.do("mount "+mt.Target, unix.Chmod(tmp, mt.File.Mode))
+		m.bind(tmp, mt.Target, true)
+		m.do("mount "+mt.Target, os.Remove(tmp))
 	case mt.Source != "":
 		m.bind(mt.Source, mt.Target, mt.ReadOnly)
 	default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -126,14 +127,48 @@ RUN --mount=type=bind,target=/ctx --mount=type=bind,from=other,source=/o,target=
 	if got := e.read(t, img, "/count"); got != "2\n" {
 		t.Errorf("cache mount is not kept: %q", got)
 	}
-	if got := e.tree(t, img, "/cache"); got != "/cache/" {
-		t.Errorf("cache is in the image: %s", got)
-	}
+	e.inside(t, img, func(root string) {
+		for _, target := range []string{"/cache", "/t", "/ctx", "/other", "/run"} {
+			if _, err := os.Lstat(root + target); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s is left in the image: %v", target, err)
+			}
+		}
+	})
 	img = e.mustBuild(t, df, map[string]string{"file": "changed\n"})
 	if got := e.read(t, img, "/both"); got != "changed\nother\nro\n" {
 		t.Errorf("changed bind source: %q", got)
 	}
-	if _, err := e.build(t, "FROM busybox\nRUN --mount=type=secret,id=x cat /run/secrets/x", nil); !errors.Is(err, ErrUnsupported) {
+	if _, err := e.build(t, "FROM busybox\nRUN --mount=type=ssh true", nil); !errors.Is(err, ErrUnsupported) {
+		t.Error(err)
+	}
+}
+
+func TestRunSecrets(t *testing.T) {
+	e := setup(t)
+	e.busybox(t)
+	const df = `FROM busybox
+RUN --mount=type=secret,id=one --mount=type=secret,id=two,target=/etc/two,mode=0440,uid=5 --mount=type=secret,id=three,env=THREE \
+  --mount=type=secret,id=missing \
+  (stat -c '%a %u' /run/secrets/one /etc/two; cat /run/secrets/one /etc/two; echo $THREE; ls /run/secrets) | sort > /tmp/out
+`
+	secrets := func(r *Request) {
+		r.Secrets = map[string][]byte{"one": []byte("s1\n"), "two": []byte("s2\n"), "three": []byte("s3")}
+	}
+	img := e.mustBuild(t, df, nil, secrets)
+	if got := e.read(t, img, "/tmp/out"); got != "400 0\n440 5\none\ns1\ns2\ns3\n" {
+		t.Errorf("got %q", got)
+	}
+	e.inside(t, img, func(root string) {
+		for _, p := range []string{"/run", "/etc/two"} {
+			if _, err := os.Lstat(root + p); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s is left in the image: %v", p, err)
+			}
+		}
+	})
+	if strings.Contains(fmt.Sprint(img.Config), "s3") {
+		t.Error("a secret is in the image's config")
+	}
+	if _, err := e.build(t, "FROM busybox\nRUN --mount=type=secret,id=x,required=true true", nil); err == nil || !strings.Contains(err.Error(), "secret x: not found") {
 		t.Error(err)
 	}
 }

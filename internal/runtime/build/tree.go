@@ -72,6 +72,7 @@ func (r *run) contextTree() (*tree, error) {
 // source is a file or directory that is copied.
 type source struct {
 	name  string // as given or matched, clean, relative to the tree; "." is its root
+	keep  string // the path below the destination; "" for the ordinary rules
 	dir   bool
 	files []file // of a directory: its content, parents first; of a file: itself
 }
@@ -289,7 +290,7 @@ func fileSum(ctx context.Context, full string) (string, error) {
 // digest identifies a source by names, kinds, modes and contents, and by owners
 // where they are copied.
 func (t *tree) digest(s source) string {
-	parts := []string{path.Base(s.name)}
+	parts := []string{path.Base(s.name), s.keep}
 	for _, f := range s.files {
 		owner := ""
 		st, ok := f.info.Sys().(*syscall.Stat_t)

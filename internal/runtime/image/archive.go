@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"reflect"
 	"runtime"
 	"strings"
 
@@ -390,6 +391,14 @@ func (s *Store) importRootFS(ctx context.Context, lease *Lease, w *BlobWriter, o
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
+	// The same again is the same image, whenever it was first imported.
+	if desc, ok := s.sameRootFS(lease, h, opts.Config); ok {
+		img, err := s.publish(lease, desc, opts.Names, publication{size: size, pinned: opts.Pinned})
+		if err != nil {
+			return nil, fmt.Errorf("import: %w", err)
+		}
+		return []*Image{img}, nil
+	}
 	now := v1.Time{Time: s.now().UTC()}
 	config := &v1.ConfigFile{
 		Architecture: runtime.GOARCH, OS: "linux", Created: now, Config: opts.Config,
@@ -402,4 +411,19 @@ func (s *Store) importRootFS(ctx context.Context, lease *Lease, w *BlobWriter, o
 		return nil, fmt.Errorf("import: %w", err)
 	}
 	return []*Image{img}, nil
+}
+
+// sameRootFS finds the manifest of an image of that one layer and config, and
+// holds it.
+func (s *Store) sameRootFS(lease *Lease, layer v1.Hash, config v1.Config) (v1.Descriptor, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, img := range s.images {
+		if len(img.DiffIDs) == 1 && img.DiffIDs[0] == layer && img.Layers[0].Digest == layer && reflect.DeepEqual(img.Config.Config, config) {
+			e := s.entryOf(img)
+			lease.hold(e.Digest, s.records[e.Digest].manifest.Config.Digest, layer)
+			return e, true
+		}
+	}
+	return v1.Descriptor{}, false
 }

@@ -41,6 +41,11 @@ func (s *Store) Lease() *Lease {
 func (l *Lease) Hold(blobs ...v1.Hash) {
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
+	l.hold(blobs...)
+}
+
+// hold is Hold with the store's mu held.
+func (l *Lease) hold(blobs ...v1.Hash) {
 	for _, b := range blobs {
 		l.blobs[b] = true
 	}

@@ -53,6 +53,10 @@ func (s *Store) Export(ctx context.Context, w io.Writer, refs []string, format F
 			return fmt.Errorf("export: %w", err)
 		}
 		entry, rec := s.entryOf(img), s.records[img.Digest]
+		lease.hold(entry.Digest, rec.manifest.Config.Digest)
+		for _, l := range rec.manifest.Layers {
+			lease.hold(l.Digest)
+		}
 		s.mu.Unlock()
 		names := img.RepoTags
 		if name != "" && !strings.Contains(name, "@") {
@@ -78,9 +82,6 @@ func (s *Store) Export(ctx context.Context, w io.Writer, refs []string, format F
 			index.Manifests = append(index.Manifests, manifest)
 		}
 		docker = append(docker, dm)
-	}
-	for _, b := range blobs {
-		lease.Hold(b.Digest)
 	}
 	tw := tar.NewWriter(w)
 	if err := s.exportBlobs(ctx, tw, blobs); err != nil {

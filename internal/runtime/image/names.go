@@ -156,6 +156,9 @@ func (s *Store) publish(lease *Lease, desc v1.Descriptor, names []string, p publ
 		return nil, fmt.Errorf("store image: %w", err)
 	}
 	id := s.records[desc.Digest].id
+	if s.published(desc, canonical, p.pulled) {
+		return s.images[id], nil
+	}
 	before := s.entries
 	for _, name := range canonical {
 		s.entries = s.withEntry(desc, name, p.pulled)
@@ -166,6 +169,25 @@ func (s *Store) publish(lease *Lease, desc v1.Descriptor, names []string, p publ
 		return nil, err
 	}
 	return s.images[id], nil
+}
+
+// published tells whether the index says all that publish would write; s.mu is
+// held.
+func (s *Store) published(desc v1.Descriptor, names []string, pulled string) bool {
+	for _, name := range names {
+		found := false
+		for _, e := range s.entries {
+			samePull := e.Annotations[annPulled] == pulled || pulled == "" || pulled == desc.Digest.String() && e.Annotations[annPulled] == ""
+			if e.Digest == desc.Digest && e.Annotations[annPinned] == desc.Annotations[annPinned] && samePull &&
+				(name == "" || e.Annotations[annName] == name) {
+				found = true
+			}
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Store) putJSON(ctx context.Context, lease *Lease, raw []byte, mt types.MediaType) (v1.Descriptor, error) {

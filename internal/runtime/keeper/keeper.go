@@ -10,11 +10,15 @@ import (
 	"os"
 	"syscall"
 
+	"skiff/internal/host"
 	"skiff/internal/runtime/pod"
 	"skiff/internal/runtime/wire"
 )
 
 const socket = "keeper.sock"
+
+// Dir is where an instance's keeper lives.
+func Dir(i host.Instance) string { return i.Run("keeper") }
 
 // Keeper is a connection to the keeper of a directory.
 type Keeper struct {

@@ -49,6 +49,9 @@ func Unpack(src fs.FS, dir string) (Set, error) {
 	return Set{Pod: pod, Start: start}, err
 }
 
+// UnpackOne writes one program, unless it is there, and returns its path.
+func UnpackOne(src fs.FS, dir, name string) (string, error) { return unpack(src, dir, name) }
+
 func unpack(src fs.FS, dir, name string) (string, error) {
 	packed, err := fs.ReadFile(src, name+".zst")
 	if errors.Is(err, fs.ErrNotExist) {

@@ -53,7 +53,8 @@ func (r Rootfs) Open() (*os.File, error) {
 	return f, err
 }
 
-// errOldKernel: the kernel cannot be handed layers one by one.
+// errOldKernel: the kernel cannot be handed layers one by one, or refuses them
+// that way; mount(2) will do, or say why not.
 var errOldKernel = errors.New("overlayfs without lowerdir+")
 
 // single tells whether the rootfs is one read-only directory, which overlayfs
@@ -74,7 +75,11 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 		}
 		return f, nil
 	}
+	r.again()
 	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil, errOldKernel
+	}
 	if err != nil {
 		return nil, fmt.Errorf("overlayfs: %w", err)
 	}
@@ -99,7 +104,17 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 			return nil, fmt.Errorf("overlayfs: %s %s: %w", kv[0], kv[1], err)
 		}
 	}
+	if r.Upper != "" {
+		// Where the kernel has it (5.10); without, unmounting syncs the disk.
+		if err := unix.FsconfigSetFlag(ctx, "volatile"); err != nil && !errors.Is(err, unix.EINVAL) {
+			return nil, fmt.Errorf("overlayfs: volatile: %w", err)
+		}
+	}
 	if err := unix.FsconfigCreate(ctx); err != nil {
+		// Older kernels take any option before, and look at them only here.
+		if errors.Is(err, unix.EINVAL) {
+			return nil, errOldKernel
+		}
 		return nil, fmt.Errorf("overlayfs: %w", err)
 	}
 	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, flags)
@@ -107,6 +122,15 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 		return nil, fmt.Errorf("overlayfs: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "rootfs"), nil
+}
+
+// again lets a writable rootfs be mounted a second time: after a volatile mount
+// overlayfs wants to be told that the machine did not crash in between. Where it
+// did, containers are made anew.
+func (r Rootfs) again() {
+	if r.Work != "" {
+		os.RemoveAll(filepath.Join(r.Work, "work/incompat"))
+	}
 }
 
 // maxOptions is what mount(2) copies: a page, with its last byte zero.
@@ -149,10 +173,24 @@ func (r Rootfs) mountOld(target string, flags int) error {
 	if len(options) > maxOptions {
 		return fmt.Errorf("mount rootfs: %d layers do not fit into the mount options", len(r.Lower))
 	}
-	if err := unix.Mount("overlay", target, "overlay", mflags, options); err != nil {
+	r.again()
+	err := unix.EINVAL
+	if volatile := options + ",volatile"; r.Upper != "" && len(volatile) <= maxOptions {
+		err = errno(unix.Mount("overlay", target, "overlay", mflags, volatile))
+	}
+	if err == unix.EINVAL {
+		err = errno(unix.Mount("overlay", target, "overlay", mflags, options))
+	}
+	if err != 0 {
 		return &os.PathError{Op: "mount rootfs", Path: target, Err: err}
 	}
 	return nil
+}
+
+func errno(err error) unix.Errno {
+	var e unix.Errno
+	errors.As(err, &e)
+	return e
 }
 
 // openOld does Open's work with mount(2): in a mount namespace that ends at

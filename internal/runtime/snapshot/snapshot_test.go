@@ -223,6 +223,8 @@ d etc 755 0
 			baseTree + "etc/b 644 0 =b", true},
 		"opaque": {[][]entry{base, {dir("etc"), file("etc/.wh..wh..opq", ""), file("etc/n", "n")}},
 			baseTree + "etc/n 644 0 =n", true},
+		"everything below hidden": {[][]entry{base, {file(".wh..wh..opq", ""), file("n", "n")}, {file("m", "m")}},
+			"n 644 0 =n\nm 644 0 =m", true},
 		"opaque after its files": {[][]entry{base, {dir("etc"), file("etc/n", "n"), file("etc/.wh..wh..opq", "")}},
 			baseTree + "etc/n 644 0 =n", true},
 		"whiteout and new directory": {[][]entry{base, {dir("etc"), file("etc/.wh.d", ""), dir("etc/d"), file("etc/d/y", "y"), file("etc/.wh.a", ""), file("etc/.wh.b", "")}},
@@ -724,5 +726,55 @@ func TestImportDir(t *testing.T) {
 	}
 	if _, err := ImportDir(t.Context(), e.images, d, image.ImportOptions{}); err == nil {
 		t.Error("a whiteout's name was imported")
+	}
+}
+
+// A writable rootfs can be mounted time and again, either way: what was written
+// is there, and unmounting does not wait for the disk.
+func TestMountAgain(t *testing.T) {
+	e := setup(t)
+	r, err := e.snaps.Prepare(t.Context(), "c", e.image(t, "base", makeTar(t, file("a", "a"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "a 644 0 =a"
+	for i, open := range []func() (*os.File, error){r.Open, r.openOld, r.Open, r.openOld} {
+		f, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("f%d", i)
+		if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name), nil, 0o600); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(r.Work, "work/incompat/volatile")); err != nil {
+			t.Errorf("mount %d is not volatile: %v", i, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		want += "\n" + name + " 600 0 ="
+		if got := tree(t, r); got != want {
+			t.Errorf("after mount %d:\n%s\nwant\n%s", i, got, want)
+		}
+	}
+}
+
+// A path longer than the kernel takes for one layer (255 bytes) is mounted the
+// old way; also one with the characters that separate mount options.
+func TestAwkwardPath(t *testing.T) {
+	needRoot(t)
+	e := &env{dir: filepath.Join(t.TempDir(), strings.Repeat("d", 200), strings.Repeat("e", 100)+`a:b,c\\d`)}
+	e.open(t)
+	t.Cleanup(func() { e.close(t) })
+	img := e.image(t, "base", makeTar(t, file("a", "a")), makeTar(t, file("b", "b")))
+	r, err := e.snaps.Prepare(t.Context(), "c", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{tree(t, r), view(t, e, img)} {
+		if got != "a 644 0 =a\nb 644 0 =b" {
+			t.Errorf("got %s", got)
+		}
 	}
 }

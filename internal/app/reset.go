@@ -1,0 +1,127 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+	"syscall"
+
+	"skiff/internal/host"
+	"skiff/internal/network"
+	"skiff/internal/runtime"
+	"skiff/internal/runtime/keeper"
+)
+
+// reset undoes everything that an instance put on this host, by its journal. It
+// needs no running skiff, and can be repeated: what it could not undo stays in
+// the journal.
+func reset(ctx context.Context, i host.Instance, say func(string)) error {
+	if _, err := os.Stat(i.DataDir); errors.Is(err, os.ErrNotExist) {
+		say("there is no data in " + i.DataDir)
+		if _, err := os.Stat(i.RunDir); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
+	if err := os.MkdirAll(i.DataDir, 0o700); err != nil {
+		return err
+	}
+	if err := foreignDir(i); err != nil {
+		return err
+	}
+	unlock, err := lockInstance(i)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := host.OpenJournal(i.JournalPath())
+	if err != nil {
+		return err
+	}
+	if k, err := keeper.Connect(i.Run("keeper")); err == nil {
+		if err := k.Shutdown(ctx); err != nil {
+			return fmt.Errorf("end the keeper of sockets: %w", err)
+		}
+		say("ended the keeper of sockets")
+	}
+	if err := runtime.Reset(ctx, i); err != nil {
+		return err
+	}
+	say("ended all pods")
+	var errs []error
+	for _, e := range j.Entries() {
+		switch e.Kind {
+		case host.KindDir, host.KindCgroup, host.KindPodProcs:
+			// Pods and their cgroups are gone with the runtime; directories go
+			// last, the journal is in one.
+		case host.KindMounts:
+			if err := unmountBelow(e.Name); err != nil {
+				errs = append(errs, err)
+			}
+		case host.KindFile:
+			if err := os.Remove(e.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		default:
+			handled, err := network.Undo("", e)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			if !handled {
+				errs = append(errs, fmt.Errorf("journal: this skiff does not know how to undo %s %q", e.Kind, e.Name))
+				continue
+			}
+			say(fmt.Sprintf("undid %s %s", e.Kind, e.Name))
+		}
+	}
+	for _, dir := range []string{i.RunDir, i.DataDir} {
+		if err := unmountBelow(dir); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	for _, dir := range []string{i.RunDir, i.DataDir} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+		say("removed " + dir)
+	}
+	// The parents are skiff's too, once the last instance is gone.
+	for _, dir := range []string{"/run/skiff", "/var/lib/skiff"} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmountBelow unmounts everything at and below dir, deepest first.
+func unmountBelow(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.SplitSeq(string(b), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		p := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])
+		if p == dir || strings.HasPrefix(p, dir+"/") {
+			points = append(points, p)
+		}
+	}
+	sort.Sort(sort.Reverse(sort.StringSlice(points)))
+	for _, p := range points {
+		if err := syscall.Unmount(p, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", p, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,54 @@
+package controller
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"skiff/internal/client"
+	"skiff/internal/client/clienttest"
+	"skiff/internal/control"
+)
+
+func TestEveryControllerHasItsRole(t *testing.T) {
+	cl := clienttest.New().Client()
+	d := Deps{
+		Deps:         control.Deps{Informers: client.NewInformers(cl, slog.New(slog.DiscardHandler)), ClientFor: func(string) *client.Client { return cl }},
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+	}
+	roles, bindings := control.Roles(All(d))
+	var got []string
+	for i, r := range roles {
+		got = append(got, r.Name)
+		if b := bindings[i]; b.RoleRef.Name != r.Name || "system:controller:"+b.Subjects[0].Name != r.Name || b.Subjects[0].Namespace != "kube-system" {
+			t.Errorf("binding of %s is %v", r.Name, b)
+		}
+		if len(r.Rules) < 2 {
+			t.Errorf("%s has rules %v", r.Name, r.Rules)
+		}
+	}
+	// The names are upstream's: its bootstrap roles serve as well.
+	want := []string{
+		"system:controller:deployment-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
+		"system:controller:generic-garbage-collector", "system:controller:namespace-controller", "system:controller:node-controller",
+		"system:controller:pod-garbage-collector", "system:controller:replicaset-controller", "system:controller:root-ca-cert-publisher",
+		"system:controller:service-account-controller",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("roles are %v", got)
+	}
+}
+
+func TestDefaultResourcesAreTheBuiltInKinds(t *testing.T) {
+	all, err := Deps{}.resources(context.Background())
+	if err != nil || len(all) != len(client.Kinds) {
+		t.Fatalf("%d resources, %v", len(all), err)
+	}
+	for _, r := range all {
+		if r.GVR.Resource == "tokenreviews" && r.can("delete") {
+			t.Error("reviews cannot be deleted")
+		}
+	}
+}
