@@ -21,6 +21,7 @@ import (
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/fields"
 	"skiff/internal/client"
 	"skiff/internal/store/mem"
 )
@@ -59,8 +60,9 @@ func start(t *testing.T) *fixture {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
+	all := api.All()
 	srv, err := apiserver.New(apiserver.Deps{
-		Store: st, Resources: api.All(), Log: log, Authenticator: open{}, Authorizer: open{}, VerifyCache: true,
+		Store: st, Resources: all, Log: log, Authenticator: open{}, Authorizer: open{}, FieldManagers: fields.New(all), VerifyCache: true,
 	})
 	if err != nil {
 		t.Fatal(err)
