@@ -22,6 +22,7 @@ import (
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/fields"
 	"skiff/internal/client"
 	"skiff/internal/store"
 	"skiff/internal/store/mem"
@@ -66,8 +67,9 @@ func startOn(t *testing.T, st store.Store) *fixture {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
+	all := api.All()
 	srv, err := apiserver.New(apiserver.Deps{
-		Store: st, Resources: api.All(), Log: log, Authenticator: open{}, Authorizer: open{}, VerifyCache: true,
+		Store: st, Resources: all, Log: log, Authenticator: open{}, Authorizer: open{}, FieldManagers: fields.New(all), VerifyCache: true,
 	})
 	if err != nil {
 		t.Fatal(err)
