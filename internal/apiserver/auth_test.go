@@ -6,11 +6,13 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -262,6 +264,36 @@ func TestRBAC(t *testing.T) {
 	s.refused(403, `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default": RBAC: clusterrole.rbac.authorization.k8s.io "nowhere" not found`, "GET", "/api/v1/namespaces/default/pods", "jane", "")
 }
 
+// TestBindingsCountAtOnce: a request that follows the answer to a new binding sees
+// it, however busy the server is.
+func TestBindingsCountAtOnce(t *testing.T) {
+	s := secure(t)
+	ctx := t.Context()
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 100 {
+				user := fmt.Sprintf("u%d-%d", w, i)
+				mine := client.For[*corev1.ConfigMap](s.as(user)).In("default")
+				if _, _, err := mine.List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+					t.Errorf("before: %v", err)
+				}
+				_, err := client.For[*rbacv1.RoleBinding](s.client).Create(ctx, &rbacv1.RoleBinding{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: user}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "view"},
+					Subjects: []rbacv1.Subject{{Kind: "User", Name: user}},
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				if _, _, err := mine.List(ctx, metav1.ListOptions{}); err != nil {
+					t.Errorf("after: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestServiceAccountToken(t *testing.T) {
 	s := secure(t)
 	ctx := t.Context()
@@ -364,6 +396,29 @@ func TestEscalation(t *testing.T) {
 		"POST", bindings, "ann", `{"metadata":{"name":"bad"},"roleRef":{"kind":"X","name":"y"},"subjects":[{"kind":"Y","name":"z"}]}`)
 }
 
+// TestUpdateThatCreates: some resources are created by an update. That takes the
+// permission to create.
+func TestUpdateThatCreates(t *testing.T) {
+	s := secure(t)
+	ctx := t.Context()
+	rule := func(verbs ...string) {
+		must(client.For[*rbacv1.ClusterRole](s.client).Update(ctx, &rbacv1.ClusterRole{
+			ObjectMeta: metav1.ObjectMeta{Name: "leases"},
+			Rules:      []rbacv1.PolicyRule{{Verbs: verbs, APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}}},
+		}))(t)
+	}
+	must(client.For[*rbacv1.ClusterRoleBinding](s.client).Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "leases"}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "leases"}, Subjects: []rbacv1.Subject{{Kind: "User", Name: "jane"}},
+	}))(t)
+	const path, body = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l", `{"metadata":{"name":"l"},"spec":{"holderIdentity":"x"}}`
+	rule("update")
+	s.refused(403, `leases.coordination.k8s.io "l" is forbidden: User "jane" cannot create resource "leases" in API group "coordination.k8s.io" in the namespace "default"`, "PUT", path, "jane", body)
+	rule("update", "create")
+	if code, out := s.do("PUT", path, "jane", "", "", body); code != 201 {
+		t.Errorf("%d %v", code, out)
+	}
+}
+
 func pod(ns, name string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
 }
@@ -378,7 +433,9 @@ func wantErr(t *testing.T, err error, want string) {
 func TestNamespaceLifecycle(t *testing.T) {
 	s := secure(t)
 	ctx := t.Context()
-	maps := func(ns string) client.Resource[*corev1.ConfigMap] { return client.For[*corev1.ConfigMap](s.client).In(ns) }
+	maps := func(ns string) client.Resource[*corev1.ConfigMap] {
+		return client.For[*corev1.ConfigMap](s.client).In(ns)
+	}
 	_, err := maps("nowhere").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 	wantErr(t, err, `namespaces "nowhere" not found`)
 	if !apierrors.IsNotFound(err) {

@@ -22,6 +22,7 @@ import (
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/client"
+	"skiff/internal/store"
 	"skiff/internal/store/mem"
 )
 
@@ -54,7 +55,12 @@ type fixture struct {
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	st := mem.New(mem.Config{})
+	return startOn(t, mem.New(mem.Config{}))
+}
+
+// startOn serves what st holds, and closes it at the end.
+func startOn(t *testing.T, st store.Store) *fixture {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -389,6 +389,12 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	if cur.obj == nil {
+		// Who may update may not create for that.
+		attr := rq.attributes()
+		attr.Verb = "create"
+		if err := s.authorize(ctx, attr); err != nil {
+			return nil, false, err
+		}
 		obj.SetResourceVersion("")
 		obj.SetUID("")
 		a := &Attributes{

@@ -114,6 +114,7 @@ func newNamer() (namer, error) {
 }
 
 var elsewhere = []schema.GroupVersion{
+	{Group: "admission.k8s.io", Version: "v1"}, {Group: "admission.k8s.io", Version: "v1beta1"}, {Group: "imagepolicy.k8s.io", Version: "v1alpha1"},
 	{Group: "apiextensions.k8s.io", Version: "v1"}, {Group: "apiextensions.k8s.io", Version: "v1beta1"},
 	{Group: "apiregistration.k8s.io", Version: "v1"}, {Group: "apiregistration.k8s.io", Version: "v1beta1"},
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"skiff/internal/api"
 	"skiff/internal/apiserver/openapi"
 )
 
@@ -28,7 +29,7 @@ func built(t *testing.T) *Documents {
 	if err != nil {
 		t.Fatal(err)
 	}
-	docs, err := Build(types, Served())
+	docs, err := Build(types, api.All())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"skiff/internal/api"
 	"skiff/internal/apiserver/openapi"
 	"skiff/internal/apiserver/openapi/build"
 )
@@ -45,7 +46,7 @@ func run(dir string, types bool) error {
 	if err != nil {
 		return err
 	}
-	docs, err := build.Build(t, build.Served())
+	docs, err := build.Build(t, api.All())
 	if err != nil {
 		return err
 	}
