@@ -14,7 +14,7 @@ var (
 	serviceIP  = regexp.MustCompile(`\b10\.97\.\d{1,3}\.\d{1,3}\b`)
 	number     = regexp.MustCompile(`^[1-9]\d*$`)
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
-	versionIn  = regexp.MustCompile(`(?i)(resource ?version:?|revision) "?\d+"?`)
+	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)
 	goLocation = regexp.MustCompile(`goroutine \d+`)
 )
 
