@@ -9,6 +9,9 @@ import (
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
+	"skiff/internal/api/core/service"
+	"skiff/internal/api/discovery"
+	"skiff/internal/api/networking"
 	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
 	"skiff/internal/api/scheduling"
@@ -20,12 +23,14 @@ func All() []*resource.Resource {
 	return []*resource.Resource{
 		pod.Binding(),
 		core.ConfigMap(),
+		core.Endpoints(),
 		events,
 		core.Namespace(),
 		core.Node(),
 		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
+		service.Service(),
 		apps.Deployment(),
 		apps.ReplicaSet(),
 		authentication.SelfSubjectReview(),
@@ -35,11 +40,14 @@ func All() []*resource.Resource {
 		authorization.SelfSubjectRulesReview(),
 		authorization.SubjectAccessReview(),
 		coordination.Lease(),
+		discovery.EndpointSlice(),
 		newEvents,
 		rbac.ClusterRole(),
 		rbac.ClusterRoleBinding(),
 		rbac.Role(),
 		rbac.RoleBinding(),
 		scheduling.PriorityClass(),
+		networking.IPAddress(),
+		networking.ServiceCIDR(),
 	}
 }

@@ -171,7 +171,6 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		k.Default(obj)
 	}
 	obj.SetSelfLink("")
-	obj.SetManagedFields(nil)
 	obj, err := s.manage(rq, nil, obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -180,7 +179,7 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		Operation: OpCreate, Resource: k.Resource, Namespace: rq.namespace, Name: obj.GetName(), Object: obj,
 		Options: o, User: rq.user, DryRun: dry, Env: env, Warn: rq.warn,
 	}
-	if err := s.admit(ctx, a); err != nil {
+	if err := s.admitManaged(ctx, a); err != nil {
 		return nil, err
 	}
 	obj = a.Object
@@ -222,6 +221,13 @@ func generateName(base string) string {
 func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strategy, env resource.Env, obj Object, a *Attributes) (out Object, err error) {
 	k := rq.kind
 	wipeSystemFields(obj)
+	if st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, nil)
+		if berr != nil {
+			return nil, berr
+		}
+		defer func() { end(err) }()
+	}
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
@@ -246,14 +252,12 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		return nil, err
 	}
 	key := keyOf(k.Namespaced, obj.GetNamespace(), obj.GetName())
-	if st.Begin != nil {
-		finish, err := st.Begin(ctx, env, obj, nil)
-		if err != nil {
-			return nil, err
+	if !st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, nil)
+		if berr != nil {
+			return nil, berr
 		}
-		if finish != nil {
-			defer func() { finish(context.WithoutCancel(ctx), err == nil && !env.DryRun) }()
-		}
+		defer func() { end(err) }()
 	}
 	value, err := s.encodeStored(k, obj)
 	if err != nil {
@@ -285,6 +289,28 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		return nil, storeError(err)
 	}
 	return s.written(k, key, value, rev)
+}
+
+// begin does what belongs to a write besides the object's own key. end takes the
+// write's outcome.
+func begin(ctx context.Context, st *resource.Strategy, env resource.Env, obj, old Object) (end func(error), err error) {
+	if st.Begin == nil {
+		return func(error) {}, nil
+	}
+	finish, err := st.Begin(ctx, env, obj, old)
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) {
+		if finish != nil && !unknown(err) {
+			finish(context.WithoutCancel(ctx), err == nil && !env.DryRun)
+		}
+	}, nil
+}
+
+// unknown tells that a write may or may not have happened.
+func unknown(err error) bool {
+	return errors.Is(err, store.ErrUnknown) || errors.Is(err, context.DeadlineExceeded) || apierrors.IsTimeout(err)
 }
 
 // alreadyExists is the answer to a creation over an object that exists; one that
@@ -362,6 +388,12 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	if cur.obj == nil {
+		// Who may update may not create for that.
+		attr := rq.attributes()
+		attr.Verb = "create"
+		if err := s.authorize(ctx, attr); err != nil {
+			return nil, false, err
+		}
 		obj.SetResourceVersion("")
 		obj.SetUID("")
 		a := &Attributes{
@@ -372,7 +404,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		if err := checkNamespace(k, rq.namespace, obj); err != nil {
 			return nil, false, err
 		}
-		if err := s.admit(ctx, a); err != nil {
+		if err := s.admitManaged(ctx, a); err != nil {
 			return nil, false, err
 		}
 		out, err := s.insertOnce(ctx, rq, &k.Strategy, env, a.Object, a)
@@ -382,7 +414,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		Operation: OpUpdate, Resource: k.Resource, Subresource: rq.subName(), Namespace: rq.namespace, Name: rq.name,
 		Object: obj, Old: cur.obj, Options: o, User: rq.user, DryRun: dry, Env: env, Warn: rq.warn,
 	}
-	if err := s.admit(ctx, a); err != nil {
+	if err := s.admitManaged(ctx, a); err != nil {
 		return nil, false, err
 	}
 	obj = a.Object
@@ -408,6 +440,13 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	if err := checkNamespace(k, rq.namespace, obj); err != nil {
 		return nil, false, err
 	}
+	if st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, cur.obj)
+		if berr != nil {
+			return nil, false, berr
+		}
+		defer func() { end(err) }()
+	}
 	if err := prepareUpdate(st, env, obj, cur.obj); err != nil {
 		return nil, false, err
 	}
@@ -429,14 +468,12 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	if err := s.validateAdmission(ctx, a); err != nil {
 		return nil, false, err
 	}
-	if st.Begin != nil {
-		finish, err := st.Begin(ctx, env, obj, cur.obj)
-		if err != nil {
-			return nil, false, err
+	if !st.BeginFirst {
+		end, berr := begin(ctx, st, env, obj, cur.obj)
+		if berr != nil {
+			return nil, false, berr
 		}
-		if finish != nil {
-			defer func() { finish(context.WithoutCancel(ctx), err == nil && !env.DryRun) }()
-		}
+		defer func() { end(err) }()
 	}
 	key := rq.key()
 	// The last finalizer is gone from a deleted object: the update deletes it.
@@ -568,6 +605,27 @@ func keepManagedTimes(obj, old Object) {
 	if !apiequality.Semantic.DeepEqual(obj, old) {
 		obj.SetManagedFields(now)
 	}
+}
+
+// admitManaged runs mutating admission. Managed fields that a plugin left
+// unreadable become what they were.
+func (s *Server) admitManaged(ctx context.Context, a *Attributes) error {
+	if s.FieldManagers == nil {
+		return s.admit(ctx, a)
+	}
+	before := a.Object.GetManagedFields()
+	if err := s.admit(ctx, a); err != nil {
+		return err
+	}
+	after := a.Object.GetManagedFields()
+	if len(before) == len(after) && (len(before) == 0 || &before[0] == &after[0]) {
+		return nil
+	}
+	if err := s.FieldManagers.Valid(after); err != nil {
+		a.Object.SetManagedFields(before)
+		a.Warn(".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: " + err.Error())
+	}
+	return nil
 }
 
 func (s *Server) manage(rq *request, live, obj Object, manager string) (Object, error) {

@@ -22,10 +22,16 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
+	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/admission"
+	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/fields"
+	"skiff/internal/apiserver/openapi"
+	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -43,6 +49,7 @@ type server struct {
 	store store.Store
 	pki   *pki.PKI
 	api   *apiserver.Server
+	alloc *alloc.Allocator
 }
 
 func (s *server) openStore(ctx context.Context) error {
@@ -84,6 +91,7 @@ func (s *server) issuer() string { return "https://kubernetes.default.svc." + s.
 
 func (s *server) newAPI() error {
 	var srv *apiserver.Server
+	objects := &serverObjects{}
 	keys, err := s.pki.ServiceAccountPublicKeys()
 	if err != nil {
 		return err
@@ -95,21 +103,42 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	s.alloc, err = alloc.New(alloc.Deps{
+		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
+	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: scratch(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: all, AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
-		Authorizer:    authz.Union{authz.Masters{}},
+		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
+		Admission:     admission.Default(),
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
+		FieldManagers: fields.New(all),
+		Services:      s.alloc,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
 		return err
 	}
+	objects.Server = srv
 	s.api = srv
 	s.g.start("cache", srv.Run)
 	return nil
 }
+
+// serverObjects are the API's objects, for the deciders: they exist before the
+// server that they decide for.
+type serverObjects struct{ *apiserver.Server }
 
 // bodies registers the types that requests carry besides resources.
 func bodies() []func(*k8sruntime.Scheme) error {

@@ -3,6 +3,8 @@ package kubelet
 import (
 	"context"
 	"errors"
+	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -275,6 +277,35 @@ func TestOrphansEnd(t *testing.T) {
 	})
 }
 
+// What a kubelet that was killed left of pods that nobody knows goes; what belongs
+// to a pod stays.
+func TestLeftovers(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.kill()
+		pods, logs := w.k.d.Host.Data("kubelet", "pods"), w.k.d.PodLogDir
+		for _, d := range []string{pods + "/gone-uid/containers/a", logs + "/default_gone_gone-uid/a", logs + "/unrelated"} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.start()
+		if got := dirs(pods); !slices.Equal(got, []string{"web-uid"}) {
+			t.Errorf("pod directories: %q", got)
+		}
+		if got := dirs(logs); !slices.Equal(got, []string{"default_web_web-uid", "unrelated"}) {
+			t.Errorf("log directories: %q", got)
+		}
+		if !slices.Contains(w.volumes.gone, "gone-uid") || slices.Contains(w.volumes.gone, "web-uid") {
+			t.Errorf("volumes were removed of %q", w.volumes.gone)
+		}
+		w.delete("web", 30)
+		if got := append(dirs(pods), dirs(logs)...); !slices.Equal(got, []string{"unrelated"}) {
+			t.Errorf("left: %q", got)
+		}
+	})
+}
+
 func TestExitWhileAway(t *testing.T) {
 	run(t, nil, func(w *world) {
 		p := newPod("job", "a")
@@ -291,6 +322,34 @@ func TestExitWhileAway(t *testing.T) {
 		}
 		if n := len(w.rt.Containers("a")); n != 1 {
 			t.Errorf("%d containers, want the ended one kept for its logs", n)
+		}
+	})
+}
+
+func TestCrashLoopOverRestarts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		for _, wait := range []time.Duration{0, 11 * time.Second, 21 * time.Second} {
+			w.exit("a", 1)
+			w.after(wait)
+		}
+		w.exit("a", 1)
+		w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+		for range 3 {
+			w.kill()
+			writes := len(w.api.Requests())
+			w.rt.ClearCalls()
+			w.start()
+			w.after(8 * time.Second)
+			w.wantOps()
+			w.wantWaiting("web", "a", "CrashLoopBackOff", "back-off 40s")
+			if n := len(w.api.Requests()) - writes; n != 0 {
+				t.Errorf("a restart wrote %d times", n)
+			}
+		}
+		w.after(20 * time.Second)
+		if s := w.pod("web").Status.ContainerStatuses[0]; s.State.Running == nil || s.RestartCount != 4 {
+			t.Errorf("after the back-off: %+v", s)
 		}
 	})
 }

@@ -49,7 +49,12 @@ func (w *worker) backingOff(pod *corev1.Pod, o *observed, c *corev1.Container) b
 	}
 	now := w.k.d.Now()
 	key := crashKey(c)
-	b := w.crash[key]
+	b, known := w.crash[key]
+	if !known && last.restarts > 0 && last.created.Before(w.k.started) {
+		// Restarted by a former kubelet: its back-off follows from how often.
+		b = backoff{backoffAfter(last.restarts), last.started}
+		w.crash[key] = b
+	}
 	until, on := b.active(last.finished, now)
 	if on {
 		w.hold(c.Name, "CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", b.delay, c.Name, podNameFull(pod)), until)
@@ -58,6 +63,15 @@ func (w *worker) backingOff(pod *corev1.Pod, o *observed, c *corev1.Container) b
 	}
 	w.crash[key] = b.next(last.finished, now)
 	return false
+}
+
+// backoffAfter is the back-off of a container that was restarted so often in a row.
+func backoffAfter(restarts int) time.Duration {
+	d := backoffInitial
+	for ; restarts > 1 && d < backoffMax; restarts-- {
+		d *= 2
+	}
+	return min(d, backoffMax)
 }
 
 // start pulls the image where needed, creates and starts one container and runs

@@ -33,6 +33,7 @@ type verdict struct{ reason, message string }
 
 // worker drives one pod. See the package's documentation.
 type worker struct {
+	left bool // Leave was called
 	k    *Kubelet
 	uid  types.UID
 	wake chan struct{}
@@ -80,6 +81,15 @@ func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 		k: k, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
+	}
+	// What kept containers from starting before a restart still does until it is
+	// tried again.
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, st := range list {
+			if x := st.State.Waiting; x != nil && x.Reason != "" && x.Reason != reasonCreating && x.Reason != reasonInitializing {
+				w.waiting[st.Name] = waiting{x.Reason, x.Message}
+			}
+		}
 	}
 	w.status = newStatusWriter(k, pod)
 	w.probes = newProbes(w)

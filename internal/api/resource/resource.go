@@ -10,8 +10,8 @@
 //
 // decode, Default, managedFields, mutating admission (Default again after
 // webhooks), Prepare (which drops disabled fields and resets what this door may
-// not write), Validate, Canonicalize, validating admission, Begin, store. For
-// update and patch everything from the patch on is repeated in the
+// not write), Validate, Canonicalize, validating admission, Begin (with
+// BeginFirst: before Prepare), store. For update and patch everything from the patch on is repeated in the
 // compare-and-swap retry, against the then current object.
 //
 // Functions get an object of their own that they may change where their comment
@@ -20,6 +20,7 @@ package resource
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -130,8 +131,12 @@ type StrategyOf[T Object] struct {
 	// Begin does what must happen with the write (allocate an address), after
 	// validation; old is the zero T on create. It may change obj (allocated
 	// values). finish is called once, with whether the write happened; nil is
-	// allowed.
+	// allowed. Where nobody knows whether it happened, finish is not called: what
+	// Begin took stays taken.
 	Begin func(ctx context.Context, env Env, obj, old T) (finish func(ctx context.Context, committed bool), err error)
+	// BeginFirst: Begin runs before Prepare, so that what it fills in is
+	// validated with the rest. Begin must then bear an object that is not valid.
+	BeginFirst bool
 	// Deleted is called after the object left the store.
 	Deleted func(ctx context.Context, env Env, obj T)
 
@@ -148,6 +153,9 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// NoDependents: nothing depends on these objects; a deletion asks the garbage
+	// collector for nothing, whatever its options say.
+	NoDependents bool
 
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
@@ -292,19 +300,33 @@ type TokenSpec struct {
 	NodeName, NodeUID              string
 }
 
-// ServiceAllocator hands out cluster addresses and node ports. Every allocation
-// is undone by Release unless its write happened.
+// ServiceAllocator hands out cluster addresses and node ports. Whoever allocates
+// releases, unless the write that uses what was allocated happened. Errors are
+// short texts for the messages of field errors.
 type ServiceAllocator interface {
 	// AllocateIP takes ip (a specific one) or, where empty, any of family
-	// ("IPv4", "IPv6") for the service named.
+	// ("IPv4", "IPv6") for the service named; ErrRangeFull where there is none
+	// left. A dry run takes nothing.
 	AllocateIP(ctx context.Context, namespace, name, family, ip string, dryRun bool) (string, error)
+	// ReleaseIP gives an address back; one that is free already is no error.
 	ReleaseIP(ctx context.Context, ip string) error
-	// AllocatePort takes port, or any where 0.
-	AllocatePort(ctx context.Context, port int32, protocol string, dryRun bool) (int32, error)
-	ReleasePort(ctx context.Context, port int32, protocol string)
+	// AllocatePort takes port for all protocols, or any port where it is 0;
+	// ErrRangeFull where there is none left.
+	AllocatePort(ctx context.Context, port int32) (int32, error)
+	// PortTaken tells whether AllocatePort of port would find it taken.
+	PortTaken(ctx context.Context, port int32) (bool, error)
+	// ReleasePort gives a port back; one that is free already, or out of the
+	// range, is no error.
+	ReleasePort(ctx context.Context, port int32) error
 	// Families are the cluster's IP families, the primary one first.
 	Families() []string
 }
+
+// Errors of a ServiceAllocator, with the texts that clients see.
+var (
+	ErrRangeFull     = errors.New("range is full")
+	ErrPortAllocated = errors.New("provided port is already allocated")
+)
 
 // Define turns the strategy over T into the one over Object and puts it into r.
 func Define[T Object](r Resource, s StrategyOf[T]) *Resource {
@@ -322,9 +344,9 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
-		KeepFields: s.KeepFields,
+		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }

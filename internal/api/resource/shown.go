@@ -107,10 +107,8 @@ func showFields(b *bytes.Buffer, v reflect.Value, first *bool) error {
 	t := v.Type()
 	for i := range t.NumField() {
 		f := t.Field(i)
-		// metav1's embedded types carry names in JSON themselves: TypeMeta is
-		// inlined, ObjectMeta is a member named by its own type's rules.
-		if f.Anonymous && f.Type.Kind() == reflect.Struct && strings.HasPrefix(f.Type.PkgPath(), "k8s.io/api/") {
-			if err := showFields(b, v.Field(i), first); err != nil {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			if err := showEmbedded(b, v.Field(i), first); err != nil {
 				return err
 			}
 			continue
@@ -129,6 +127,28 @@ func showFields(b *bytes.Buffer, v reflect.Value, first *bool) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// showEmbedded writes the members of an embedded structure, which has JSON names
+// where it is metav1's.
+func showEmbedded(b *bytes.Buffer, v reflect.Value, first *bool) error {
+	if strings.HasPrefix(v.Type().PkgPath(), "k8s.io/api/") {
+		return showFields(b, v, first)
+	}
+	raw, err := json.Marshal(v.Interface())
+	if err != nil {
+		return err
+	}
+	members := bytes.TrimSuffix(bytes.TrimPrefix(raw, []byte("{")), []byte("}"))
+	if len(members) == 0 {
+		return nil
+	}
+	if !*first {
+		b.WriteByte(',')
+	}
+	*first = false
+	b.Write(members)
 	return nil
 }
 

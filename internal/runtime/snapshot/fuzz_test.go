@@ -61,7 +61,7 @@ func FuzzUnpack(f *testing.F) {
 		}
 		w.Close()
 		for _, lowers := range [][]string{nil, {lower}} {
-			_, err := unpack(t.Context(), bytes.NewReader(b.Bytes()), layerDir, lowers)
+			_, _, err := unpack(t.Context(), bytes.NewReader(b.Bytes()), layerDir, lowers)
 			if err == nil && len(lowers) == 0 {
 				var out bytes.Buffer
 				if err := WriteLayer(t.Context(), &out, layerDir); err != nil && !strings.Contains(err.Error(), "cannot be in an image") {

@@ -182,7 +182,7 @@ func (s *Store) unpackLayer(ctx context.Context, img *image.Image, i int, chain 
 		return nil, err
 	}
 	l := &layer{ID: img.DiffIDs[i].String(), DiffID: img.DiffIDs[i].String()}
-	if l.Dependent, err = unpack(ctx, r, dir, s.lower(below)); err != nil {
+	if l.Dependent, l.Alone, err = unpack(ctx, r, dir, s.lower(below)); err != nil {
 		return nil, err
 	}
 	if l.Dependent {
@@ -196,11 +196,15 @@ func (s *Store) unpackLayer(ctx context.Context, img *image.Image, i int, chain 
 	return s.publish(dir, l)
 }
 
-// lower are the layers' directories, uppermost first.
+// lower are the layers' directories, uppermost first, down to one that hides what
+// is below it.
 func (s *Store) lower(layers []*layer) []string {
 	out := make([]string, 0, len(layers)+1)
 	for i := len(layers) - 1; i >= 0; i-- {
 		out = append(out, s.path("layers", layers[i].name))
+		if layers[i].Alone {
+			break
+		}
 	}
 	return out
 }

@@ -223,6 +223,8 @@ d etc 755 0
 			baseTree + "etc/b 644 0 =b", true},
 		"opaque": {[][]entry{base, {dir("etc"), file("etc/.wh..wh..opq", ""), file("etc/n", "n")}},
 			baseTree + "etc/n 644 0 =n", true},
+		"everything below hidden": {[][]entry{base, {file(".wh..wh..opq", ""), file("n", "n")}, {file("m", "m")}},
+			"n 644 0 =n\nm 644 0 =m", true},
 		"opaque after its files": {[][]entry{base, {dir("etc"), file("etc/n", "n"), file("etc/.wh..wh..opq", "")}},
 			baseTree + "etc/n 644 0 =n", true},
 		"whiteout and new directory": {[][]entry{base, {dir("etc"), file("etc/.wh.d", ""), dir("etc/d"), file("etc/d/y", "y"), file("etc/.wh.a", ""), file("etc/.wh.b", "")}},

@@ -52,8 +52,10 @@ type layer struct {
 	ID        string
 	DiffID    string
 	Dependent bool `json:",omitempty"`
-	Bytes     uint64
-	Inodes    uint64
+	// Alone layers hide all that is below.
+	Alone  bool `json:",omitempty"`
+	Bytes  uint64
+	Inodes uint64
 	// Boot is the kernel's boot in which it was written; Synced tells that it
 	// outlives a crash of the machine.
 	Boot   string

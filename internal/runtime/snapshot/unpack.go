@@ -33,18 +33,22 @@ type unpacker struct {
 	plain bool
 	// dependent is set when the result depends on lowers.
 	dependent bool
-	implicit  map[string]bool      // directories that no entry has named so far
-	times     map[string]time.Time // of directories, set last
-	buf       []byte
+	// alone is set when the layer hides all that is below it.
+	alone    bool
+	implicit map[string]bool      // directories that no entry has named so far
+	times    map[string]time.Time // of directories, set last
+	buf      []byte
 
 	cachedDir string // the directory that cachedFD is; "" for none
 	cachedFD  int
 }
 
 // unpack writes the uncompressed tar r into dir, an empty directory, and tells
-// whether the result depends on lowers.
-func unpack(ctx context.Context, r io.Reader, dir string, lowers []string) (dependent bool, err error) {
-	return unpackInto(ctx, r, dir, &unpacker{lowers: lowers})
+// whether the result depends on lowers, and whether it hides them all.
+func unpack(ctx context.Context, r io.Reader, dir string, lowers []string) (dependent, alone bool, err error) {
+	u := &unpacker{lowers: lowers}
+	dependent, err = unpackInto(ctx, r, dir, u)
+	return dependent, u.alone, err
 }
 
 // Extract writes the tar r, uncompressed, into dir, which need not be empty, as
@@ -134,6 +138,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
 			return fmt.Errorf("%w: character device 0/0", ErrUnsafe)
 		}
+	case base == whOpaque && dir == "":
+		u.alone = true // overlayfs does not look for the attribute here
+		return nil
 	case base == whOpaque:
 		return unix.Fsetxattr(parent, xattrOpaque, []byte("y"), 0)
 	case strings.HasPrefix(base, whMeta):
