@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,7 +12,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/proxy"
@@ -296,6 +294,9 @@ func proxyTarget(r *http.Request, scheme, host, rest string) *url.URL {
 // splitTarget reads "scheme:name:port", "name:port" or "name".
 func splitTarget(id string) (scheme, name, port string, ok bool) {
 	parts := strings.Split(id, ":")
+	if len(parts) < 3 && parts[0] == "" || len(parts) == 3 && parts[1] == "" {
+		return "", "", "", false
+	}
 	switch len(parts) {
 	case 1:
 		return "", parts[0], "", true
@@ -348,43 +349,4 @@ func (s *Server) nodeProxy(w http.ResponseWriter, r *http.Request, n *corev1.Nod
 	u.Path, u.RawQuery = in.rest, r.URL.RawQuery
 	s.upgradeAware(w, r, u, rt, false)
 	return nil
-}
-
-func (s *Server) serviceProxy(w http.ResponseWriter, r *http.Request, svc *corev1.Service, in info) error {
-	scheme, _, port, ok := splitTarget(in.name)
-	if !ok {
-		return apierrors.NewBadRequest(fmt.Sprintf("invalid service request %q", in.name))
-	}
-	name, found := "", false
-	for _, p := range svc.Spec.Ports {
-		if port == "" && len(svc.Spec.Ports) == 1 || port != "" && (p.Name == port || strconv.Itoa(int(p.Port)) == port) {
-			name, found = p.Name, true
-		}
-	}
-	if !found {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %q found for service %q", port, svc.Name))
-	}
-	slices, _, err := client.For[*discoveryv1.EndpointSlice](s.system).In(svc.Namespace).List(r.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + svc.Name})
-	if err != nil {
-		return err
-	}
-	var hosts []string
-	for _, sl := range slices {
-		for _, sp := range sl.Ports {
-			if sp.Port == nil || (sp.Name != nil && *sp.Name != name) {
-				continue
-			}
-			for _, e := range sl.Endpoints {
-				if e.Conditions.Ready == nil || *e.Conditions.Ready {
-					for _, a := range e.Addresses {
-						hosts = append(hosts, net.JoinHostPort(a, strconv.Itoa(int(*sp.Port))))
-					}
-				}
-			}
-		}
-	}
-	if len(hosts) == 0 {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
-	}
-	return s.proxyTo(w, r, scheme, hosts[rand.IntN(len(hosts))], in.rest)
 }

@@ -159,6 +159,7 @@ func (n *node) run(ctx context.Context) error {
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
+		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
 	})
 	if err != nil {

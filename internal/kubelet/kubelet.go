@@ -115,6 +115,11 @@ type Deps struct {
 	// Authorize, where set, is asked before the server answers a request;
 	// a non-nil error is the answer.
 	Authorize Authorizer
+	// Leave, where set, is called once for a pod that is deleted with a grace
+	// period, before its containers are told to end. It returns when services
+	// send no new connection to the pod any more, or when ctx ends: after
+	// leaveAtMost, or the grace period where that is shorter.
+	Leave func(ctx context.Context, pod *corev1.Pod)
 	// ResolvConf is the host's resolver configuration; /etc/resolv.conf by default.
 	ResolvConf string
 	// PodLogDir is where pod logs are; Host.Data("logs") by default.

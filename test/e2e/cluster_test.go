@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -262,6 +263,11 @@ func (c *cluster) importBusybox() {
 	for _, a := range []string{"sh", "echo", "sleep", "cat", "wget", "nslookup", "ls", "kill", "true", "false", "id", "httpd", "hostname", "touch", "rm", "stat", "nc", "env", "seq", "head", "test"} {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
+	load, err := os.ReadFile(loadProgram(c.t))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	add(&tar.Header{Name: "bin/load", Typeflag: tar.TypeReg, Mode: 0o755}, load)
 	add(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n"))
 	if err := tw.Close(); err != nil {
 		c.t.Fatal(err)
@@ -271,4 +277,36 @@ func (c *cluster) importBusybox() {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Fatalf("image import: %v\n%s", err, out)
 	}
+}
+
+var loadOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "skiff-load-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "load")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "skiff/test/load")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build test/load: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// loadProgram builds test/load, once, static.
+func loadProgram(t *testing.T) string {
+	t.Helper()
+	path, err := loadOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := loadOnce(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }

@@ -139,7 +139,7 @@ spec:
 	c.rollout("web")
 	c.waitPod("client", ".status.phase", "Running")
 	for _, name := range []string{"web", "web.default", "web.default.svc", "web.default.svc.cluster.local", "headless:8080"} {
-		out := c.kubectl("exec", "client", "--", "wget", "-q", "-T", "10", "-O", "-", "http://"+name+"/")
+		out := c.kubectl("exec", "client", "--", "load", "--once", "--url", "http://"+name+"/")
 		if !strings.HasPrefix(out, "one web-") {
 			t.Errorf("%s says %q", name, out)
 		}

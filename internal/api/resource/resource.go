@@ -153,6 +153,9 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// NoDependents: nothing depends on these objects; a deletion asks the garbage
+	// collector for nothing, whatever its options say.
+	NoDependents bool
 
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
@@ -341,7 +344,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
 		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
 	}

@@ -75,7 +75,8 @@ func Files(v2, v2proto []byte, v3 map[string][]byte) (map[string][]byte, error) 
 
 func hash(doc []byte) string { return fmt.Sprintf("%X", sha512.Sum512(doc)) }
 
-// Media types of the documents. The forms with @ are older clients'.
+// Media types of the documents. Clients ask with the form with @, which is no
+// valid media type and never stands in an answer.
 const (
 	mediaJSON      = "application/json"
 	mediaV2Proto   = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
@@ -143,7 +144,7 @@ func (h *Handler) v2(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotAcceptable)
 		return
 	case mediaV2Proto, mediaV2ProtoAt:
-		file = v2ProtoFile
+		file, media = v2ProtoFile, mediaV2Proto
 	}
 	h.send(w, r, file, media, h.hashes[v2Key])
 }
