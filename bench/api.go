@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -25,6 +26,7 @@ func prepareAPI(_ context.Context, s *side, z sizes) (runner, error) {
 
 func apiRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, error) {
 	var out []figure
+	var errs []error // what one verb lacks does not hide the others
 	root := "/api/v1/namespaces/" + ns
 	measure := func(name string, clients, count int, r func(i int) request) (outcome, error) {
 		o, err := load{Clients: clients, Count: count, For: z.For, Request: r}.run(ctx, s)
@@ -42,7 +44,7 @@ func apiRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, error
 			return request{http.MethodPost, root + "/configmaps", asJSON, asJSON, configMap(prefix+strconv.Itoa(i), "0")}
 		})
 		if err != nil {
-			return out, err
+			errs = append(errs, err)
 		}
 		if n == others {
 			made = o.Done
@@ -53,8 +55,11 @@ func apiRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, error
 		if _, err := measure(fmt.Sprintf("create Pods, %d clients", n), n, z.Count, func(i int) request {
 			return request{http.MethodPost, root + "/pods", asJSON, asJSON, pod(prefix+strconv.Itoa(i), nobody, "")}
 		}); err != nil {
-			return out, err
+			errs = append(errs, err)
 		}
+	}
+	if made == 0 {
+		return out, errors.Join(errs...)
 	}
 	name := func(i int) string { return "cm-16-" + strconv.Itoa(i%made) }
 	at := root + "/configmaps/"
@@ -80,8 +85,8 @@ func apiRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, error
 		{"delete", min(z.Count, made), func(i int) request { return request{http.MethodDelete, at + name(i), "", asJSON, nil} }},
 	} {
 		if _, err := measure(fmt.Sprintf("%s, %d clients", v.verb, others), others, v.count, v.r); err != nil {
-			return out, err
+			errs = append(errs, err)
 		}
 	}
-	return out, nil
+	return out, errors.Join(errs...)
 }

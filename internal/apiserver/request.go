@@ -147,6 +147,21 @@ func (rq *request) warn(text string) {
 	rq.warnings = append(rq.warnings, text)
 }
 
+// warnStrict warns of a strict decoding error: of each line where YAML packs
+// several into one.
+func (rq *request) warnStrict(err error) {
+	text := err.Error()
+	for _, prefix := range []string{"yaml: unmarshal errors:\n", "error converting YAML to JSON: yaml: unmarshal errors:\n"} {
+		if rest, ok := strings.CutPrefix(text, prefix); ok {
+			for line := range strings.SplitSeq(rest, "\n") {
+				rq.warn(strings.TrimSpace(line))
+			}
+			return
+		}
+	}
+	rq.warn(text)
+}
+
 // key of the object below its collection's prefix.
 func (rq *request) key() string { return keyOf(rq.kind.Namespaced, rq.namespace, rq.name) }
 

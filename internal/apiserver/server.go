@@ -82,9 +82,11 @@ type FieldManagers interface {
 	// Update notes that manager made obj out of live (nil on creation) through
 	// the door sub. It may change obj and returns it.
 	Update(r *resource.Resource, sub string, live, obj Object, manager string) (Object, error)
-	// Apply merges a server-side apply configuration (JSON or YAML) into live
-	// (an empty object on creation).
-	Apply(r *resource.Resource, sub string, live Object, config []byte, manager string, force bool) (Object, error)
+	// Apply merges a server-side apply configuration, as decoded, into live (an
+	// empty object on creation) and returns a new object.
+	Apply(r *resource.Resource, sub string, live Object, config map[string]any, manager string, force bool) (Object, error)
+	// Valid tells whether managed fields can be read.
+	Valid(entries []metav1.ManagedFieldsEntry) error
 }
 
 // kind is a resource as the server holds it.

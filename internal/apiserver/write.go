@@ -178,7 +178,6 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		k.Default(obj)
 	}
 	obj.SetSelfLink("")
-	obj.SetManagedFields(nil)
 	obj, err := s.manage(rq, nil, obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -187,7 +186,7 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		Operation: OpCreate, Resource: k.Resource, Namespace: rq.namespace, Name: obj.GetName(), Object: obj,
 		Options: o, User: rq.user, DryRun: dry, Env: env, Warn: rq.warn,
 	}
-	if err := s.admit(ctx, a); err != nil {
+	if err := s.admitManaged(ctx, a); err != nil {
 		return nil, err
 	}
 	obj = a.Object
@@ -412,7 +411,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		if err := checkNamespace(k, rq.namespace, obj); err != nil {
 			return nil, false, err
 		}
-		if err := s.admit(ctx, a); err != nil {
+		if err := s.admitManaged(ctx, a); err != nil {
 			return nil, false, err
 		}
 		out, err := s.insertOnce(ctx, rq, &k.Strategy, env, a.Object, a)
@@ -422,7 +421,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		Operation: OpUpdate, Resource: k.Resource, Subresource: rq.subName(), Namespace: rq.namespace, Name: rq.name,
 		Object: obj, Old: cur.obj, Options: o, User: rq.user, DryRun: dry, Env: env, Warn: rq.warn,
 	}
-	if err := s.admit(ctx, a); err != nil {
+	if err := s.admitManaged(ctx, a); err != nil {
 		return nil, false, err
 	}
 	obj = a.Object
@@ -606,6 +605,27 @@ func keepManagedTimes(obj, old Object) {
 	if !apiequality.Semantic.DeepEqual(obj, old) {
 		obj.SetManagedFields(now)
 	}
+}
+
+// admitManaged runs mutating admission. Managed fields that a plugin left
+// unreadable become what they were.
+func (s *Server) admitManaged(ctx context.Context, a *Attributes) error {
+	if s.FieldManagers == nil {
+		return s.admit(ctx, a)
+	}
+	before := a.Object.GetManagedFields()
+	if err := s.admit(ctx, a); err != nil {
+		return err
+	}
+	after := a.Object.GetManagedFields()
+	if len(before) == len(after) && (len(before) == 0 || &before[0] == &after[0]) {
+		return nil
+	}
+	if err := s.FieldManagers.Valid(after); err != nil {
+		a.Object.SetManagedFields(before)
+		a.Warn(".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: " + err.Error())
+	}
+	return nil
 }
 
 func (s *Server) manage(rq *request, live, obj Object, manager string) (Object, error) {

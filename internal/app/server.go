@@ -29,6 +29,7 @@ import (
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/fields"
 	"skiff/internal/apiserver/openapi"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
@@ -113,13 +114,15 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: api.All(), AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: all, AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),
 		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
 		Tokens:        tokens,
+		FieldManagers: fields.New(all),
 		Services:      s.alloc,
 		OpenAPI:       docs,
 		Version:       version(),

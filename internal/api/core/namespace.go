@@ -98,7 +98,7 @@ func Namespace() *resource.Resource {
 			n.DeletionGracePeriodSeconds = nil
 		},
 		Selectable: func(n *corev1.Namespace) fields.Set {
-			return fields.Set{"name": n.Name, "status.phase": string(n.Status.Phase)}
+			return fields.Set{"status.phase": string(n.Status.Phase)}
 		},
 		Row: func(n *corev1.Namespace, now time.Time) []any {
 			return []any{n.Name, string(n.Status.Phase), resource.Age(n.CreationTimestamp, now)}

@@ -21,7 +21,7 @@ import (
 // Default returns the plugins in upstream's order.
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
-		NewNamespaceLifecycle(), ServiceAccount{}, NodeRestriction{}, Priority{}, DefaultTolerationSeconds{},
+		NewNamespaceLifecycle(), ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
 	}
 }
 

@@ -46,3 +46,25 @@ func tolerates(list []corev1.Toleration, key string) bool {
 	}
 	return false
 }
+
+// TaintNodesByCondition keeps pods off a new node until a controller has seen it
+// Ready.
+type TaintNodesByCondition struct{ noValidation }
+
+// Name implements apiserver.Admission.
+func (TaintNodesByCondition) Name() string { return "TaintNodesByCondition" }
+
+// Admit implements apiserver.Admission.
+func (TaintNodesByCondition) Admit(_ context.Context, a *apiserver.Attributes) error {
+	n, ok := a.Object.(*corev1.Node)
+	if !ok || a.Operation != apiserver.OpCreate || a.Subresource != "" {
+		return nil
+	}
+	for _, t := range n.Spec.Taints {
+		if t.Key == corev1.TaintNodeNotReady && t.Effect == corev1.TaintEffectNoSchedule {
+			return nil
+		}
+	}
+	n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule})
+	return nil
+}

@@ -28,6 +28,7 @@ import (
 	"skiff/internal/client"
 	"skiff/internal/codec"
 	"skiff/internal/store"
+	"skiff/internal/store/etcd"
 	"skiff/internal/store/mem"
 )
 
@@ -292,8 +293,30 @@ func TestErrors(t *testing.T) {
 }
 
 func TestConcurrentCreates(t *testing.T) {
-	// Two API servers over one store, and room for all but few.
-	f := start(t, config{cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
+	t.Run("mem", func(t *testing.T) {
+		st := mem.New(mem.Config{})
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		st, err := etcd.Open(t.Context(), etcd.Config{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+}
+
+func closeStore(t *testing.T, st store.Store) {
+	if err := st.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// concurrentCreates has two API servers over one store, and room for all but few.
+func concurrentCreates(t *testing.T, st store.Store) {
+	f := start(t, config{store: st, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	g := start(t, config{store: f.store, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	const n = 60
 	var mu sync.Mutex
@@ -537,6 +560,49 @@ func TestRepair(t *testing.T) {
 		}
 	}
 	f.wantTaken(1, 1)
+}
+
+func TestDefaultServiceCIDR(t *testing.T) {
+	f := start(t, config{})
+	get := func() *networkingv1.ServiceCIDR {
+		c, err := client.For[*networkingv1.ServiceCIDR](f.c).Get(t.Context(), alloc.DefaultServiceCIDR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := get()
+	if len(c.Status.Conditions) != 1 {
+		t.Fatalf("conditions %+v", c.Status.Conditions)
+	}
+	if r := c.Status.Conditions[0]; fmt.Sprint(c.Spec.CIDRs) != "[10.96.0.0/24]" || r.Type != "Ready" || r.Status != "True" || r.Message != "Kubernetes default Service CIDR is ready" {
+		t.Errorf("%v %+v", c.Spec.CIDRs, r)
+	}
+	// A range that is not ready, or on its way out, gives no addresses.
+	c = c.DeepCopy()
+	c.Status.Conditions[0].Status = metav1.ConditionFalse
+	if _, err := client.For[*networkingv1.ServiceCIDR](f.c).UpdateStatus(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		_, err := f.services().Create(t.Context(), service("web"))
+		if err == nil {
+			f.remove("web")
+		}
+		return err != nil && strings.HasSuffix(err.Error(), "range is full")
+	})
+	f.stop()
+	// The cluster becomes dual-stack.
+	f = start(t, config{store: f.store, cidrs: []string{"10.96.0.0/24", "fd00:96::/112"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
+	f.stop()
+	// Another range than the stored one changes nothing.
+	f = start(t, config{store: f.store, cidrs: []string{"10.97.0.0/24"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
 }
 
 func TestNewRefusesRanges(t *testing.T) {

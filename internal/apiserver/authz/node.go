@@ -27,6 +27,9 @@ func NewNode(objects Objects, rules []rbacv1.PolicyRule) *Node {
 	return &Node{rules: rules, graph: newGraph(objects)}
 }
 
+// Name implements Named.
+func (*Node) Name() string { return "node" }
+
 // NodeName returns the node that a user is; isNode with an empty name is one that
 // does not say which.
 func NodeName(u *resource.User) (name string, isNode bool) {

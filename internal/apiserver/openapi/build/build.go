@@ -25,11 +25,13 @@ import (
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
 	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/schemaconv"
 	"k8s.io/kube-openapi/pkg/schemamutation"
 	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
 	"skiff/internal/api/resource"
+	"skiff/internal/apiserver/fields"
 )
 
 // Documents are what is served.
@@ -275,4 +277,35 @@ func Build(t *Types, all []*resource.Resource) (*Documents, error) {
 		return nil, fmt.Errorf("v2 as protobuf: %w", err)
 	}
 	return out, nil
+}
+
+// MergeSchema makes the schema that server-side apply merges by, of all objects
+// that are written, as package fields reads it.
+func MergeSchema(t *Types, all []*resource.Resource) ([]byte, error) {
+	defs, err := t.definitions(refV3)
+	if err != nil {
+		return nil, err
+	}
+	var roots []string
+	for _, r := range all {
+		if r.Prefix != "" || r.Twin != nil {
+			roots = append(roots, string(modelOf(r.New())))
+		}
+		for _, s := range r.Subresources {
+			if s.NewView != nil {
+				roots = append(roots, string(modelOf(s.NewView())))
+			}
+		}
+	}
+	models, err := builder3.BuildOpenAPIDefinitionsForResources(&common.OpenAPIV3Config{
+		Definitions: defs, GetDefinitionName: func(name string) (string, spec.Extensions) { return name, nil },
+	}, roots...)
+	if err != nil {
+		return nil, err
+	}
+	s, err := schemaconv.ToSchemaFromOpenAPI(models, false)
+	if err != nil {
+		return nil, err
+	}
+	return fields.MarshalSchema(s, roots)
 }

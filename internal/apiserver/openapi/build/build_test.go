@@ -19,7 +19,7 @@ import (
 	"skiff/internal/apiserver/openapi"
 )
 
-func built(t *testing.T) *Documents {
+func types(t *testing.T) *Types {
 	t.Helper()
 	compressed, err := os.ReadFile(filepath.Join("..", "types.json.zst"))
 	if err != nil {
@@ -29,7 +29,12 @@ func built(t *testing.T) *Documents {
 	if err != nil {
 		t.Fatal(err)
 	}
-	docs, err := Build(types, api.All())
+	return types
+}
+
+func built(t *testing.T) *Documents {
+	t.Helper()
+	docs, err := Build(types(t), api.All())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,9 +65,16 @@ func TestCommittedDocumentsAreCurrent(t *testing.T) {
 			stale = append(stale, e.Name())
 		}
 	}
+	merge, err := MergeSchema(types(t), api.All())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join("..", "..", "fields", "schema.json.gz")); err != nil || !bytes.Equal(unzip(t, got), unzip(t, merge)) {
+		stale = append(stale, "fields/schema.json.gz")
+	}
 	if len(stale) > 0 {
 		slices.Sort(stale)
-		t.Errorf("the OpenAPI documents are out of date (%s): run\n\n\tgo generate ./internal/apiserver/openapi\n\nand commit internal/apiserver/openapi/documents", strings.Join(stale, ", "))
+		t.Errorf("the OpenAPI documents are out of date (%s): run\n\n\tgo generate ./internal/apiserver/openapi\n\nand commit internal/apiserver/openapi/documents and internal/apiserver/fields/schema.json.gz", strings.Join(stale, ", "))
 	}
 }
 

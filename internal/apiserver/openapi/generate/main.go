@@ -1,5 +1,5 @@
-// Command generate writes the OpenAPI documents that skiff serves, after
-// resources were added or changed:
+// Command generate writes the OpenAPI documents that skiff serves, and the schema
+// that server-side apply merges by, after resources were added or changed:
 //
 //	go generate ./internal/apiserver/openapi
 //
@@ -48,6 +48,13 @@ func run(dir string, types bool) error {
 	}
 	docs, err := build.Build(t, api.All())
 	if err != nil {
+		return err
+	}
+	merge, err := build.MergeSchema(t, api.All())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "..", "fields", "schema.json.gz"), merge, 0o644); err != nil {
 		return err
 	}
 	out := filepath.Join(dir, "documents")
