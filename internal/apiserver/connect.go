@@ -14,7 +14,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/proxy"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"skiff/internal/api/resource"
 	streaming "skiff/internal/apiserver/stream"
@@ -168,7 +170,7 @@ func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return err
 	}
-	if err := validateLogOptions(q); err != nil {
+	if err := validateLogOptions(p.Name, q); err != nil {
 		return err
 	}
 	if p.Spec.NodeName == "" {
@@ -224,8 +226,9 @@ func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 }
 
-func validateLogOptions(q url.Values) error {
-	for _, k := range []string{"tailLines", "sinceSeconds", "limitBytes"} {
+func validateLogOptions(pod string, q url.Values) error {
+	var errs field.ErrorList
+	for _, k := range []string{"tailLines", "limitBytes", "sinceSeconds"} {
 		v := q.Get(k)
 		if v == "" {
 			continue
@@ -234,16 +237,18 @@ func validateLogOptions(q url.Values) error {
 		if err != nil {
 			return apierrors.NewBadRequest(err.Error())
 		}
-		if n < 0 || (n == 0 && k != "tailLines") {
-			what := "must be greater than or equal to 0"
-			if k != "tailLines" {
-				what = "must be greater than 0"
-			}
-			return apierrors.NewBadRequest(fmt.Sprintf("%s: Invalid value: %d: %s", k, n, what))
+		switch {
+		case k == "tailLines" && n < 0:
+			errs = append(errs, field.Invalid(field.NewPath(k), n, "must be greater than or equal to 0"))
+		case k != "tailLines" && n < 1:
+			errs = append(errs, field.Invalid(field.NewPath(k), n, "must be greater than 0"))
 		}
 	}
 	if q.Get("sinceSeconds") != "" && q.Get("sinceTime") != "" {
-		return apierrors.NewBadRequest("at most one of `sinceTime` or `sinceSeconds` may be specified")
+		errs = append(errs, field.Forbidden(field.NewPath(""), "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Kind: "PodLogOptions"}, pod, errs)
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ func negotiate(r *http.Request) (answer, error) {
 	if header == "" {
 		return a, nil
 	}
+	known := false
 	for clause := range strings.SplitSeq(header, ",") {
 		mt, params, err := mime.ParseMediaType(strings.TrimSpace(clause))
 		if err != nil {
@@ -66,6 +67,7 @@ func negotiate(r *http.Request) (answer, error) {
 		default:
 			continue
 		}
+		known = true
 		a.stream = params["stream"] == "watch"
 		as := params["as"]
 		if as == "" {
@@ -79,6 +81,9 @@ func negotiate(r *http.Request) (answer, error) {
 			a.as, a.v = as, params["v"]
 			return a, nil
 		}
+	}
+	if !known {
+		return a, noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(accepted, ", "))
 	}
 	return a, &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,

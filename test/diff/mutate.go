@@ -346,4 +346,3 @@ func decodeObject(b []byte) (map[string]any, error) {
 	}
 	return out, nil
 }
-

@@ -182,7 +182,9 @@ func startUpstream(ctx context.Context, programs, dir, keys string) (*upstream, 
 		"--client-ca-file", filepath.Join(keys, "ca.crt"),
 		"--service-account-key-file", filepath.Join(keys, "sa.pub"), "--service-account-signing-key-file", filepath.Join(keys, "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
-		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction",
+		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",
+		// Of kinds that skiff does not serve yet.
+		"--disable-admission-plugins", "RuntimeClass",
 		"--service-cluster-ip-range", serviceRange, "--endpoint-reconciler-type", "lease")
 	if err != nil {
 		return nil, errors.Join(err, u.end())

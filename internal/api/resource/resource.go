@@ -55,6 +55,9 @@ type Resource struct {
 	// another group or version (events.k8s.io events over core events).
 	Twin *Twin
 
+	// Deprecated is a warning that every request gets; empty for none.
+	Deprecated string
+
 	New     func() Object
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
