@@ -171,7 +171,7 @@ func (w *worker) endAll(ctx context.Context, pod *corev1.Pod, o *observed, grace
 }
 
 // leaveAtMost bounds how long the end of a pod waits for services to let go of it.
-const leaveAtMost = time.Second
+const leaveAtMost = 5 * time.Second
 
 // leave waits until no service sends new connections to a pod that was deleted: a
 // server that was told to end refuses them.

@@ -3,6 +3,7 @@ package mem
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,5 +166,39 @@ func TestExpireByClock(t *testing.T) {
 	s.Expire()
 	if _, err := s.Get(t.Context(), "/a", 0); !errors.Is(err, store.ErrNotFound) {
 		t.Fatalf("after its time: %v", err)
+	}
+}
+
+// TestNoProgressOfABrokenWatch: a watch that starts before a compaction reports no
+// progress: it would claim changes that it never delivered.
+func TestNoProgressOfABrokenWatch(t *testing.T) {
+	for range 200 {
+		s := New(Config{})
+		var rev int64
+		for i := range 4 {
+			var err error
+			if rev, err = s.Create(t.Context(), fmt.Sprint("/k", i), nil, store.WriteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Compact(t.Context(), rev); err != nil {
+			t.Fatal(err)
+		}
+		w, err := s.Watch(t.Context(), "/", 1)
+		if err == nil {
+			if err := w.RequestProgress(t.Context()); err != nil && !errors.Is(err, store.ErrCompacted) {
+				t.Fatal(err)
+			}
+			for b := range w.Batches() {
+				t.Fatalf("a broken watch delivered %+v", b)
+			}
+			err = w.Err()
+		}
+		if !errors.Is(err, store.ErrCompacted) {
+			t.Fatalf("the watch ended with %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

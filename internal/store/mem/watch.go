@@ -119,6 +119,13 @@ func (w *watch) deliver(ctx context.Context) error {
 		return store.ErrClosed
 	}
 	for {
+		select {
+		case <-w.broken:
+			// Nothing may follow, least of all a progress that claims changes which
+			// this watch never saw.
+			return ended()
+		default:
+		}
 		b, ok := w.take()
 		if !ok {
 			select {
@@ -134,6 +141,11 @@ func (w *watch) deliver(ctx context.Context) error {
 		}
 		if !w.s.Faults.wait(ctx.Done(), w.broken, w.s.done) {
 			return ended()
+		}
+		select {
+		case <-w.broken:
+			return ended()
+		default:
 		}
 		select {
 		case w.out <- b:
