@@ -14,7 +14,7 @@ bench=${BENCH_PROGRAM:-$PWD/out/bench}
 upstream=${UPSTREAM:-$PWD/out/upstream}
 name=${NAME:-bench-$$}
 tmp=$(mktemp -d)
-peer=
+peer= failed=0
 cleanup() {
 	code=$?
 	trap - EXIT INT TERM
@@ -34,11 +34,11 @@ mkdir -p out
 case " $scenarios " in *" start "*)
 	against=()
 	if [ "$mode" = peer ]; then against=(--upstream "$upstream"); fi
-	"$bench" --skiff "$skiff" --json "${BENCH_JSON:-out/bench.json}.start" "${against[@]}" "$@" start
+	"$bench" --skiff "$skiff" --json "${BENCH_JSON:-out/bench.json}.start" "${against[@]}" "$@" start || failed=1
 	scenarios=$(echo " $scenarios " | sed 's/ start / /')
 	;;
 esac
-[ -n "${scenarios// /}" ] || exit 0
+[ -n "${scenarios// /}" ] || exit $failed
 
 role=up
 if [ "$mode" = peer ]; then
@@ -68,4 +68,5 @@ else
 	done
 	grep -q '^Ready' "$tmp/skiff.log" || { echo "skiff did not start:" >&2; cat "$tmp/skiff.log" >&2; exit 1; }
 fi
-"$bench" --kubeconfig "$tmp/skiff/admin.kubeconfig" --data-dir "$tmp/skiff" "${flags[@]}" "$@" $scenarios
+"$bench" --kubeconfig "$tmp/skiff/admin.kubeconfig" --data-dir "$tmp/skiff" "${flags[@]}" "$@" $scenarios || failed=1
+exit $failed
