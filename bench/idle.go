@@ -3,16 +3,25 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"syscall"
 	"time"
 )
 
 // memory of the side's processes, all of them.
 func (s *side) memory() (memory, error) {
-	pids, err := s.pids()
-	if err != nil {
-		return memory{}, err
+	for try := 0; ; try++ {
+		pids, err := s.pids()
+		if err != nil {
+			return memory{}, err
+		}
+		m, err := memoryOf(pids)
+		// Between the two a process that starts a container may have ended.
+		gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+		if !gone || s.DataDir == "" || try == 10 {
+			return m, err
+		}
 	}
-	return memoryOf(pids)
 }
 
 func prepareIdle(ctx context.Context, s *side, z sizes) (runner, error) {

@@ -49,10 +49,14 @@ func deployment(name string, replicas int) []byte {
 
 const onHollow = `{"` + hollowLabel + `":"true"}`
 
+// upLine is what the shell of a realPod writes once it would exit on TERM: before
+// that the signal is lost, as to every first process without a handler.
+const upLine = "up"
+
 // realPod runs a shell that exits at once on TERM, or command where it is given.
 func realPod(name, image string, command []string) []byte {
 	if len(command) == 0 {
-		command = []string{"/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"}
+		command = []string{"/bin/sh", "-c", "trap 'exit 0' TERM; echo " + upLine + "; while :; do sleep 3600 & wait; done"}
 	}
 	quoted := make([]string, len(command))
 	for i, c := range command {

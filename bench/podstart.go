@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -178,6 +179,21 @@ func podStartRound(ctx context.Context, s *side, z sizes, ns string, l *lives) (
 	}
 	c := s.caller()
 	defer c.close()
+	// A pod is deleted when its shell would hear of it; a command of the user's is
+	// taken to hear from the start.
+	up := func(name string) error {
+		if len(z.Command) > 0 {
+			return nil
+		}
+		err := poll(ctx, z.Patience, 5*time.Millisecond, func() (bool, error) {
+			b, err := must(ctx, c, request{Method: http.MethodGet, Path: root + "/" + name + "/log", Accept: "*/*"})
+			return strings.Contains(string(b), upLine), err
+		})
+		if err != nil {
+			return fmt.Errorf("log of pod %s: %w", name, err)
+		}
+		return nil
+	}
 	var serial []string
 	for i := range z.Serial {
 		name := "serial-" + strconv.Itoa(i)
@@ -187,6 +203,9 @@ func podStartRound(ctx context.Context, s *side, z sizes, ns string, l *lives) (
 		}
 		if err := l.wait(ctx, l.ready, serial[i:]); err != nil {
 			return nil, fmt.Errorf("to Ready: %w", err)
+		}
+		if err := up(name); err != nil {
+			return nil, err
 		}
 		if _, err := must(ctx, c, remove(name)); err != nil {
 			return nil, err
@@ -212,7 +231,14 @@ func podStartRound(ctx context.Context, s *side, z sizes, ns string, l *lives) (
 		}
 		return l.lastOf(which, burst).Sub(o.Start), nil
 	}
-	up, err := all(create, l.ready)
+	var before memory
+	var err error
+	if s.knowsServer() {
+		if before, err = s.memory(); err != nil {
+			return nil, err
+		}
+	}
+	upTook, err := all(create, l.ready)
 	if err != nil {
 		return nil, fmt.Errorf("burst to Ready: %w", err)
 	}
@@ -222,7 +248,12 @@ func podStartRound(ctx context.Context, s *side, z sizes, ns string, l *lives) (
 			return nil, err
 		}
 	}
-	down, err := all(remove, l.gone)
+	for _, name := range burst {
+		if err := up(name); err != nil {
+			return nil, err
+		}
+	}
+	downTook, err := all(remove, l.gone)
 	if err != nil {
 		return nil, fmt.Errorf("burst to gone: %w", err)
 	}
@@ -232,13 +263,15 @@ func podStartRound(ctx context.Context, s *side, z sizes, ns string, l *lives) (
 		{"pod created to Ready, one by one, p99", "ms", true, percentile(starts, 99)},
 		{"pod deleted to gone, one by one, p50", "ms", true, percentile(ends, 50)},
 		{"pod deleted to gone, one by one, p99", "ms", true, percentile(ends, 99)},
-		{fmt.Sprintf("%d pods at once, all Ready", z.Burst), "s", true, up.Seconds()},
+		{fmt.Sprintf("%d pods at once, all Ready", z.Burst), "s", true, upTook.Seconds()},
 		{fmt.Sprintf("%d pods at once, Ready, p99 of each", z.Burst), "ms", true, percentile(l.took(created, l.ready, burst), 99)},
-		{fmt.Sprintf("%d pods at once, all gone", z.Burst), "s", true, down.Seconds()},
+		{fmt.Sprintf("%d pods at once, all gone", z.Burst), "s", true, downTook.Seconds()},
 		{fmt.Sprintf("%d pods at once, gone, p99 of each", z.Burst), "ms", true, percentile(l.took(deleted, l.gone, burst), 99)},
 	}
 	if s.knowsServer() {
-		out = append(out, figure{fmt.Sprintf("memory with %d pods", z.Burst), "MiB", true, mib(running.rss())})
+		out = append(out,
+			figure{fmt.Sprintf("memory with %d pods", z.Burst), "MiB", true, mib(running.rss())},
+			figure{"memory a pod adds, proportional", "MiB", true, mib(running.Pss-before.Pss) / float64(z.Burst)})
 	}
 	return out, nil
 }

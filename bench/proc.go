@@ -133,6 +133,9 @@ func instancePIDs(dataDir string) ([]int, error) {
 	}
 	main := pids[0]
 	bin, err := filepath.EvalSymlinks(dataDir)
+	if err == nil {
+		bin, err = filepath.Abs(bin)
+	}
 	if err != nil {
 		return nil, err
 	}

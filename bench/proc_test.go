@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -77,5 +78,35 @@ func TestInstancePIDs(t *testing.T) {
 	pids, err := instancePIDs(dir)
 	if err != nil || !slices.Equal(pids, []int{os.Getpid()}) {
 		t.Errorf("pids = %v, %v", pids, err)
+	}
+	// A helper runs from the directory's programs; the directory may be named in
+	// any way.
+	sleeper, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(sleeper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "bin", "0123")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "sleep"), b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(bin, "sleep"), "600")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	t.Chdir(filepath.Dir(dir))
+	pids, err = instancePIDs(filepath.Base(dir))
+	if err != nil || len(pids) != 2 || !slices.Contains(pids, cmd.Process.Pid) {
+		t.Errorf("pids = %v, %v, want %d and %d", pids, err, os.Getpid(), cmd.Process.Pid)
 	}
 }

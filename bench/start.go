@@ -141,7 +141,9 @@ func nodeReady(ctx context.Context, kubeconfig string, p *process) error {
 		}
 		list, _, err := nodes.List(ctx, metav1.ListOptions{})
 		if err != nil {
-			return false, err
+			// Refused is not Ready yet.
+			state = err.Error()
+			return false, ctx.Err()
 		}
 		for _, n := range list {
 			state = fmt.Sprintf("node %s, taints %v", n.Name, n.Spec.Taints)
