@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/proxy"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"skiff/internal/api/resource"
+	streaming "skiff/internal/apiserver/stream"
 	"skiff/internal/client"
 )
 
@@ -45,6 +47,10 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in
 		if _, name, _, ok := splitTarget(rq.name); ok {
 			rq.name = name
 		}
+	}
+	if err := s.mayStream(ctx, rq, in); err != nil {
+		s.fail(w, r, err)
+		return
 	}
 	it, err := s.get(ctx, rq, &metav1.GetOptions{})
 	if err != nil {
@@ -75,6 +81,25 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in
 	if err != nil {
 		s.fail(w, r, err)
 	}
+}
+
+// mayStream judges what runs in a container as a creation, by whatever method it
+// comes: a WebSocket's handshake is a GET, and who may read may not act.
+func (s *Server) mayStream(ctx context.Context, rq *request, in info) error {
+	if in.verb == "create" || rq.sub.Name != "exec" && rq.sub.Name != "attach" && rq.sub.Name != "portforward" {
+		return nil
+	}
+	d, err := s.Authorizer.Authorize(ctx, resource.Attributes{
+		User: rq.user, Verb: "create", Namespace: in.namespace, Group: in.group, Version: in.version,
+		Resource: in.plural, Subresource: in.subresource, Name: in.name,
+	})
+	if err != nil {
+		return err
+	}
+	if !d.Allowed {
+		return apierrors.NewForbidden(rq.gr(), in.name, errors.New(d.Reason))
+	}
+	return nil
 }
 
 func (s *Server) admitConnect(ctx context.Context, rq *request) error {
@@ -239,6 +264,7 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 		}
 	}
 	path := fmt.Sprintf("/portForward/%s/%s", p.Namespace, p.Name)
+	cmd := streaming.Command{Log: s.Log}
 	if what != "portforward" {
 		name, err := container(p, q.Get("container"))
 		if err != nil {
@@ -257,6 +283,7 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 				q.Set(kubelet, "1")
 			}
 		}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.TTY = q.Has("input"), q.Has("output"), q.Has("error"), q.Has("tty")
 		path = fmt.Sprintf("/%s/%s/%s/%s", what, p.Namespace, p.Name, name)
 	}
 	u, rt, err := s.kubelet(r.Context(), p.Spec.NodeName)
@@ -264,7 +291,19 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 		return err
 	}
 	u.Path, u.RawQuery = path, q.Encode()
-	s.upgradeAware(w, r, u, rt, true)
+	to := streaming.Backend{Location: u, Transport: rt}
+	switch {
+	case what == "portforward" && streaming.IsTunnel(r):
+		t := streaming.Tunnel{Backend: to, Log: s.Log}
+		if err := t.Serve(w, r); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+	case what != "portforward" && streaming.IsCommand(r):
+		cmd.Backend = to
+		cmd.Serve(w, r)
+	default:
+		s.upgradeAware(w, r, u, rt, true)
+	}
 	return nil
 }
 

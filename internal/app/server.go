@@ -120,7 +120,7 @@ func (s *server) newAPI() error {
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),
-		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
+		Nodes:         newNodeConnector(s.pki),
 		Tokens:        tokens,
 		FieldManagers: fields.New(all),
 		Services:      s.alloc,
@@ -198,9 +198,12 @@ func (s *server) local(user, manager string, groups ...string) *client.Client {
 
 // nodeConnector reaches kubelets by their internal address.
 type nodeConnector struct {
-	pair *pki.KeyPair
-	pki  *pki.PKI
-	rt   http.RoundTripper
+	rt http.RoundTripper
+}
+
+func newNodeConnector(p *pki.PKI) *nodeConnector {
+	cfg := p.Pair("apiserver-kubelet-client").ClientTLS(p.Pool(pki.ClusterCA), "")
+	return &nodeConnector{&http.Transport{TLSClientConfig: cfg, TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}}
 }
 
 func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL, http.RoundTripper, error) {
@@ -217,10 +220,6 @@ func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL,
 	port := int(node.Status.DaemonEndpoints.KubeletEndpoint.Port)
 	if port == 0 {
 		port = 10250
-	}
-	if n.rt == nil {
-		cfg := n.pair.ClientTLS(n.pki.Pool(pki.ClusterCA), "")
-		n.rt = &http.Transport{TLSClientConfig: cfg, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}
 	}
 	return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))}, n.rt, nil
 }

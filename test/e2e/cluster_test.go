@@ -29,6 +29,11 @@ type cluster struct {
 	bin  string
 	name string
 	data string
+	// ns is the namespace that kubectl is told of; empty for its default.
+	ns string
+	// carried makes kubectl the one of this release that skiff carries, where
+	// otherwise the machine's own is preferred.
+	carried bool
 }
 
 var skiffBin = func() string {
@@ -126,14 +131,23 @@ func (c *cluster) kubectlErr(args ...string) (string, error) {
 	return c.kubectlIn(nil, args...)
 }
 
-func (c *cluster) kubectlIn(in io.Reader, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
-	defer cancel()
+// kubectlCmd is a kubectl that is yet to be run.
+func (c *cluster) kubectlCmd(ctx context.Context, args ...string) *exec.Cmd {
+	if c.ns != "" {
+		args = append([]string{"-n", c.ns}, args...)
+	}
 	cmd := exec.CommandContext(ctx, "kubectl", args...)
-	if _, err := exec.LookPath("kubectl"); err != nil {
+	if _, err := exec.LookPath("kubectl"); err != nil || c.carried {
 		cmd = exec.CommandContext(ctx, c.bin, append([]string{"kubectl", "--name", c.name, "--data-dir", c.data}, args...)...)
 	}
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig")
+	return cmd
+}
+
+func (c *cluster) kubectlIn(in io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	cmd := c.kubectlCmd(ctx, args...)
 	cmd.Stdin = in
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
