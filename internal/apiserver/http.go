@@ -397,7 +397,7 @@ func (s *Server) httpDelete(ctx context.Context, w http.ResponseWriter, r *http.
 		if _, got, err := s.codec.Decode(mt, data, false, gvk, &o); err != nil {
 			return apierrors.NewBadRequest(err.Error())
 		} else if got != nil && got.Kind != "DeleteOptions" {
-			return apierrors.NewBadRequest(fmt.Sprintf("decoded object cannot be converted to DeleteOptions"))
+			return apierrors.NewBadRequest(fmt.Sprintf("no kind %q is registered for version %q in scheme \"pkg/runtime/scheme.go:111\"", got.Kind, got.GroupVersion()))
 		}
 	} else if err := metav1.Convert_url_Values_To_v1_DeleteOptions(&q, &o, nil); err != nil {
 		return apierrors.NewBadRequest(err.Error())

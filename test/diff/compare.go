@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -137,6 +138,9 @@ func walk(path string, a, b any, out *[]difference) {
 		if !ok {
 			break
 		}
+		if walkNamed(path, x, y, out) {
+			return
+		}
 		for i := range max(len(x), len(y)) {
 			p := path + "[" + strconv.Itoa(i) + "]"
 			switch {
@@ -153,6 +157,68 @@ func walk(path string, a, b any, out *[]difference) {
 	if !reflect.DeepEqual(a, b) {
 		*out = append(*out, difference{path, show(a), show(b)})
 	}
+}
+
+// walkNamed compares two lists by the names of their items, where these are not
+// the same: what one side has more of does not shift the rest. The order of what
+// both have is compared too.
+func walkNamed(path string, x, y []any, out *[]difference) bool {
+	xn, xm := names(x)
+	yn, ym := names(y)
+	if xm == nil || ym == nil || slices.Equal(xn, yn) {
+		return false
+	}
+	both := func(in []string) []string {
+		var out []string
+		for _, n := range in {
+			if xm[n] != nil && ym[n] != nil {
+				out = append(out, n)
+			}
+		}
+		return out
+	}
+	if a, b := both(xn), both(yn); !slices.Equal(a, b) {
+		*out = append(*out, difference{path + " (order)", show(a), show(b)})
+	}
+	for _, n := range xn {
+		p := path + "[" + n + "]"
+		if ym[n] == nil {
+			*out = append(*out, difference{p, show(xm[n]), absent})
+			continue
+		}
+		walk(p, xm[n], ym[n], out)
+	}
+	for _, n := range yn {
+		if xm[n] == nil {
+			*out = append(*out, difference{path + "[" + n + "]", absent, show(ym[n])})
+		}
+	}
+	return true
+}
+
+// names are the names of a list's items; the map is nil unless each has one of its
+// own.
+func names(list []any) ([]string, map[string]any) {
+	order, byName := make([]string, 0, len(list)), make(map[string]any, len(list))
+	for _, e := range list {
+		m, ok := e.(map[string]any)
+		if !ok {
+			return nil, nil
+		}
+		meta, _ := m["metadata"].(map[string]any)
+		name := ""
+		for _, v := range []any{meta["name"], m["name"], m["resource"], m["subresource"]} {
+			if s, ok := v.(string); ok && s != "" {
+				name = s
+				break
+			}
+		}
+		if name == "" || byName[name] != nil {
+			return nil, nil
+		}
+		order, byName[name] = append(order, name), m
+	}
+	return order, byName
 }
 
 func show(v any) string {

@@ -15,6 +15,7 @@ var (
 	number     = regexp.MustCompile(`^[1-9]\d*$`)
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
 	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)
+	newest     = regexp.MustCompile(`(current: |in record \()\d+`)
 	goLocation = regexp.MustCompile(`goroutine \d+`)
 )
 
@@ -85,5 +86,6 @@ func maskText(s string) string {
 	s = jwt.ReplaceAllString(s, "TOKEN")
 	s = serviceIP.ReplaceAllString(s, "ADDRESS")
 	s = versionIn.ReplaceAllString(s, "$1 VERSION")
+	s = newest.ReplaceAllString(s, "${1}VERSION")
 	return goLocation.ReplaceAllString(s, "goroutine N")
 }

@@ -83,7 +83,7 @@ func startPair(ctx context.Context, programs, dir string, log *slog.Logger) (*pa
 		return nil, errors.Join(errors.New("skiff did not start in time"), <-ended)
 	}
 	keys := filepath.Join(set.DataDir, "pki")
-	if up, err = startUpstream(ctx, programs, filepath.Join(dir, "upstream"), keys); err != nil {
+	if up, err = startUpstream(ctx, programs, filepath.Join(dir, "upstream"), keys, skiffPort); err != nil {
 		return nil, errors.Join(err, stop())
 	}
 	clients, err := identities(keys)
@@ -143,18 +143,20 @@ func (u *upstream) end() error {
 	return nil
 }
 
-func startUpstream(ctx context.Context, programs, dir, keys string) (*upstream, error) {
+func startUpstream(ctx context.Context, programs, dir, keys string, port int) (*upstream, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	var ports [3]int
+	// Another address and the same port: objects name the port.
+	const addr = "127.0.0.2"
+	var ports [2]int
 	for i := range ports {
 		var err error
 		if ports[i], err = freePort(); err != nil {
 			return nil, err
 		}
 	}
-	u := &upstream{url: fmt.Sprintf("https://127.0.0.1:%d", ports[2])}
+	u := &upstream{url: fmt.Sprintf("https://%s:%d", addr, port)}
 	run := func(name string, args ...string) error {
 		f, err := os.Create(filepath.Join(dir, name+".log"))
 		if err != nil {
@@ -177,9 +179,12 @@ func startUpstream(ctx context.Context, programs, dir, keys string) (*upstream, 
 	if err != nil {
 		return nil, err
 	}
-	err = run("kube-apiserver", "--etcd-servers", etcd, "--bind-address", "127.0.0.1", "--advertise-address", "192.0.2.10",
-		"--secure-port", fmt.Sprint(ports[2]), "--cert-dir", filepath.Join(dir, "certs"),
-		"--client-ca-file", filepath.Join(keys, "ca.crt"),
+	err = run("kube-apiserver", "--etcd-servers", etcd, "--bind-address", addr, "--advertise-address", "192.0.2.10",
+		"--secure-port", fmt.Sprint(port), "--cert-dir", filepath.Join(dir, "certs"),
+		"--client-ca-file", filepath.Join(keys, "ca.crt"), "--requestheader-client-ca-file", filepath.Join(keys, "front-proxy-ca.crt"),
+		"--requestheader-allowed-names", "front-proxy-client", "--requestheader-username-headers", "X-Remote-User",
+		"--requestheader-uid-headers", "X-Remote-Uid",
+		"--requestheader-group-headers", "X-Remote-Group", "--requestheader-extra-headers-prefix", "X-Remote-Extra-",
 		"--service-account-key-file", filepath.Join(keys, "sa.pub"), "--service-account-signing-key-file", filepath.Join(keys, "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",

@@ -25,8 +25,9 @@ func Endpoints() *resource.Resource {
 	return resource.Define(resource.Resource{
 		GroupVersion: corev1.SchemeGroupVersion, Kind: "Endpoints", Plural: "endpoints", Singular: "endpoints",
 		ShortNames: []string{"ep"}, Namespaced: true, Prefix: "/registry/services/endpoints/",
-		New:     func() resource.Object { return &endpoints{} },
-		NewList: func() runtime.Object { return &corev1.EndpointsList{} }, //nolint:staticcheck // served as upstream serves it
+		Deprecated: "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+		New:        func() resource.Object { return &endpoints{} },
+		NewList:    func() runtime.Object { return &corev1.EndpointsList{} }, //nolint:staticcheck // served as upstream serves it
 		Columns: []metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Endpoints", "string", endpoints{}.SwaggerDoc()["subsets"], 0),
