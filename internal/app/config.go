@@ -167,6 +167,9 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 // Settings are a Config that was completed and checked.
 type Settings struct {
 	Config
+	// Kubeconfig is the way to the server of a node alone; empty where the server
+	// is in this process.
+	Kubeconfig   string
 	Instance     host.Instance
 	NodeAddr     netip.Addr
 	PodRange     netip.Prefix

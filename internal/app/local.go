@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -71,7 +70,7 @@ func overlay(file, flags Config) Config {
 
 // Run implements cli.Local.
 func (Local) Run(ctx context.Context, st cli.Start) error {
-	set, err := settings(st.ConfigFile, st.Settings)
+	set, err := startSettings(st)
 	if err != nil {
 		return err
 	}
@@ -82,19 +81,51 @@ func (Local) Run(ctx context.Context, st cli.Start) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	// Libraries of the field log through klog.
 	klog.SetSlogLogger(log)
-	if st.Role == NodeRole {
-		return errors.New("a node alone is not wired yet")
-	}
 	p := NewProcess(set, log, st.Progress)
-	return p.Run(ctx, st.Role == cli.AllInOne, func() {
+	return p.Run(ctx, st.Role != cli.ServerOnly, func() {
 		if st.Ready != nil {
 			st.Ready(reached(set))
 		}
 	})
 }
 
-// NodeRole is the role of a process without a control plane.
-const NodeRole = cli.NodeOnly
+// startSettings are the settings of a start: a node alone takes from its
+// kubeconfig what its cluster is like.
+func startSettings(st cli.Start) (*Settings, error) {
+	if st.Role != cli.NodeOnly {
+		return settings(st.ConfigFile, st.Settings)
+	}
+	facts, err := readFacts(st.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	c := Config(st.Settings)
+	if st.ConfigFile != "" {
+		f, err := LoadConfig(st.ConfigFile)
+		if err != nil {
+			return nil, err
+		}
+		c = overlay(f, c)
+	}
+	facts.into(&c)
+	if c.NodeName == "" {
+		c.NodeName = nodeNameOf(st.Kubeconfig)
+	}
+	if err := c.Merge(); err != nil {
+		return nil, err
+	}
+	set, err := c.Complete()
+	if err != nil {
+		return nil, err
+	}
+	set.Kubeconfig = st.Kubeconfig
+	return set, nil
+}
+
+// NodeKubeconfig implements cli.Local.
+func (Local) NodeKubeconfig(i host.Instance, node, server string) ([]byte, error) {
+	return NodeKubeconfig(i, node, server)
+}
 
 func reached(s *Settings) cli.Reached {
 	return cli.Reached{Name: s.Name, Server: s.ServerURL(), Kubeconfig: s.KubeconfigPath(), LogFile: s.Instance.Run("skiff.log")}

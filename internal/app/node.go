@@ -22,7 +22,6 @@ import (
 	"skiff/internal/host"
 	"skiff/internal/kubelet"
 	"skiff/internal/network/pod"
-	"skiff/internal/pki"
 	"skiff/internal/runtime"
 	"skiff/internal/runtime/programs"
 	"skiff/internal/volume"
@@ -34,7 +33,8 @@ type node struct {
 	log     *slog.Logger
 	g       *group
 	journal *host.Journal
-	pki     *pki.PKI
+	// serving is what the kubelet proves itself with to the API server.
+	serving *tls.Config
 	// client acts as the node, services as what serves Services and DNS on it.
 	client, services *client.Client
 
@@ -211,7 +211,7 @@ func (n *node) serve(ctx context.Context) error {
 	if err != nil {
 		return portError("kubeletPort", n.set.KubeletPort, err)
 	}
-	cfg := n.pki.Pair("kubelet").ServerTLS(n.pki.Pool(pki.ClusterCA))
+	cfg := n.serving.Clone()
 	// Only the API server's own client certificate opens this door.
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.NextProtos = []string{"http/1.1"}

@@ -15,6 +15,7 @@ import (
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
+	"skiff/internal/pki"
 	"skiff/internal/runtime/keeper"
 	"skiff/internal/runtime/programs"
 )
@@ -37,6 +38,7 @@ type Process struct {
 	sockets  *sockets
 	server   *server
 	node     *node
+	join     *join
 	images   atomic.Pointer[images]
 }
 
@@ -100,7 +102,12 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
-	if err := p.startServer(ctx, g); err != nil {
+	if p.set.Kubeconfig != "" {
+		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName); err != nil {
+			return err
+		}
+		g.atStop("connections to the server", p.join.close)
+	} else if err := p.startServer(ctx, g); err != nil {
 		return err
 	}
 	if withNode {
@@ -177,9 +184,15 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 
 func (p *Process) startNode(ctx context.Context, g *group) error {
 	n := &node{
-		set: p.set, log: p.log, g: g, journal: p.journal, pki: p.server.pki, programs: p.programs, sockets: p.sockets,
-		client:   p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes"),
-		services: p.server.local("system:kube-proxy", "kube-proxy"),
+		set: p.set, log: p.log, g: g, journal: p.journal, programs: p.programs, sockets: p.sockets,
+	}
+	if p.join != nil {
+		n.serving, n.client, n.services = p.join.serving, p.join.node, p.join.services
+	} else {
+		own := p.server.pki
+		n.serving = own.Pair("kubelet").ServerTLS(own.Pool(pki.ClusterCA))
+		n.client = p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes")
+		n.services = p.server.local("system:kube-proxy", "kube-proxy")
 	}
 	p.node = n
 	if err := n.open(ctx); err != nil {
@@ -233,9 +246,13 @@ func (p *Process) contextName() string {
 
 // Status implements admin.Host.
 func (p *Process) Status(context.Context) (admin.Status, error) {
+	server := p.set.ServerURL()
+	if p.join != nil {
+		server = p.join.server
+	}
 	return admin.Status{
 		Name: p.set.Name, PID: os.Getpid(), Version: version().GitVersion, Started: p.started, Ready: p.ready.Load(),
-		Server: p.set.ServerURL(), NodeName: p.set.NodeName, NodeIP: p.set.NodeIP, DataDir: p.set.DataDir,
+		Server: server, NodeName: p.set.NodeName, NodeIP: p.set.NodeIP, DataDir: p.set.DataDir,
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"runtime"
 	"strconv"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -196,14 +197,28 @@ func (s *server) local(user, manager string, groups ...string) *client.Client {
 	return client.New(s.api.Local(resource.User{Name: user, Groups: append(groups, "system:authenticated")}), manager)
 }
 
-// nodeConnector reaches kubelets by their internal address.
+// nodeConnector reaches kubelets by their internal address, and knows them by
+// their node's name: an address may be another's tomorrow.
 type nodeConnector struct {
-	rt http.RoundTripper
+	pki *pki.PKI
+	mu  sync.Mutex
+	by  map[string]*http.Transport
 }
 
 func newNodeConnector(p *pki.PKI) *nodeConnector {
-	cfg := p.Pair("apiserver-kubelet-client").ClientTLS(p.Pool(pki.ClusterCA), "")
-	return &nodeConnector{&http.Transport{TLSClientConfig: cfg, TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}}
+	return &nodeConnector{pki: p, by: map[string]*http.Transport{}}
+}
+
+func (n *nodeConnector) transport(node string) *http.Transport {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	t := n.by[node]
+	if t == nil {
+		cfg := n.pki.Pair("apiserver-kubelet-client").ClientTLS(n.pki.Pool(pki.ClusterCA), node)
+		t = &http.Transport{TLSClientConfig: cfg, TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}
+		n.by[node] = t
+	}
+	return t
 }
 
 func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL, http.RoundTripper, error) {
@@ -221,5 +236,5 @@ func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL,
 	if port == 0 {
 		port = 10250
 	}
-	return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))}, n.rt, nil
+	return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))}, n.transport(node.Name), nil
 }

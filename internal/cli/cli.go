@@ -77,6 +77,9 @@ type Local interface {
 	Resolve(configFile string, s Settings) (host.Instance, Reached, error)
 	// Reset undoes everything that an instance put on this host.
 	Reset(ctx context.Context, i host.Instance, say func(string)) error
+	// NodeKubeconfig makes the kubeconfig of a node elsewhere; server, where not
+	// empty, is the URL that it reaches the API server at.
+	NodeKubeconfig(i host.Instance, node, server string) ([]byte, error)
 	// Images serves /images and /build without a running skiff.
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
 	// BuildProgress shows a build's progress on w.
@@ -243,9 +246,27 @@ func nameFlag(i host.Instance) string {
 
 func (c *command) kubeconfig() *cobra.Command {
 	var path bool
+	var node, server string
 	cmd := &cobra.Command{
-		Use: "kubeconfig", Short: "Print the administrator's kubeconfig", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		Use: "kubeconfig", Short: "Print the administrator's kubeconfig, or one for a node elsewhere", Args: cobra.NoArgs,
+		Long: `Print the administrator's kubeconfig.
+
+With --node, make and print one with which "skiff node --kubeconfig FILE" joins
+this cluster from another host. It holds the node's key: keep it as one. It is
+good for a year.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("node") {
+				i, err := host.New(c.set.Name, c.set.DataDir)
+				if err != nil {
+					return err
+				}
+				b, err := c.local.NodeKubeconfig(i, node, server)
+				if err != nil {
+					return err
+				}
+				_, err = c.out.Write(b)
+				return err
+			}
 			_, r, err := c.instance()
 			if err != nil {
 				return err
@@ -266,6 +287,8 @@ func (c *command) kubeconfig() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&path, "path", false, "print the file's path instead")
+	cmd.Flags().StringVar(&node, "node", "", "make one for a node of this name")
+	cmd.Flags().StringVar(&server, "server", "", "with --node: URL at which the node reaches the API server (default: the server's node address)")
 	return cmd
 }
 

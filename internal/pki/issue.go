@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -94,6 +95,23 @@ func newKey() (*ecdsa.PrivateKey, []byte, error) {
 		return nil, nil, err
 	}
 	return key, encodePEM("EC PRIVATE KEY", der), nil
+}
+
+// LoadAuthority loads an authority of a directory that Ensure made, with its key.
+func LoadAuthority(dir, name string) (*Authority, error) {
+	base := filepath.Join(dir, filepath.FromSlash(name))
+	certPEM, cert, err := readCert(base + ".crt")
+	if err != nil {
+		return nil, err
+	}
+	key, err := readKey(base + ".key")
+	if err != nil {
+		return nil, err
+	}
+	if !samePublic(cert.PublicKey, key.Public()) {
+		return nil, fmt.Errorf("%s.key is not the key of %s.crt", base, base)
+	}
+	return &Authority{Cert: cert, CertPEM: certPEM, key: key, file: base}, nil
 }
 
 // ensureCA loads the authority at base, or makes it. A key without a certificate

@@ -3,8 +3,10 @@ package pki
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 
 	"sigs.k8s.io/yaml"
 )
@@ -22,6 +24,8 @@ type Kubeconfig struct {
 	Token                 string
 	// Namespace of the context; may be empty.
 	Namespace string
+	// Extensions say more of the cluster, by name; others pass over them.
+	Extensions map[string]any
 }
 
 // The file's form. []byte is base64 in it.
@@ -42,6 +46,12 @@ type (
 	clusterInfo struct {
 		Server string `json:"server"`
 		CA     []byte `json:"certificate-authority-data,omitempty"`
+
+		Extensions []namedExtension `json:"extensions,omitempty"`
+	}
+	namedExtension struct {
+		Name      string `json:"name"`
+		Extension any    `json:"extension"`
 	}
 	namedUser struct {
 		Name string   `json:"name"`
@@ -75,10 +85,14 @@ func (k Kubeconfig) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("kubeconfig: a client certificate needs its key")
 	}
 	context := k.User + "@" + k.Cluster
+	var more []namedExtension
+	for _, name := range slices.Sorted(maps.Keys(k.Extensions)) {
+		more = append(more, namedExtension{name, k.Extensions[name]})
+	}
 	return yaml.Marshal(kubeconfigFile{
 		APIVersion:     "v1",
 		Kind:           "Config",
-		Clusters:       []namedCluster{{k.Cluster, clusterInfo{k.Server, k.CA}}},
+		Clusters:       []namedCluster{{k.Cluster, clusterInfo{k.Server, k.CA, more}}},
 		Users:          []namedUser{{k.User, userInfo{k.ClientCert, k.ClientKey, k.Token}}},
 		Contexts:       []namedContext{{context, contextInfo{k.Cluster, k.User, k.Namespace}}},
 		CurrentContext: context,
