@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -128,6 +129,13 @@ func notServed(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, "404 page not found\n")
 }
 
+// routeError is upstream's answer to a request below a served group and version
+// that no route takes.
+func routeError(code int) error {
+	text := fmt.Sprintf("%d: %s", code, http.StatusText(code))
+	return apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", text, 0, false)
+}
+
 // serveResource finds the resource and its door, and calls the verb.
 func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, user resource.User) {
 	k := s.kinds[schema.GroupVersionResource{Group: in.group, Version: in.version, Resource: in.plural}]
@@ -149,7 +157,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 	}
 	if in.subresource != "" {
 		if rq.sub = k.Subresource(in.subresource); rq.sub == nil {
-			notServed(w)
+			s.fail(w, r, routeError(http.StatusNotFound))
 			return
 		}
 		if rq.sub.Connect {
@@ -158,7 +166,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		}
 	}
 	if !allowed(rq, in) {
-		s.fail(w, r, apierrors.NewMethodNotSupported(rq.gr(), in.verb))
+		s.fail(w, r, routeError(http.StatusMethodNotAllowed))
 		return
 	}
 	ctx := r.Context()
@@ -356,7 +364,7 @@ func (s *Server) httpPatch(ctx context.Context, w http.ResponseWriter, r *http.R
 	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	t, ok := patchTypes[strings.TrimSpace(ct)]
 	if !ok {
-		return unsupportedMedia([]string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType)})
+		return routeError(http.StatusUnsupportedMediaType)
 	}
 	data, err := readBody(w, r)
 	if err != nil {
@@ -473,13 +481,23 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 	} else if err != nil {
 		return nil, bad(err)
 	}
-	if got.GroupVersion() != gvk.GroupVersion() {
+	if got.GroupVersion() != gvk.GroupVersion() && internalName(*got) == internalName(gvk) {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
 	}
 	if obj != runtime.Object(into) {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s) to (%s): unknown conversion", got.Kind, got.Version, gvk.Kind, got.Kind, gvk.Kind))
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s): unknown conversion", got.Kind, got.Version, gvk.Kind, got.Version, got.Kind, internalName(gvk)))
 	}
 	return into, nil
+}
+
+// internalName is how upstream's texts call its internal type of a kind; kinds
+// that are one another's twins share it.
+func internalName(gvk schema.GroupVersionKind) string {
+	group, _, _ := strings.Cut(gvk.Group, ".")
+	if group == "" || group == "events" {
+		group = "core"
+	}
+	return group + "." + gvk.Kind
 }
 
 func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersionKind, body []byte) error {
@@ -487,9 +505,18 @@ func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersi
 		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, want.Kind, err))
 	}
 	const most = 30
-	summary := fmt.Sprintf("%q", body)
+	short, more := body, ""
 	if len(body) > most {
-		summary = fmt.Sprintf("%q ...", body[:most])
+		short, more = body[:most], " ..."
+	}
+	var summary string
+	switch {
+	case len(body) == 0:
+		summary = "<empty>"
+	case body[0] == '{':
+		summary = string(short) + more
+	default:
+		summary = hex.EncodeToString(short) + more
 	}
 	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary))
 }

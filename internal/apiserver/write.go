@@ -412,10 +412,6 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	obj = a.Object
-	// Preconditions of the body.
-	if uid := obj.GetUID(); uid != "" && uid != cur.obj.GetUID() {
-		return nil, false, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.obj.GetUID()))
-	}
 	switch rv := obj.GetResourceVersion(); {
 	case (rv == "" || rv == "0") && st.UnconditionalUpdate || (rv == "" || rv == "0") && rq.sub != nil && k.UnconditionalUpdate:
 	case rv == "" || rv == "0":
@@ -424,9 +420,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		})
 	case rv != strconv.FormatInt(cur.rev, 10):
 		if _, err := strconv.ParseUint(rv, 10, 64); err != nil {
-			return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: k.gvk.Group, Kind: k.Kind}, rq.name, field.ErrorList{
-				field.Invalid(field.NewPath("metadata", "resourceVersion"), rv, err.Error()),
-			})
+			return nil, false, asIs(err)
 		}
 		return nil, false, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 	}
@@ -652,9 +646,23 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 		return nil, false, apierrors.NewInternalError(errors.New("a projection is written by putView"))
 	}
 	return s.update(ctx, rq, o, create, func(_ context.Context, cur Object) (Object, error) {
+		if err := rq.sameUID(obj, cur); err != nil {
+			return nil, err
+		}
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)
 	})
+}
+
+// sameUID refuses to replace an object by one that says it is another.
+func (rq *request) sameUID(obj, cur Object) error {
+	if cur == nil {
+		return nil
+	}
+	if uid := obj.GetUID(); uid != "" && uid != cur.GetUID() {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
+	}
+	return nil
 }
 
 // putView is the update verb of a projection (scale).
@@ -673,8 +681,8 @@ func (s *Server) putView(ctx context.Context, rq *request, o *metav1.UpdateOptio
 		if rv := want.GetResourceVersion(); rv != "" && rv != cur.GetResourceVersion() {
 			return nil, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 		}
-		if uid := want.GetUID(); uid != "" && uid != cur.GetUID() {
-			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
+		if err := rq.sameUID(want, cur); err != nil {
+			return nil, err
 		}
 		obj := cur.DeepCopyObject().(Object)
 		if err := rq.sub.SetView(obj, want); err != nil {
