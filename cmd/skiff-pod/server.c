@@ -177,9 +177,14 @@ static void pod_request(struct conn *cn, const char *verb, const char *seq)
 			attach(cn, c, seq);
 			return;
 		}
-		if (!strcmp(verb, "signal"))
-			rc = ct_kill(c, msg_int(&in, "sig", SIGTERM), msg_int(&in, "all", 0));
-		else if (!strcmp(verb, "reopen"))
+		if (!strcmp(verb, "signal")) {
+			long sig = msg_int(&in, "sig", 0);
+			if (sig < 1 || sig > 64) {
+				reply_err(cn->src.fd, seq, EINVAL, "signal: sig must be between 1 and 64");
+				return;
+			}
+			rc = ct_kill(c, sig, msg_int(&in, "all", 0));
+		} else if (!strcmp(verb, "reopen"))
 			rc = log_reopen(c);
 		else if (!strcmp(verb, "closestdin")) {
 			if (c->in >= 0 && !c->tty) {

@@ -3,7 +3,7 @@
 # for machines that reach no image registry:
 #
 #	base.sh OUT.tar [PACKAGE...]
-#	skiff image import --name guestbook/base:1 OUT.tar
+#	skiff image import --rootfs OUT.tar guestbook/base:1
 #
 # The packages are resolved against an empty system by apt, with this machine's
 # own sources and keys, downloaded, verified and unpacked; no maintainer script

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -100,6 +101,11 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 	mux.HandleFunc("/images", images)
 	mux.HandleFunc("/images/", images)
 	mux.HandleFunc("/build", images)
+	// For those who look for where time and memory go:
+	// curl --unix-socket admin.sock http://skiff/debug/pprof/heap.
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()

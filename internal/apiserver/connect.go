@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,11 +12,14 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/proxy"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"skiff/internal/api/resource"
+	streaming "skiff/internal/apiserver/stream"
 	"skiff/internal/client"
 )
 
@@ -45,6 +47,10 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in
 		if _, name, _, ok := splitTarget(rq.name); ok {
 			rq.name = name
 		}
+	}
+	if err := s.mayStream(ctx, rq, in); err != nil {
+		s.fail(w, r, err)
+		return
 	}
 	it, err := s.get(ctx, rq, &metav1.GetOptions{})
 	if err != nil {
@@ -75,6 +81,25 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in
 	if err != nil {
 		s.fail(w, r, err)
 	}
+}
+
+// mayStream judges what runs in a container as a creation, by whatever method it
+// comes: a WebSocket's handshake is a GET, and who may read may not act.
+func (s *Server) mayStream(ctx context.Context, rq *request, in info) error {
+	if in.verb == "create" || rq.sub.Name != "exec" && rq.sub.Name != "attach" && rq.sub.Name != "portforward" {
+		return nil
+	}
+	d, err := s.Authorizer.Authorize(ctx, resource.Attributes{
+		User: rq.user, Verb: "create", Namespace: in.namespace, Group: in.group, Version: in.version,
+		Resource: in.plural, Subresource: in.subresource, Name: in.name,
+	})
+	if err != nil {
+		return err
+	}
+	if !d.Allowed {
+		return apierrors.NewForbidden(rq.gr(), in.name, errors.New(d.Reason))
+	}
+	return nil
 }
 
 func (s *Server) admitConnect(ctx context.Context, rq *request) error {
@@ -145,7 +170,7 @@ func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return err
 	}
-	if err := validateLogOptions(q); err != nil {
+	if err := validateLogOptions(p.Name, q); err != nil {
 		return err
 	}
 	if p.Spec.NodeName == "" {
@@ -201,8 +226,9 @@ func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 }
 
-func validateLogOptions(q url.Values) error {
-	for _, k := range []string{"tailLines", "sinceSeconds", "limitBytes"} {
+func validateLogOptions(pod string, q url.Values) error {
+	var errs field.ErrorList
+	for _, k := range []string{"tailLines", "limitBytes", "sinceSeconds"} {
 		v := q.Get(k)
 		if v == "" {
 			continue
@@ -211,16 +237,18 @@ func validateLogOptions(q url.Values) error {
 		if err != nil {
 			return apierrors.NewBadRequest(err.Error())
 		}
-		if n < 0 || (n == 0 && k != "tailLines") {
-			what := "must be greater than or equal to 0"
-			if k != "tailLines" {
-				what = "must be greater than 0"
-			}
-			return apierrors.NewBadRequest(fmt.Sprintf("%s: Invalid value: %d: %s", k, n, what))
+		switch {
+		case k == "tailLines" && n < 0:
+			errs = append(errs, field.Invalid(field.NewPath(k), n, "must be greater than or equal to 0"))
+		case k != "tailLines" && n < 1:
+			errs = append(errs, field.Invalid(field.NewPath(k), n, "must be greater than 0"))
 		}
 	}
 	if q.Get("sinceSeconds") != "" && q.Get("sinceTime") != "" {
-		return apierrors.NewBadRequest("at most one of `sinceTime` or `sinceSeconds` may be specified")
+		errs = append(errs, field.Forbidden(field.NewPath(""), "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Kind: "PodLogOptions"}, pod, errs)
 	}
 	return nil
 }
@@ -236,6 +264,7 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 		}
 	}
 	path := fmt.Sprintf("/portForward/%s/%s", p.Namespace, p.Name)
+	cmd := streaming.Command{Log: s.Log}
 	if what != "portforward" {
 		name, err := container(p, q.Get("container"))
 		if err != nil {
@@ -254,6 +283,7 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 				q.Set(kubelet, "1")
 			}
 		}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.TTY = q.Has("input"), q.Has("output"), q.Has("error"), q.Has("tty")
 		path = fmt.Sprintf("/%s/%s/%s/%s", what, p.Namespace, p.Name, name)
 	}
 	u, rt, err := s.kubelet(r.Context(), p.Spec.NodeName)
@@ -261,7 +291,19 @@ func (s *Server) podStream(w http.ResponseWriter, r *http.Request, p *corev1.Pod
 		return err
 	}
 	u.Path, u.RawQuery = path, q.Encode()
-	s.upgradeAware(w, r, u, rt, true)
+	to := streaming.Backend{Location: u, Transport: rt}
+	switch {
+	case what == "portforward" && streaming.IsTunnel(r):
+		t := streaming.Tunnel{Backend: to, Log: s.Log}
+		if err := t.Serve(w, r); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+	case what != "portforward" && streaming.IsCommand(r):
+		cmd.Backend = to
+		cmd.Serve(w, r)
+	default:
+		s.upgradeAware(w, r, u, rt, true)
+	}
 	return nil
 }
 
@@ -296,6 +338,9 @@ func proxyTarget(r *http.Request, scheme, host, rest string) *url.URL {
 // splitTarget reads "scheme:name:port", "name:port" or "name".
 func splitTarget(id string) (scheme, name, port string, ok bool) {
 	parts := strings.Split(id, ":")
+	if len(parts) < 3 && parts[0] == "" || len(parts) == 3 && parts[1] == "" {
+		return "", "", "", false
+	}
 	switch len(parts) {
 	case 1:
 		return "", parts[0], "", true
@@ -348,43 +393,4 @@ func (s *Server) nodeProxy(w http.ResponseWriter, r *http.Request, n *corev1.Nod
 	u.Path, u.RawQuery = in.rest, r.URL.RawQuery
 	s.upgradeAware(w, r, u, rt, false)
 	return nil
-}
-
-func (s *Server) serviceProxy(w http.ResponseWriter, r *http.Request, svc *corev1.Service, in info) error {
-	scheme, _, port, ok := splitTarget(in.name)
-	if !ok {
-		return apierrors.NewBadRequest(fmt.Sprintf("invalid service request %q", in.name))
-	}
-	name, found := "", false
-	for _, p := range svc.Spec.Ports {
-		if port == "" && len(svc.Spec.Ports) == 1 || port != "" && (p.Name == port || strconv.Itoa(int(p.Port)) == port) {
-			name, found = p.Name, true
-		}
-	}
-	if !found {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %q found for service %q", port, svc.Name))
-	}
-	slices, _, err := client.For[*discoveryv1.EndpointSlice](s.system).In(svc.Namespace).List(r.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + svc.Name})
-	if err != nil {
-		return err
-	}
-	var hosts []string
-	for _, sl := range slices {
-		for _, sp := range sl.Ports {
-			if sp.Port == nil || (sp.Name != nil && *sp.Name != name) {
-				continue
-			}
-			for _, e := range sl.Endpoints {
-				if e.Conditions.Ready == nil || *e.Conditions.Ready {
-					for _, a := range e.Addresses {
-						hosts = append(hosts, net.JoinHostPort(a, strconv.Itoa(int(*sp.Port))))
-					}
-				}
-			}
-		}
-	}
-	if len(hosts) == 0 {
-		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
-	}
-	return s.proxyTo(w, r, scheme, hosts[rand.IntN(len(hosts))], in.rest)
 }

@@ -214,6 +214,8 @@ func (s *Server) markDeleting(obj Object) {
 func gcFinalizers(k *kind, obj Object, o *metav1.DeleteOptions) ([]string, bool) {
 	orphan, foreground := k.OrphanByDefault, false
 	switch {
+	case k.NoDependents:
+		orphan = false
 	case o.OrphanDependents != nil: //nolint:staticcheck // still accepted, as upstream
 		orphan = *o.OrphanDependents //nolint:staticcheck // still accepted, as upstream
 	case o.PropagationPolicy != nil:

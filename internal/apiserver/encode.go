@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -50,6 +51,7 @@ func negotiate(r *http.Request) (answer, error) {
 	if header == "" {
 		return a, nil
 	}
+	known := false
 	for clause := range strings.SplitSeq(header, ",") {
 		mt, params, err := mime.ParseMediaType(strings.TrimSpace(clause))
 		if err != nil {
@@ -65,6 +67,7 @@ func negotiate(r *http.Request) (answer, error) {
 		default:
 			continue
 		}
+		known = true
 		a.stream = params["stream"] == "watch"
 		as := params["as"]
 		if as == "" {
@@ -78,6 +81,9 @@ func negotiate(r *http.Request) (answer, error) {
 			a.as, a.v = as, params["v"]
 			return a, nil
 		}
+	}
+	if !known {
+		return a, noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(accepted, ", "))
 	}
 	return a, &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
@@ -294,66 +300,148 @@ func (s *Server) writeList(w http.ResponseWriter, r *http.Request, rq *request, 
 		return s.writeTransformedList(w, r, rq, a, l)
 	}
 	gvk := l.kind.GroupVersion.WithKind(l.kind.Kind + "List")
-	body, err := s.encodeList(a, gvk, l)
-	if err != nil {
-		return apierrors.NewInternalError(err)
+	if a.media == codec.YAML || a.pretty {
+		var buf bytes.Buffer
+		if err := s.encodeList(&buf, a, gvk, l); err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		body, err := finishJSON(a, buf.Bytes())
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		s.sendBytes(w, a, http.StatusOK, body)
+		return nil
 	}
-	s.sendBytes(w, a, http.StatusOK, body)
+	// The bytes of all items exist already, or are about to: only their frame is
+	// new, and nothing holds the whole answer.
+	w.Header().Set("Content-Type", a.media)
+	s.sent(s.streamList(w, a, gvk, l))
 	return nil
 }
 
-func (s *Server) encodeList(a answer, gvk schema.GroupVersionKind, l *listResult) ([]byte, error) {
-	m := l.meta()
-	parts := make([][]byte, len(l.items))
+// streamBuffer is how much of a list is handed on at once.
+const streamBuffer = 64 << 10
+
+func (s *Server) streamList(w http.ResponseWriter, a answer, gvk schema.GroupVersionKind, l *listResult) error {
 	size := 0
-	for i, it := range l.items {
-		var err error
-		if a.media == codec.Protobuf {
-			parts[i], err = s.itemProto(l.kind, it)
-		} else {
-			parts[i], err = s.itemJSON(l.kind, it)
-		}
-		if err != nil {
-			return nil, err
-		}
-		size += len(parts[i]) + 6
+	for _, it := range l.items {
+		size += it.Size()
 	}
+	var out io.Writer = w
+	var z *gzip.Writer
+	if a.gzip && size > gzipFrom {
+		w.Header().Set("Content-Encoding", "gzip")
+		var err error
+		if z, err = gzip.NewWriterLevel(w, gzip.BestSpeed); err != nil {
+			return err
+		}
+		out = z
+	}
+	w.WriteHeader(http.StatusOK)
+	buf := bufio.NewWriterSize(out, streamBuffer)
+	if err := s.encodeList(buf, a, gvk, l); err != nil {
+		// The head is sent: only a broken connection tells the client.
+		panic(http.ErrAbortHandler)
+	}
+	if a.media != codec.Protobuf {
+		if err := buf.WriteByte('\n'); err != nil {
+			return err
+		}
+	}
+	if err := buf.Flush(); err != nil {
+		return err
+	}
+	if z != nil {
+		return z.Close()
+	}
+	return nil
+}
+
+// listWriter is what a list is encoded to.
+type listWriter interface {
+	io.Writer
+	io.ByteWriter
+	io.StringWriter
+}
+
+func (s *Server) encodeList(w listWriter, a answer, gvk schema.GroupVersionKind, l *listResult) error {
+	m := l.meta()
 	if a.media == codec.Protobuf {
-		// A list is field 1 its metadata, field 2 each item (every v1 list).
-		head, err := m.Marshal()
-		if err != nil {
-			return nil, err
-		}
-		b := make([]byte, 0, size+len(head)+16)
-		b = appendBytesField(b, 1, head)
-		for _, p := range parts {
-			b = appendBytesField(b, 2, p)
-		}
-		return codec.Envelope(gvk, b)
+		return s.encodeProtoList(w, gvk, &m, l)
 	}
 	head, err := json.Marshal(m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	b := make([]byte, 0, size+len(head)+256)
-	b = append(b, codec.TypeHead(gvk)...)
-	b = append(b, `"metadata":`...)
-	b = append(b, head...)
-	b = append(b, `,"items":[`...)
-	for i, p := range parts {
-		if i > 0 {
-			b = append(b, ',')
+	if _, err := w.Write(codec.TypeHead(gvk)); err != nil {
+		return err
+	}
+	if _, err := w.WriteString(`"metadata":` + string(head) + `,"items":[`); err != nil {
+		return err
+	}
+	for i, it := range l.items {
+		b, err := s.itemJSON(l.kind, it)
+		if err != nil {
+			return err
 		}
-		b = append(b, p...)
+		if i > 0 {
+			if err := w.WriteByte(','); err != nil {
+				return err
+			}
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
 	}
-	b = append(b, "]}"...)
-	return finishJSON(a, b)
+	_, err = w.WriteString("]}")
+	return err
 }
 
-func appendBytesField(b []byte, field int, v []byte) []byte {
-	b = append(b, byte(field<<3|2))
-	b = binary.AppendUvarint(b, uint64(len(v)))
-	return append(b, v...)
+// encodeProtoList writes a list in its envelope. A list is field 1 its metadata,
+// field 2 each item (every v1 list).
+func (s *Server) encodeProtoList(w io.Writer, gvk schema.GroupVersionKind, m *metav1.ListMeta, l *listResult) error {
+	head, err := m.Marshal()
+	if err != nil {
+		return err
+	}
+	parts := make([][]byte, len(l.items))
+	size := fieldSize(len(head))
+	for i, it := range l.items {
+		if parts[i], err = s.itemProto(l.kind, it); err != nil {
+			return err
+		}
+		size += fieldSize(len(parts[i]))
+	}
+	return codec.EnvelopeTo(w, gvk, size, func(w io.Writer) (int, error) {
+		if err := writeField(w, 1, head); err != nil {
+			return 0, err
+		}
+		for _, p := range parts {
+			if err := writeField(w, 2, p); err != nil {
+				return 0, err
+			}
+		}
+		return size, nil
+	})
+}
+
+// writeField writes a bytes field whose number fits one byte.
+func writeField(w io.Writer, field byte, v []byte) error {
+	var lead [16]byte
+	if _, err := w.Write(binary.AppendUvarint(append(lead[:0], field<<3|2), uint64(len(v)))); err != nil {
+		return err
+	}
+	_, err := w.Write(v)
+	return err
+}
+
+// fieldSize is the length of a bytes field of n bytes, whose number fits one byte.
+func fieldSize(n int) int {
+	size := 2 + n
+	for v := n; v >= 0x80; v >>= 7 {
+		size++
+	}
+	return size
 }
 
 // httpWatch streams a watch until its end.

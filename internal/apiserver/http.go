@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -129,13 +130,6 @@ func notServed(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, "404 page not found\n")
 }
 
-// routeError is upstream's answer to a request below a served group and version
-// that no route takes.
-func routeError(code int) error {
-	text := fmt.Sprintf("%d: %s", code, http.StatusText(code))
-	return apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", text, 0, false)
-}
-
 // serveResource finds the resource and its door, and calls the verb.
 func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, user resource.User) {
 	k := s.kinds[schema.GroupVersionResource{Group: in.group, Version: in.version, Resource: in.plural}]
@@ -144,11 +138,11 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 			s.serveOther(w, r)
 			return
 		}
-		notServed(w)
+		s.notFound(w, r, in)
 		return
 	}
 	if !k.Namespaced && in.namespace != "" && in.plural != "namespaces" {
-		notServed(w)
+		s.notFound(w, r, in)
 		return
 	}
 	rq := &request{verb: in.verb, kind: k, namespace: in.namespace, name: in.name, user: user, manager: optionsManager(r.UserAgent())}
@@ -157,7 +151,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 	}
 	if in.subresource != "" {
 		if rq.sub = k.Subresource(in.subresource); rq.sub == nil {
-			s.fail(w, r, routeError(http.StatusNotFound))
+			s.notFound(w, r, in)
 			return
 		}
 		if rq.sub.Connect {
@@ -165,8 +159,11 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 			return
 		}
 	}
+	if k.Deprecated != "" {
+		rq.warn(k.Deprecated)
+	}
 	if !allowed(rq, in) {
-		s.fail(w, r, routeError(http.StatusMethodNotAllowed))
+		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
 		return
 	}
 	ctx := r.Context()
@@ -203,7 +200,14 @@ func allowed(rq *request, in info) bool {
 	}
 	for _, v := range verbs {
 		if v == in.verb {
-			return !(in.name == "" && (in.verb == "update" || in.verb == "patch" || in.verb == "get"))
+			switch {
+			case in.name == "":
+				return v != "update" && v != "patch" && v != "get" &&
+					(v != "create" && v != "deletecollection" || !rq.kind.Namespaced || rq.namespace != "")
+			case rq.sub == nil:
+				return v != "create"
+			}
+			return true
 		}
 	}
 	return false
@@ -273,9 +277,6 @@ func (s *Server) httpCreate(ctx context.Context, w http.ResponseWriter, r *http.
 	gvk, into := rq.kind.gvk, rq.kind.New()
 	if rq.sub != nil {
 		gvk, into = rq.sub.Kind, rq.sub.NewBody()
-	}
-	if rq.kind.Namespaced && rq.namespace == "" {
-		return apierrors.NewMethodNotSupported(rq.gr(), "create")
 	}
 	body, err := s.decodeBody(w, r, rq, gvk, into, o.FieldValidation)
 	if err != nil {
@@ -364,7 +365,7 @@ func (s *Server) httpPatch(ctx context.Context, w http.ResponseWriter, r *http.R
 	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	t, ok := patchTypes[strings.TrimSpace(ct)]
 	if !ok {
-		return routeError(http.StatusUnsupportedMediaType)
+		return noRoute(http.StatusUnsupportedMediaType, "415: Unsupported Media Type")
 	}
 	data, err := readBody(w, r)
 	if err != nil {
@@ -481,44 +482,66 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 	} else if err != nil {
 		return nil, bad(err)
 	}
-	if got.GroupVersion() != gvk.GroupVersion() && internalName(*got) == internalName(gvk) {
+	if obj != nil && reflect.TypeOf(obj) != reflect.TypeOf(into) {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s.%s): unknown conversion",
+			got.Kind, got.Version, gvk.Kind, got.Version, got.Kind, internalPackage(gvk.Group), gvk.Kind))
+	}
+	if got.GroupVersion() != gvk.GroupVersion() {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
 	}
-	if obj != runtime.Object(into) {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s): unknown conversion", got.Kind, got.Version, gvk.Kind, got.Version, got.Kind, internalName(gvk)))
-	}
 	return into, nil
-}
-
-// internalName is how upstream's texts call its internal type of a kind; kinds
-// that are one another's twins share it.
-func internalName(gvk schema.GroupVersionKind) string {
-	group, _, _ := strings.Cut(gvk.Group, ".")
-	if group == "" || group == "events" {
-		group = "core"
-	}
-	return group + "." + gvk.Kind
 }
 
 func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersionKind, body []byte) error {
 	if got != nil && got.Kind != "" {
 		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, want.Kind, err))
 	}
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary(body)))
+}
+
+// summary shows the beginning of a body that is not an object, in upstream's form:
+// what looks like JSON as text, anything else in hexadecimal.
+func summary(body []byte) string {
 	const most = 30
-	short, more := body, ""
+	if len(body) == 0 {
+		return "<empty>"
+	}
+	start, more := body, ""
 	if len(body) > most {
-		short, more = body[:most], " ..."
+		start, more = body[:most], " ..."
 	}
-	var summary string
-	switch {
-	case len(body) == 0:
-		summary = "<empty>"
-	case body[0] == '{':
-		summary = string(short) + more
-	default:
-		summary = hex.EncodeToString(short) + more
+	if body[0] == '{' {
+		return string(start) + more
 	}
-	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary))
+	return hex.EncodeToString(start) + more
+}
+
+// internalPackage is the package of upstream's internal types of a group, which
+// the message of an impossible conversion names.
+func internalPackage(group string) string {
+	if group == "" || group == "events.k8s.io" {
+		return "core"
+	}
+	name, _, _ := strings.Cut(group, ".")
+	return name
+}
+
+// noRoute is upstream's answer where no route fits the request: it knows nothing
+// of the resource.
+func noRoute(code int, message string) error {
+	return apierrors.NewGenericServerResponse(code, "", schema.GroupResource{}, "", message, 0, false)
+}
+
+// notFound answers a request for what is not served: in the API's form within a
+// group version that is.
+func (s *Server) notFound(w http.ResponseWriter, r *http.Request, in info) {
+	for _, k := range s.order {
+		if k.GroupVersion.Group == in.group && k.GroupVersion.Version == in.version {
+			s.fail(w, r, noRoute(http.StatusNotFound, ""))
+			return
+		}
+	}
+	notServed(w)
 }
 
 // exactName finds the name that a field selector asks for.

@@ -76,9 +76,18 @@ func tooLarge(want, have int64) error {
 func parseRV(rv string) (int64, error) {
 	n, err := strconv.ParseUint(rv, 10, 63)
 	if err != nil {
-		return 0, apierrors.NewBadRequest(fmt.Sprintf("Invalid value: %q: %v", rv, err))
+		return 0, plain(fmt.Sprintf("resourceVersion: Invalid value: %q: %v", rv, err))
 	}
 	return int64(n), nil
+}
+
+// parseListRV is parseRV for a list, which answers a bad version as a bad request.
+func parseListRV(rv string) (int64, error) {
+	n, err := parseRV(rv)
+	if err != nil {
+		return 0, apierrors.NewBadRequest("invalid resource version: " + err.Error())
+	}
+	return n, nil
 }
 
 // filter is a parsed pair of selectors.
@@ -312,12 +321,15 @@ func (s *Server) listSnapshot(ctx context.Context, rq *request, o *metav1.ListOp
 	match := o.ResourceVersionMatch
 	exact := match == metav1.ResourceVersionMatchExact || (match == "" && o.Limit > 0 && o.ResourceVersion != "" && o.ResourceVersion != "0")
 	if !exact {
+		if _, err := parseListRV(o.ResourceVersion); err != nil && o.ResourceVersion != "" {
+			return nil, "", err
+		}
 		if err := s.await(ctx, o.ResourceVersion); err != nil {
 			return nil, "", err
 		}
 		return col.Snapshot(), "", nil
 	}
-	rev, err := parseRV(o.ResourceVersion)
+	rev, err := parseListRV(o.ResourceVersion)
 	if err != nil {
 		return nil, "", err
 	}

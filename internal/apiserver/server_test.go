@@ -17,12 +17,14 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/fields"
 	"skiff/internal/client"
+	"skiff/internal/store"
 	"skiff/internal/store/mem"
 )
 
@@ -55,7 +57,12 @@ type fixture struct {
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	st := mem.New(mem.Config{})
+	return startOn(t, mem.New(mem.Config{}))
+}
+
+// startOn serves what st holds, and closes it at the end.
+func startOn(t *testing.T, st store.Store) *fixture {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -325,5 +332,66 @@ func TestProtobufAndYAML(t *testing.T) {
 	defer again.Body.Close()
 	if again.StatusCode != 200 {
 		t.Fatal(again.Status)
+	}
+}
+
+// TestListEncodings: a streamed list is what a client decodes, in every encoding
+// and compressed.
+func TestListEncodings(t *testing.T) {
+	f := start(t)
+	big := strings.Repeat("x", 4000)
+	const n = 60
+	for i := range n {
+		f.want(201, "POST", maps, "application/json", fmt.Sprintf(`{"metadata":{"name":"m%02d"},"data":{"k":%q}}`, i, big))
+	}
+	get := func(accept, encoding string) []byte {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", f.url+maps, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept", accept)
+		if encoding == "" {
+			req.Header.Set("Accept-Encoding", "identity")
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if encoding != "" && !resp.Uncompressed {
+			t.Error("the list was not compressed")
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	check := func(l *corev1.ConfigMapList) {
+		t.Helper()
+		if len(l.Items) != n || l.Items[n-1].Name != "m59" || l.Items[0].Data["k"] != big || l.ResourceVersion == "" {
+			t.Errorf("list has %d items at %q", len(l.Items), l.ResourceVersion)
+		}
+	}
+	for _, encoding := range []string{"", "gzip"} {
+		var js corev1.ConfigMapList
+		if err := json.Unmarshal(get("application/json", encoding), &js); err != nil {
+			t.Fatal(err)
+		}
+		check(&js)
+		b := get("application/vnd.kubernetes.protobuf", encoding)
+		var u runtime.Unknown
+		if err := u.Unmarshal(b[4:]); err != nil {
+			t.Fatal(err)
+		}
+		var pb corev1.ConfigMapList
+		if err := pb.Unmarshal(u.Raw); err != nil {
+			t.Fatal(err)
+		}
+		if u.Kind != "ConfigMapList" {
+			t.Errorf("kind is %q", u.Kind)
+		}
+		check(&pb)
 	}
 }

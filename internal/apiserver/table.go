@@ -86,7 +86,7 @@ func includePolicy(v string) (metav1.IncludeObjectPolicy, error) {
 	case "", metav1.IncludeNone, metav1.IncludeMetadata, metav1.IncludeObject:
 		return p, nil
 	}
-	return "", apierrors.NewBadRequest("Invalid value: \"" + v + "\": must be 'Metadata', 'Object', 'None', or empty")
+	return "", apierrors.NewBadRequest("Unable to convert to Table as requested: includeObject: Invalid value: \"" + v + "\": must be 'Metadata', 'Object', 'None', or empty")
 }
 
 // writeTransformed answers with an object as a Table or as its metadata.

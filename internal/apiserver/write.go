@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -126,12 +127,17 @@ func checkNamespace(k *kind, requested string, obj Object) error {
 	case got == want:
 	case got == "" && k.Namespaced:
 		obj.SetNamespace(want)
-	case want == "" && !k.Namespaced:
-		return apierrors.NewBadRequest("namespace may not be set on cluster-scoped objects")
+	case !k.Namespaced:
+		obj.SetNamespace("")
 	default:
 		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
 	}
 	return nil
+}
+
+// plain is upstream's answer to an error that is none of the API's.
+func plain(message string) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: message}}
 }
 
 func invalid(k *kind, name string, errs field.ErrorList) error {
@@ -157,7 +163,8 @@ func distinct(errs field.ErrorList) field.ErrorList {
 // create makes a new object. obj is the caller's to give away.
 func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.CreateOptions) (Object, error) {
 	k := rq.kind
-	if rv := obj.GetResourceVersion(); rv != "" && rv != "0" {
+	// A version that is no number is no version: it is overwritten.
+	if rv, err := strconv.ParseUint(obj.GetResourceVersion(), 10, 64); err == nil && rv != 0 {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
 	obj.SetResourceVersion("")
@@ -388,6 +395,12 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	if cur.obj == nil {
+		// Who may update may not create for that.
+		attr := rq.attributes()
+		attr.Verb = "create"
+		if err := s.authorize(ctx, attr); err != nil {
+			return nil, false, err
+		}
 		obj.SetResourceVersion("")
 		obj.SetUID("")
 		a := &Attributes{
@@ -420,7 +433,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		})
 	case rv != strconv.FormatInt(cur.rev, 10):
 		if _, err := strconv.ParseUint(rv, 10, 64); err != nil {
-			return nil, false, asIs(err)
+			return nil, false, plain(err.Error())
 		}
 		return nil, false, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 	}
@@ -537,7 +550,6 @@ func (s *Server) unchanged(ctx context.Context, k *kind, key string, cur *curren
 // prepareUpdate applies the rules of every update of metadata, then the door's.
 func prepareUpdate(st *resource.Strategy, env resource.Env, obj, old Object) error {
 	obj.SetGeneration(old.GetGeneration())
-	obj.SetSelfLink("")
 	if st.PrepareUpdate != nil {
 		st.PrepareUpdate(env, obj, old)
 	}
@@ -636,7 +648,7 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 		return nil, false, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), rq.name))
 	}
 	if obj.GetName() == "" {
-		return nil, false, apierrors.NewBadRequest("name must be provided")
+		return nil, false, apierrors.NewBadRequest(fmt.Sprintf("the name of the object (%s based on URL) was undeterminable: name must be provided", rq.name))
 	}
 	if rq.kind.Default != nil {
 		rq.kind.Default(obj)
@@ -646,8 +658,11 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 		return nil, false, apierrors.NewInternalError(errors.New("a projection is written by putView"))
 	}
 	return s.update(ctx, rq, o, create, func(_ context.Context, cur Object) (Object, error) {
-		if err := rq.sameUID(obj, cur); err != nil {
-			return nil, err
+		// The uid of a body is a precondition; a patch that changes it is invalid.
+		if uid := obj.GetUID(); cur != nil && uid != "" && uid != cur.GetUID() {
+			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
+				"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
+				s.storeKey(rq.kind, rq.key()), uid, cur.GetUID()))
 		}
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)

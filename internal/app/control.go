@@ -14,16 +14,12 @@ import (
 
 // startControl starts the controllers and the scheduler, in process.
 func (s *server) startControl(ctx context.Context) error {
-	if err := s.bootstrap(ctx); err != nil {
-		return err
-	}
-	informers := client.NewInformers(s.local("system:kube-controller-manager", "kube-controller-manager", "system:masters"), s.log)
-	s.g.start("informers", informers.Run)
+	informers := client.NewInformers(s.local("system:kube-controller-manager", "kube-controller-manager"), s.log)
 	deps := controller.Deps{
 		Deps: control.Deps{
 			Informers: informers, Log: s.log, Now: time.Now,
 			ClientFor: func(name string) *client.Client {
-				return s.local("system:serviceaccount:kube-system:"+name, name, "system:serviceaccounts", "system:serviceaccounts:kube-system", "system:masters")
+				return s.local("system:serviceaccount:kube-system:"+name, name, "system:serviceaccounts", "system:serviceaccounts:kube-system")
 			},
 		},
 		RootCA:       s.pki.CA(pki.ClusterCA).CertPEM,
@@ -31,9 +27,14 @@ func (s *server) startControl(ctx context.Context) error {
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 	}
 	all := controller.All(deps)
+	// What follows acts under its own identity: it needs its role.
+	if err := s.bootstrap(ctx, all); err != nil {
+		return err
+	}
+	s.g.start("informers", informers.Run)
 	s.g.start("controllers", func(ctx context.Context) error { return control.Run(ctx, deps.Deps, all) })
 
-	c := s.local("system:kube-scheduler", "kube-scheduler", "system:masters")
+	c := s.local("system:kube-scheduler", "kube-scheduler")
 	events := scheduler.NewEventWriter(scheduler.EventWriterDeps{Client: c, Log: s.log, Now: time.Now})
 	s.g.start("scheduler events", events.Run)
 	sched, err := scheduler.New(scheduler.Deps{

@@ -39,6 +39,12 @@ type dataPlane struct {
 	wake  chan struct{}
 	// written is closed when the first full state is in the kernel.
 	written chan struct{}
+
+	// routed has, of each service, the addresses that its rules in the kernel send
+	// new connections to; changed is closed and replaced when it changes.
+	routedMu sync.Mutex
+	routed   map[string]map[netip.Addr]bool
+	changed  chan struct{}
 }
 
 type nsName struct{ ns, name string }
@@ -59,6 +65,7 @@ func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *c
 		services: client.InformerFor[*corev1.Service](informers), slices: client.InformerFor[*discoveryv1.EndpointSlice](informers),
 		spaces: client.InformerFor[*corev1.Namespace](informers),
 		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
+		routed: map[string]map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
 	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Now: time.Now, Log: log})
 	if err != nil {
@@ -164,11 +171,88 @@ func (d *dataPlane) flush(ctx context.Context, full bool) error {
 			remove = append(remove, k.String())
 		}
 	}
+	var err error
 	if full {
-		return d.proxy.Sync(ctx, upsert)
+		err = d.proxy.Sync(ctx, upsert)
+	} else {
+		err = d.proxy.Apply(ctx, upsert, remove)
 	}
-	return d.proxy.Apply(ctx, upsert, remove)
+	if !errors.Is(err, service.ErrNotWritten) {
+		d.note(upsert, remove)
+	}
+	return err
 }
+
+// note remembers where the rules now send connections.
+func (d *dataPlane) note(upsert []service.Service, remove []string) {
+	d.routedMu.Lock()
+	defer d.routedMu.Unlock()
+	for _, k := range remove {
+		delete(d.routed, k)
+	}
+	for _, s := range upsert {
+		to := map[netip.Addr]bool{}
+		for _, p := range s.Ports {
+			for _, e := range p.Endpoints {
+				if e.Ready {
+					to[e.Addr.Addr()] = true
+				}
+			}
+		}
+		d.routed[s.Key] = to
+	}
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// leave waits until no rule of this node sends new connections to a pod.
+func (d *dataPlane) leave(ctx context.Context, p *corev1.Pod) {
+	var ips []netip.Addr
+	for _, ip := range p.Status.PodIPs {
+		ips = append(ips, addrs([]string{ip.IP})...)
+	}
+	select {
+	case <-d.written: // until then nothing is known of the rules of a former run
+	case <-ctx.Done():
+		return
+	}
+	waited := false
+	for {
+		d.routedMu.Lock()
+		used := false
+		for _, to := range d.routed {
+			for _, ip := range ips {
+				used = used || to[ip]
+			}
+		}
+		changed := d.changed
+		d.routedMu.Unlock()
+		if !used {
+			break
+		}
+		waited = true
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if !waited {
+		return
+	}
+	// What was sent just before is in the server's queue: it gets the time to
+	// take it.
+	t := time.NewTimer(settle)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// settle is how long a server gets to accept what rules sent it before they
+// changed.
+const settle = 50 * time.Millisecond
 
 func addrs(in []string) []netip.Addr {
 	var out []netip.Addr

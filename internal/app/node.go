@@ -35,7 +35,8 @@ type node struct {
 	g       *group
 	journal *host.Journal
 	pki     *pki.PKI
-	client  *client.Client
+	// client acts as the node, services as what serves Services and DNS on it.
+	client, services *client.Client
 
 	programs programs.Set
 	images   *images
@@ -141,7 +142,7 @@ func (n podNetwork) Detach(ctx context.Context, s runtime.NetworkSandbox) error 
 
 // run starts the kubelet and the data plane, and returns when the node is Ready.
 func (n *node) run(ctx context.Context) error {
-	informers := client.NewInformers(n.client, n.log)
+	informers := client.NewInformers(n.services, n.log)
 	n.g.start("node informers", informers.Run)
 	n.events = control.NewRecorder(control.RecorderDeps{Client: n.client, Component: "kubelet", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("kubelet events", n.events.Run)
@@ -158,6 +159,7 @@ func (n *node) run(ctx context.Context) error {
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
+		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
 	})
 	if err != nil {

@@ -178,7 +178,8 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 func (p *Process) startNode(ctx context.Context, g *group) error {
 	n := &node{
 		set: p.set, log: p.log, g: g, journal: p.journal, pki: p.server.pki, programs: p.programs, sockets: p.sockets,
-		client: p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes", "system:masters"),
+		client:   p.server.local("system:node:"+p.set.NodeName, "kubelet", "system:nodes"),
+		services: p.server.local("system:kube-proxy", "kube-proxy"),
 	}
 	p.node = n
 	if err := n.open(ctx); err != nil {
@@ -207,11 +208,20 @@ func (s *Settings) ServerURL() string { return fmt.Sprintf("https://127.0.0.1:%d
 func (s *Settings) KubeconfigPath() string { return s.Instance.Data("admin.kubeconfig") }
 
 func (p *Process) writeKubeconfigs() error {
-	k, err := p.server.pki.Kubeconfig("super-admin", p.contextName(), p.set.ServerURL())
-	if err != nil {
-		return err
+	for leaf, path := range map[string]string{
+		"admin": p.set.KubeconfigPath(),
+		// For the day when RBAC locks everybody out: it needs no role.
+		"super-admin": p.set.Instance.Data("super-admin.kubeconfig"),
+	} {
+		k, err := p.server.pki.Kubeconfig(leaf, p.contextName(), p.set.ServerURL())
+		if err != nil {
+			return err
+		}
+		if err := k.Write(path); err != nil {
+			return err
+		}
 	}
-	return k.Write(p.set.KubeconfigPath())
+	return nil
 }
 
 func (p *Process) contextName() string {

@@ -25,11 +25,13 @@ import (
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
+	"skiff/internal/apiserver/admission"
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authn"
 	"skiff/internal/apiserver/authz"
 	"skiff/internal/apiserver/fields"
 	"skiff/internal/apiserver/openapi"
+	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -89,6 +91,7 @@ func (s *server) issuer() string { return "https://kubernetes.default.svc." + s.
 
 func (s *server) newAPI() error {
 	var srv *apiserver.Server
+	objects := &serverObjects{}
 	keys, err := s.pki.ServiceAccountPublicKeys()
 	if err != nil {
 		return err
@@ -100,10 +103,6 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
-	docs, err := openapi.New(time.Now())
-	if err != nil {
-		return err
-	}
 	s.alloc, err = alloc.New(alloc.Deps{
 		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
@@ -111,25 +110,35 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	docs, err := openapi.New(time.Now())
+	if err != nil {
+		return err
+	}
 	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: s.store, Resources: all, AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
-		Authorizer:    authz.Union{authz.Masters{}},
-		Nodes:         &nodeConnector{pair: s.pki.Pair("apiserver-kubelet-client"), pki: s.pki},
+		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
+		Admission:     admission.Default(),
+		Nodes:         newNodeConnector(s.pki),
 		Tokens:        tokens,
-		OpenAPI:       docs,
 		FieldManagers: fields.New(all),
 		Services:      s.alloc,
+		OpenAPI:       docs,
 		Version:       version(),
 	})
 	if err != nil {
 		return err
 	}
+	objects.Server = srv
 	s.api = srv
 	s.g.start("cache", srv.Run)
 	return nil
 }
+
+// serverObjects are the API's objects, for the deciders: they exist before the
+// server that they decide for.
+type serverObjects struct{ *apiserver.Server }
 
 // bodies registers the types that requests carry besides resources.
 func bodies() []func(*k8sruntime.Scheme) error {
@@ -189,9 +198,12 @@ func (s *server) local(user, manager string, groups ...string) *client.Client {
 
 // nodeConnector reaches kubelets by their internal address.
 type nodeConnector struct {
-	pair *pki.KeyPair
-	pki  *pki.PKI
-	rt   http.RoundTripper
+	rt http.RoundTripper
+}
+
+func newNodeConnector(p *pki.PKI) *nodeConnector {
+	cfg := p.Pair("apiserver-kubelet-client").ClientTLS(p.Pool(pki.ClusterCA), "")
+	return &nodeConnector{&http.Transport{TLSClientConfig: cfg, TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}}
 }
 
 func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL, http.RoundTripper, error) {
@@ -208,10 +220,6 @@ func (n *nodeConnector) Kubelet(_ context.Context, node *corev1.Node) (*url.URL,
 	port := int(node.Status.DaemonEndpoints.KubeletEndpoint.Port)
 	if port == 0 {
 		port = 10250
-	}
-	if n.rt == nil {
-		cfg := n.pair.ClientTLS(n.pki.Pool(pki.ClusterCA), "")
-		n.rt = &http.Transport{TLSClientConfig: cfg, MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second}
 	}
 	return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))}, n.rt, nil
 }

@@ -372,7 +372,14 @@ func (c *Cache) item(kv store.KV) *Item {
 
 // Written hands over the object that a writer decoded from the bytes it stored as
 // revision rev of key, to save decoding it again.
-func (c *Cache) Written(key string, rev int64, obj client.Object) { c.decoded.put(key, rev, obj) }
+func (c *Cache) Written(key string, rev int64, obj client.Object) {
+	c.mu.RLock()
+	col := c.collectionOf(key)
+	c.mu.RUnlock()
+	if col != nil && !col.cfg.Lazy {
+		c.decoded.put(key, rev, obj)
+	}
+}
 
 // handover is a small map of objects on their way from writers to the watch.
 type handover struct {

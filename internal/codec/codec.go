@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -139,6 +140,17 @@ func Envelope(gvk schema.GroupVersionKind, bare []byte) ([]byte, error) {
 		return nil, err
 	}
 	return b[:len(protoMagic)+n], nil
+}
+
+// EnvelopeTo writes an envelope around size bytes that write writes: for what is
+// too large to hold.
+func EnvelopeTo(w io.Writer, gvk schema.GroupVersionKind, size int, write func(io.Writer) (int, error)) error {
+	if _, err := w.Write(protoMagic); err != nil {
+		return err
+	}
+	u := runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind}}
+	_, err := u.MarshalToWriter(w, size, write)
+	return err
 }
 
 // ErrForeign: a stored value is not what skiff or kube-apiserver writes.

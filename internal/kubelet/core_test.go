@@ -3,6 +3,8 @@ package kubelet
 import (
 	"context"
 	"errors"
+	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -271,6 +273,35 @@ func TestOrphansEnd(t *testing.T) {
 		w.after(5 * time.Second)
 		if n := len(w.rt.Sandboxes()) + len(w.rt.Containers("")); n != 0 {
 			t.Errorf("%d things are left of a pod that the API does not know", n)
+		}
+	})
+}
+
+// What a kubelet that was killed left of pods that nobody knows goes; what belongs
+// to a pod stays.
+func TestLeftovers(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.kill()
+		pods, logs := w.k.d.Host.Data("kubelet", "pods"), w.k.d.PodLogDir
+		for _, d := range []string{pods + "/gone-uid/containers/a", logs + "/default_gone_gone-uid/a", logs + "/unrelated"} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.start()
+		if got := dirs(pods); !slices.Equal(got, []string{"web-uid"}) {
+			t.Errorf("pod directories: %q", got)
+		}
+		if got := dirs(logs); !slices.Equal(got, []string{"default_web_web-uid", "unrelated"}) {
+			t.Errorf("log directories: %q", got)
+		}
+		if !slices.Contains(w.volumes.gone, "gone-uid") || slices.Contains(w.volumes.gone, "web-uid") {
+			t.Errorf("volumes were removed of %q", w.volumes.gone)
+		}
+		w.delete("web", 30)
+		if got := append(dirs(pods), dirs(logs)...); !slices.Equal(got, []string{"unrelated"}) {
+			t.Errorf("left: %q", got)
 		}
 	})
 }

@@ -170,6 +170,21 @@ func (w *worker) endAll(ctx context.Context, pod *corev1.Pod, o *observed, grace
 	return nil
 }
 
+// leaveAtMost bounds how long the end of a pod waits for services to let go of it.
+const leaveAtMost = time.Second
+
+// leave waits until no service sends new connections to a pod that was deleted: a
+// server that was told to end refuses them.
+func (w *worker) leave(ctx context.Context, pod *corev1.Pod) {
+	if w.k.d.Leave == nil || w.left || pod.DeletionTimestamp == nil || pod.DeletionGracePeriodSeconds == nil || *pod.DeletionGracePeriodSeconds <= 0 {
+		return
+	}
+	w.left = true
+	ctx, cancel := context.WithTimeout(ctx, min(leaveAtMost, time.Duration(*pod.DeletionGracePeriodSeconds)*time.Second))
+	defer cancel()
+	w.k.d.Leave(ctx, pod)
+}
+
 // terminate ends a pod's containers. A shorter grace period from the API
 // interrupts it, and it begins anew with that.
 func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool) (again bool, next time.Time) {
@@ -199,6 +214,7 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool) (aga
 		one := int64(1)
 		grace = &one
 	}
+	w.leave(opctx, pod)
 	if err := w.endAll(opctx, pod, o, grace); err != nil {
 		if opctx.Err() != nil {
 			return true, time.Time{}

@@ -35,6 +35,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -111,6 +115,11 @@ type Deps struct {
 	// Authorize, where set, is asked before the server answers a request;
 	// a non-nil error is the answer.
 	Authorize Authorizer
+	// Leave, where set, is called once for a pod that is deleted with a grace
+	// period, before its containers are told to end. It returns when services
+	// send no new connection to the pod any more, or when ctx ends: after
+	// leaveAtMost, or the grace period where that is shorter.
+	Leave func(ctx context.Context, pod *corev1.Pod)
 	// ResolvConf is the host's resolver configuration; /etc/resolv.conf by default.
 	ResolvConf string
 	// PodLogDir is where pod logs are; Host.Data("logs") by default.
@@ -349,18 +358,41 @@ func (k *Kubelet) adopt(ctx context.Context) error {
 	return nil
 }
 
-// adoptLeftovers removes volumes and cgroups of pods that neither API nor runtime
-// know.
+// adoptLeftovers removes volumes, cgroups, directories and logs of pods that
+// neither API nor runtime know.
 func (k *Kubelet) adoptLeftovers(ctx context.Context, known map[types.UID]bool) {
 	uids, err := k.d.Volumes.Pods()
 	if err != nil {
 		k.d.Log.Warn("list volumes", "err", err)
 	}
+	pods := k.d.Host.Data("kubelet", "pods")
+	found := dirs(pods)
+	if _, none := k.d.Volumes.(noVolumes); none {
+		found = nil // who knows no volumes cannot tell what is mounted there
+	}
+	for _, name := range found {
+		if !slices.Contains(uids, types.UID(name)) {
+			uids = append(uids, types.UID(name))
+		}
+	}
 	for _, uid := range uids {
-		if !known[uid] {
-			if err := k.d.Volumes.Teardown(ctx, uid); err != nil {
-				k.d.Log.Warn("remove volumes of a pod that is gone", "uid", uid, "err", err)
-			}
+		if known[uid] {
+			continue
+		}
+		// The directory goes when nothing is mounted in it any more.
+		if err := k.d.Volumes.Teardown(ctx, uid); err != nil {
+			k.d.Log.Warn("remove volumes of a pod that is gone", "uid", uid, "err", err)
+		} else if err := os.RemoveAll(filepath.Join(pods, string(uid))); err != nil {
+			k.d.Log.Warn("remove directory of a pod that is gone", "uid", uid, "err", err)
+		}
+	}
+	for _, name := range dirs(k.d.PodLogDir) {
+		f := strings.Split(name, "_")
+		if len(f) != 3 || known[types.UID(f[2])] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(k.d.PodLogDir, name)); err != nil {
+			k.d.Log.Warn("remove logs of a pod that is gone", "uid", f[2], "err", err)
 		}
 	}
 	if k.d.Cgroups == nil {
@@ -377,6 +409,21 @@ func (k *Kubelet) adoptLeftovers(ctx context.Context, known map[types.UID]bool) 
 			}
 		}
 	}
+}
+
+// dirs lists the directories in a directory, none where it is missing.
+func dirs(path string) []string {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, e.Name())
+		}
+	}
+	return out
 }
 
 // sleep waits for d; false means that ctx ended first.

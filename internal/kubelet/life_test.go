@@ -352,6 +352,33 @@ func TestProbes(t *testing.T) {
 	})
 }
 
+// A server that opens its port a moment after its start is ready then, not a
+// period later, and the tries between are not told.
+func TestReadySoon(t *testing.T) {
+	var up atomic.Bool
+	run(t, func(w *world) {
+		w.rt.OnExec = func(context.Context, string, []string) (string, string, int, error) {
+			if up.Load() {
+				return "", "", 0, nil
+			}
+			return "", "", 1, nil
+		}
+	}, func(w *world) {
+		p := newPod("web", "a")
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"x"}}}, PeriodSeconds: 30, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1}
+		w.create(p)
+		w.after(500 * time.Millisecond)
+		up.Store(true)
+		w.after(500 * time.Millisecond)
+		if c := condIs(w.pod("web"), corev1.PodReady); c != "True" {
+			t.Errorf("Ready: %s", c)
+		}
+		if n := strings.Count(strings.Join(w.events.all(), "\n"), "Unhealthy"); n != 1 {
+			t.Errorf("Unhealthy was told %d times", n)
+		}
+	})
+}
+
 func TestProbePortByName(t *testing.T) {
 	c := &corev1.Container{Name: "a", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}
 	if n, err := containerPort(intstr.FromString("http"), c); n != 8080 || err != nil {

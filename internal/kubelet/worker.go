@@ -33,6 +33,7 @@ type verdict struct{ reason, message string }
 
 // worker drives one pod. See the package's documentation.
 type worker struct {
+	left bool // Leave was called
 	k    *Kubelet
 	uid  types.UID
 	wake chan struct{}

@@ -207,6 +207,8 @@ func (r *Runtime) execPipes(ctx context.Context, id string, cmd []string, in io.
 		r.background(func() {
 			_, _ = io.Copy(iw, in)
 			iw.Close()
+			// What a process leaves unread must not stand in the way of its outcome.
+			_, _ = io.Copy(io.Discard, in)
 		})
 	}
 	p, err := e.wait(ctx)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"time"
@@ -153,6 +154,11 @@ func (r *Runtime) prepareHost() error {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
+	}
+	// What starts pods weighs as much as they do together.
+	cpus := goruntime.NumCPU()
+	if err := errors.Join(r.cg.SetCPUs(i.CgroupParent, 2*cpus), r.cg.SetCPUs(podProcesses(i), cpus)); err != nil {
+		return err
 	}
 	if mounted(mountsDir(i)) {
 		return nil

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,11 @@ type cluster struct {
 	bin  string
 	name string
 	data string
+	// ns is the namespace that kubectl is told of; empty for its default.
+	ns string
+	// carried makes kubectl the one of this release that skiff carries, where
+	// otherwise the machine's own is preferred.
+	carried bool
 }
 
 var skiffBin = func() string {
@@ -125,14 +131,23 @@ func (c *cluster) kubectlErr(args ...string) (string, error) {
 	return c.kubectlIn(nil, args...)
 }
 
-func (c *cluster) kubectlIn(in io.Reader, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
-	defer cancel()
+// kubectlCmd is a kubectl that is yet to be run.
+func (c *cluster) kubectlCmd(ctx context.Context, args ...string) *exec.Cmd {
+	if c.ns != "" {
+		args = append([]string{"-n", c.ns}, args...)
+	}
 	cmd := exec.CommandContext(ctx, "kubectl", args...)
-	if _, err := exec.LookPath("kubectl"); err != nil {
+	if _, err := exec.LookPath("kubectl"); err != nil || c.carried {
 		cmd = exec.CommandContext(ctx, c.bin, append([]string{"kubectl", "--name", c.name, "--data-dir", c.data}, args...)...)
 	}
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig")
+	return cmd
+}
+
+func (c *cluster) kubectlIn(in io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	cmd := c.kubectlCmd(ctx, args...)
 	cmd.Stdin = in
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
@@ -154,7 +169,7 @@ func (c *cluster) kubectl(args ...string) string {
 
 func (c *cluster) apply(manifest string) {
 	c.t.Helper()
-	if _, err := c.kubectlIn(strings.NewReader(manifest), "apply", "--validate=false", "-f", "-"); err != nil {
+	if _, err := c.kubectlIn(strings.NewReader(manifest), "apply", "-f", "-"); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -248,6 +263,11 @@ func (c *cluster) importBusybox() {
 	for _, a := range []string{"sh", "echo", "sleep", "cat", "wget", "nslookup", "ls", "kill", "true", "false", "id", "httpd", "hostname", "touch", "rm", "stat", "nc", "env", "seq", "head", "test"} {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
+	load, err := os.ReadFile(loadProgram(c.t))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	add(&tar.Header{Name: "bin/load", Typeflag: tar.TypeReg, Mode: 0o755}, load)
 	add(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n"))
 	if err := tw.Close(); err != nil {
 		c.t.Fatal(err)
@@ -257,4 +277,36 @@ func (c *cluster) importBusybox() {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Fatalf("image import: %v\n%s", err, out)
 	}
+}
+
+var loadOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "skiff-load-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "load")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "skiff/test/load")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build test/load: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// loadProgram builds test/load, once, static.
+func loadProgram(t *testing.T) string {
+	t.Helper()
+	path, err := loadOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := loadOnce(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }

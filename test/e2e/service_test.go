@@ -139,7 +139,7 @@ spec:
 	c.rollout("web")
 	c.waitPod("client", ".status.phase", "Running")
 	for _, name := range []string{"web", "web.default", "web.default.svc", "web.default.svc.cluster.local", "headless:8080"} {
-		out := c.kubectl("exec", "client", "--", "wget", "-q", "-T", "10", "-O", "-", "http://"+name+"/")
+		out := c.kubectl("exec", "client", "--", "load", "--once", "--url", "http://"+name+"/")
 		if !strings.HasPrefix(out, "one web-") {
 			t.Errorf("%s says %q", name, out)
 		}
@@ -183,7 +183,7 @@ spec:
   containers:
   - name: main
     image: busybox:1
-    command: [sh, -c, 'touch /tmp/ok; nc -lk -p 7000 -e true & sleep 1000']
+    command: [sh, -c, 'touch /tmp/ok; exec httpd -f -p 7000 -h /tmp']
     startupProbe: {tcpSocket: {port: 7000}, periodSeconds: 1, failureThreshold: 30}
     readinessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}
 ---

@@ -35,10 +35,28 @@ func main() {
 	rate := flag.Int("rate", 100, "requests a second, at most 1000")
 	most := flag.Duration("for", 10*time.Minute, "end by itself after this long")
 	timeout := flag.Duration("timeout", 15*time.Second, "of one request, lookup included")
+	serve := flag.String("serve", "", "answer requests at this address instead, until told to end; then refuse new ones and finish those begun")
+	once := flag.Bool("once", false, "send one request and print the answer")
 	flag.Parse()
+	if *serve != "" {
+		if err := server(*serve); err != nil {
+			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if *url == "" || *rate < 1 || *rate > 1000 {
 		fmt.Fprintln(os.Stderr, "load: --url is needed, and --rate from 1 to 1000")
 		os.Exit(2)
+	}
+	if *once {
+		body, _, err := one(*url, *timeout)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		fmt.Print(body)
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -66,7 +84,7 @@ func run(ctx context.Context, url string, rate int, timeout time.Duration) *Resu
 		}
 		r.Sent++
 		wg.Go(func() {
-			took, err := one(url, timeout)
+			_, took, err := one(url, timeout)
 			mu.Lock()
 			defer mu.Unlock()
 			r.MaxMS = max(r.MaxMS, float64(took.Microseconds())/1000)
@@ -87,7 +105,7 @@ func run(ctx context.Context, url string, rate int, timeout time.Duration) *Resu
 	}
 }
 
-func one(url string, timeout time.Duration) (time.Duration, error) {
+func one(url string, timeout time.Duration) (body string, took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	t := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Resolver: &net.Resolver{PreferGo: true}}).DialContext}
@@ -95,18 +113,37 @@ func one(url string, timeout time.Duration) (time.Duration, error) {
 	begun := time.Now()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
-		return time.Since(begun), err
+		return "", time.Since(begun), err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return time.Since(begun), err
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %s", resp.Status)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return time.Since(begun), fmt.Errorf("status %s", resp.Status)
+	return string(b), time.Since(begun), err
+}
+
+// server ends as a well-behaved one does: on TERM it closes its socket at once.
+func server(addr string) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
 	}
-	return time.Since(begun), nil
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	srv := &http.Server{Addr: addr, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, os.Getenv("VERSION"), host)
+	})}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return srv.Shutdown(context.Background())
+	}
 }

@@ -31,8 +31,11 @@ func TokenReview() *resource.Resource {
 			}
 			u, valid, err := env.Authenticate(ctx, r.Spec.Token, audiences)
 			r.Status = authenticationv1.TokenReviewStatus{Authenticated: err == nil && u != nil}
-			if err != nil {
+			switch {
+			case err != nil:
 				r.Status.Error = err.Error()
+			case u == nil:
+				r.Status.Error = "invalid bearer token"
 			}
 			if r.Status.Authenticated {
 				r.Status.User = infoOf(u)

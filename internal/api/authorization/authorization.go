@@ -14,11 +14,14 @@ import (
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"skiff/internal/api/resource"
 )
+
+const mustBeEmpty = "must be empty"
 
 var createOnly = []string{"create"}
 
@@ -30,9 +33,9 @@ func SubjectAccessReview() *resource.Resource {
 		New:   func() resource.Object { return &authorizationv1.SubjectAccessReview{} },
 		Post: func(ctx context.Context, env resource.Env, obj resource.Object) (resource.Object, error) {
 			r := obj.(*authorizationv1.SubjectAccessReview)
-			errs := append(validateSpec(&r.Spec), emptyMeta(r.ObjectMeta, "must be empty")...)
+			errs := append(validateSpec(&r.Spec), emptyMeta(r.ObjectMeta, mustBeEmpty)...)
 			if len(errs) > 0 {
-				return nil, apierrors.NewInvalid(authorizationv1.SchemeGroupVersion.WithKind("SubjectAccessReview").GroupKind(), "", errs)
+				return nil, invalid(errs)
 			}
 			r.Status = answer(ctx, env, userOf(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
 			return r, nil
@@ -49,9 +52,7 @@ func LocalSubjectAccessReview() *resource.Resource {
 		Post: func(ctx context.Context, env resource.Env, obj resource.Object) (resource.Object, error) {
 			r := obj.(*authorizationv1.LocalSubjectAccessReview)
 			errs := validateSpec(&r.Spec)
-			m := r.ObjectMeta
-			m.Namespace = ""
-			errs = append(errs, emptyMeta(m, "must be empty except for namespace")...)
+			errs = append(errs, emptyMeta(r.ObjectMeta, "must be empty except for namespace")...)
 			if a := r.Spec.ResourceAttributes; a != nil && a.Namespace != r.Namespace {
 				errs = append(errs, field.Invalid(field.NewPath("spec.resourceAttributes.namespace"), a.Namespace, "must match metadata.namespace"))
 			}
@@ -59,7 +60,7 @@ func LocalSubjectAccessReview() *resource.Resource {
 				errs = append(errs, field.Invalid(field.NewPath("spec.nonResourceAttributes"), resource.Shown(a), "disallowed on this kind of request"))
 			}
 			if len(errs) > 0 {
-				return nil, apierrors.NewInvalid(authorizationv1.SchemeGroupVersion.WithKind("LocalSubjectAccessReview").GroupKind(), "", errs)
+				return nil, invalid(errs)
 			}
 			r.Status = answer(ctx, env, userOf(&r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
 			return r, nil
@@ -76,9 +77,9 @@ func SelfSubjectAccessReview() *resource.Resource {
 		Post: func(ctx context.Context, env resource.Env, obj resource.Object) (resource.Object, error) {
 			r := obj.(*authorizationv1.SelfSubjectAccessReview)
 			errs := validateAttributes(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
-			errs = append(errs, emptyMeta(r.ObjectMeta, "must be empty")...)
+			errs = append(errs, emptyMeta(r.ObjectMeta, mustBeEmpty)...)
 			if len(errs) > 0 {
-				return nil, apierrors.NewInvalid(authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectAccessReview").GroupKind(), "", errs)
+				return nil, invalid(errs)
 			}
 			r.Status = answer(ctx, env, env.User, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
 			return r, nil
@@ -129,9 +130,18 @@ func userOf(s *authorizationv1.SubjectAccessReviewSpec) resource.User {
 	return u
 }
 
+// invalid is upstream's answer, which leaves the kind out.
+func invalid(errs field.ErrorList) error {
+	return apierrors.NewInvalid(schema.GroupKind{Group: authorizationv1.GroupName}, "", errs)
+}
+
 func emptyMeta(m metav1.ObjectMeta, text string) field.ErrorList {
-	m.ManagedFields = nil
-	if apiequality.Semantic.DeepEqual(m, metav1.ObjectMeta{}) {
+	rest := m
+	rest.ManagedFields = nil
+	if text != mustBeEmpty {
+		rest.Namespace = ""
+	}
+	if apiequality.Semantic.DeepEqual(rest, metav1.ObjectMeta{}) {
 		return nil
 	}
 	return field.ErrorList{field.Invalid(field.NewPath("metadata"), m, text)}

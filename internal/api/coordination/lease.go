@@ -2,6 +2,8 @@
 package coordination
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -27,6 +29,22 @@ func Lease() *resource.Resource {
 		},
 	}, resource.StrategyOf[*coordinationv1.Lease]{
 		CreateOnUpdate: true,
+		PrepareCreate: func(env resource.Env, l *coordinationv1.Lease) {
+			if !env.Features.Enabled("CoordinatedLeaderElection") {
+				l.Spec.Strategy, l.Spec.PreferredHolder = nil, nil
+			}
+		},
+		PrepareUpdate: func(env resource.Env, l, old *coordinationv1.Lease) {
+			if env.Features.Enabled("CoordinatedLeaderElection") {
+				return
+			}
+			if old.Spec.Strategy == nil {
+				l.Spec.Strategy = nil
+			}
+			if old.Spec.PreferredHolder == nil {
+				l.Spec.PreferredHolder = nil
+			}
+		},
 		ValidateCreate: func(_ resource.Env, l *coordinationv1.Lease) field.ErrorList {
 			return append(resource.ValidateMeta(l, true, resource.DNSSubdomain), validateLease(&l.Spec)...)
 		},
@@ -56,12 +74,22 @@ func validateLease(s *coordinationv1.LeaseSpec) field.ErrorList {
 		errs = append(errs, validateStrategy(*s.Strategy, path.Child("strategy"))...)
 	}
 	if s.PreferredHolder != nil && *s.PreferredHolder != "" && (s.Strategy == nil || *s.Strategy == "") {
-		errs = append(errs, field.Forbidden(path.Child("preferredHolder"), "may only be specified when `strategy` is defined"))
+		errs = append(errs, field.Forbidden(path.Child("preferredHolder"), "may only be specified if `strategy` is defined"))
 	}
 	return errs
 }
 
+// validateStrategy: a name without a domain is one of Kubernetes' own. The path
+// names the field twice, as upstream's.
 func validateStrategy(s coordinationv1.CoordinatedLeaseStrategy, path *field.Path) field.ErrorList {
+	path = path.Child("strategy")
+	known := []coordinationv1.CoordinatedLeaseStrategy{coordinationv1.OldestEmulationVersion}
+	if !strings.Contains(string(s), "/") {
+		if !slices.Contains(known, s) {
+			return field.ErrorList{field.NotSupported(path, s, known)}
+		}
+		return nil
+	}
 	var errs field.ErrorList
 	for _, msg := range validation.IsQualifiedName(string(s)) {
 		errs = append(errs, field.Invalid(path, s, msg))

@@ -43,6 +43,7 @@ func ConfigMap() *resource.Resource {
 					errs = append(errs, field.Forbidden(field.NewPath("binaryData"), "field is immutable when `immutable` is set"))
 				}
 			}
+			errs = append(errs, resource.ValidateMeta(c, true, resource.DNSSubdomain)...)
 			return append(errs, validateConfigMap(c)...)
 		},
 		Row: func(c *corev1.ConfigMap, now time.Time) []any {

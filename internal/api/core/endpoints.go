@@ -129,10 +129,10 @@ func endpointsWarnings(e *endpoints) []string {
 	for i, s := range e.Subsets {
 		path := field.NewPath("subsets").Index(i)
 		for j, a := range s.Addresses {
-			out = append(out, validation.GetWarningsForIP(path.Child("addresses").Index(j).Child("ip"), a.IP)...)
+			out = append(out, resource.WarnIP(path.Child("addresses").Index(j).Child("ip"), a.IP)...)
 		}
 		for j, a := range s.NotReadyAddresses {
-			out = append(out, validation.GetWarningsForIP(path.Child("notReadyAddresses").Index(j).Child("ip"), a.IP)...)
+			out = append(out, resource.WarnIP(path.Child("notReadyAddresses").Index(j).Child("ip"), a.IP)...)
 		}
 	}
 	return out

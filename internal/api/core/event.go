@@ -32,7 +32,7 @@ func Events() (core, events *resource.Resource) {
 		NewList: func() runtime.Object { return &corev1.EventList{} },
 		Columns: eventColumns(),
 	}, resource.StrategyOf[*corev1.Event]{
-		CreateOnUpdate: true, UnconditionalUpdate: true,
+		CreateOnUpdate: true, UnconditionalUpdate: true, NoDependents: true,
 		TTL:            func(*corev1.Event) time.Duration { return eventTTL },
 		ValidateCreate: func(_ resource.Env, e *corev1.Event) field.ErrorList { return validateEvent(e, "reportingComponent") },
 		ValidateUpdate: func(_ resource.Env, e, _ *corev1.Event) field.ErrorList {
@@ -65,7 +65,7 @@ func Events() (core, events *resource.Resource) {
 			FromStored: func(o resource.Object) resource.Object { return fromCoreEvent(o.(*corev1.Event)) },
 		},
 	}, resource.StrategyOf[*eventsv1.Event]{
-		CreateOnUpdate: true, UnconditionalUpdate: true,
+		CreateOnUpdate: true, UnconditionalUpdate: true, NoDependents: true,
 		TTL:            func(*eventsv1.Event) time.Duration { return eventTTL },
 		ValidateCreate: func(_ resource.Env, e *eventsv1.Event) field.ErrorList { return validateNewEvent(toCoreEvent(e)) },
 		ValidateUpdate: func(_ resource.Env, e, old *eventsv1.Event) field.ErrorList {

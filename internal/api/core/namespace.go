@@ -1,13 +1,14 @@
 package core
 
 import (
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"skiff/internal/api/resource"
@@ -20,12 +21,14 @@ func Namespace() *resource.Resource {
 	status := resource.StatusOf(resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"spec"},
+		Default:             defaultNamespace,
+		Canonicalize:        labelNamespace,
 		PrepareUpdate: func(_ resource.Env, n, old *corev1.Namespace) {
 			n.Spec = *old.Spec.DeepCopy()
 		},
 		ValidateUpdate: func(_ resource.Env, n, old *corev1.Namespace) field.ErrorList {
 			errs := resource.ValidateMetaUpdate(n, old)
-			path := field.NewPath("status", "phase")
+			path := field.NewPath("status", "Phase")
 			if n.DeletionTimestamp.IsZero() {
 				if n.Status.Phase != corev1.NamespaceActive {
 					errs = append(errs, field.Invalid(path, n.Status.Phase, "may only be 'Active' if `deletionTimestamp` is empty"))
@@ -39,13 +42,15 @@ func Namespace() *resource.Resource {
 	finalize := resource.Untyped(resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"status"},
+		Default:             defaultNamespace,
+		Canonicalize:        labelNamespace,
 		PrepareUpdate: func(_ resource.Env, n, old *corev1.Namespace) {
 			n.Status = *old.Status.DeepCopy()
 		},
 		ValidateUpdate: func(_ resource.Env, n, old *corev1.Namespace) field.ErrorList {
 			errs := resource.ValidateMetaUpdate(n, old)
 			for i, f := range n.Spec.Finalizers {
-				errs = append(errs, validateNamespaceFinalizer(string(f), field.NewPath("spec", "finalizers").Index(i))...)
+				errs = append(errs, validateFinalizer(string(f), field.NewPath("spec", "finalizers").Index(i))...)
 			}
 			return errs
 		},
@@ -68,14 +73,7 @@ func Namespace() *resource.Resource {
 	}, resource.StrategyOf[*corev1.Namespace]{
 		UnconditionalUpdate: true,
 		ResetFields:         []string{"status"},
-		Default: func(n *corev1.Namespace) {
-			if n.Name != "" && n.Labels[corev1.LabelMetadataName] == "" {
-				if n.Labels == nil {
-					n.Labels = map[string]string{}
-				}
-				n.Labels[corev1.LabelMetadataName] = n.Name
-			}
-		},
+		Default:             defaultNamespace,
 		PrepareCreate: func(_ resource.Env, n *corev1.Namespace) {
 			n.Status = corev1.NamespaceStatus{Phase: corev1.NamespaceActive}
 			for _, f := range n.Spec.Finalizers {
@@ -84,39 +82,23 @@ func Namespace() *resource.Resource {
 				}
 			}
 			n.Spec.Finalizers = append(n.Spec.Finalizers, corev1.FinalizerKubernetes)
-			// A name that was generated after defaulting.
-			if n.Labels == nil {
-				n.Labels = map[string]string{}
-			}
-			n.Labels[corev1.LabelMetadataName] = n.Name
 		},
 		PrepareUpdate: func(_ resource.Env, n, old *corev1.Namespace) {
 			n.Spec.Finalizers = append([]corev1.FinalizerName(nil), old.Spec.Finalizers...)
 			n.Status = *old.Status.DeepCopy()
 		},
-		ValidateCreate: func(_ resource.Env, n *corev1.Namespace) field.ErrorList {
-			errs := resource.ValidateMeta(n, false, resource.DNSLabel)
-			for i, f := range n.Spec.Finalizers {
-				errs = append(errs, validateNamespaceFinalizer(string(f), field.NewPath("spec", "finalizers").Index(i))...)
-			}
-			return errs
-		},
+		ValidateCreate: func(_ resource.Env, n *corev1.Namespace) field.ErrorList { return validateNamespace(n) },
 		ValidateUpdate: func(_ resource.Env, n, old *corev1.Namespace) field.ErrorList {
-			return resource.ValidateMetaUpdate(n, old)
+			return append(validateNamespace(n), resource.ValidateMetaUpdate(n, old)...)
 		},
-		Canonicalize: func(n *corev1.Namespace) {
-			if n.Labels == nil {
-				n.Labels = map[string]string{}
-			}
-			n.Labels[corev1.LabelMetadataName] = n.Name
-		},
-		Held: func(n *corev1.Namespace) bool { return len(n.Spec.Finalizers) > 0 },
+		Canonicalize: labelNamespace,
+		Held:         func(n *corev1.Namespace) bool { return len(n.Spec.Finalizers) > 0 },
 		DeletePrepare: func(_ resource.Env, n *corev1.Namespace) {
 			n.Status.Phase = corev1.NamespaceTerminating
 			n.DeletionGracePeriodSeconds = nil
 		},
 		Selectable: func(n *corev1.Namespace) fields.Set {
-			return fields.Set{"name": n.Name, "status.phase": string(n.Status.Phase)}
+			return fields.Set{"status.phase": string(n.Status.Phase)}
 		},
 		Row: func(n *corev1.Namespace, now time.Time) []any {
 			return []any{n.Name, string(n.Status.Phase), resource.Age(n.CreationTimestamp, now)}
@@ -124,22 +106,39 @@ func Namespace() *resource.Resource {
 	})
 }
 
-func validateNamespaceFinalizer(name string, path *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	for _, msg := range validation.IsQualifiedName(name) {
-		errs = append(errs, field.Invalid(path, name, msg))
+func defaultNamespace(n *corev1.Namespace) {
+	if n.Status.Phase == "" {
+		n.Status.Phase = corev1.NamespaceActive
 	}
-	if len(errs) == 0 && name != string(corev1.FinalizerKubernetes) && !hasSlash(name) {
-		errs = append(errs, field.Invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified"))
+	if n.Name != "" {
+		labelNamespace(n)
+	}
+}
+
+// labelNamespace names the namespace in a label, also where its name was generated
+// after defaulting.
+func labelNamespace(n *corev1.Namespace) {
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	n.Labels[corev1.LabelMetadataName] = n.Name
+}
+
+func validateNamespace(n *corev1.Namespace) field.ErrorList {
+	errs := resource.ValidateMeta(n, false, resource.DNSLabel)
+	for _, f := range n.Spec.Finalizers {
+		errs = append(errs, validateFinalizer(string(f), field.NewPath("spec", "finalizers"))...)
 	}
 	return errs
 }
 
-func hasSlash(s string) bool {
-	for i := range len(s) {
-		if s[i] == '/' {
-			return true
-		}
+func validateFinalizer(name string, path *field.Path) field.ErrorList {
+	errs := apivalidation.ValidateFinalizerName(name, path)
+	switch {
+	case strings.Contains(name, "/"):
+	case name == string(corev1.FinalizerKubernetes), name == metav1.FinalizerOrphanDependents, name == metav1.FinalizerDeleteDependents:
+	default:
+		errs = append(errs, field.Invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified"))
 	}
-	return false
+	return errs
 }

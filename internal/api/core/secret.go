@@ -1,6 +1,7 @@
 package core
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"time"
 
@@ -64,6 +65,14 @@ func Secret() *resource.Resource {
 				}
 			}
 			return append(errs, validateSecret(s)...)
+		},
+		Warnings: func(_ resource.Env, s, _ *corev1.Secret) []string {
+			if s.Type == corev1.SecretTypeTLS {
+				if _, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey]); err != nil {
+					return []string{err.Error()}
+				}
+			}
+			return nil
 		},
 		Selectable: func(s *corev1.Secret) fields.Set { return fields.Set{"type": string(s.Type)} },
 		Row: func(s *corev1.Secret, now time.Time) []any {

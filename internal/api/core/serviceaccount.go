@@ -47,6 +47,18 @@ func ServiceAccount() *resource.Resource {
 		ValidateUpdate: func(_ resource.Env, s, old *corev1.ServiceAccount) field.ErrorList {
 			return append(resource.ValidateMetaUpdate(s, old), resource.ValidateMeta(s, true, resource.DNSSubdomain)...)
 		},
+		Warnings: func(_ resource.Env, s, old *corev1.ServiceAccount) []string {
+			const key = "kubernetes.io/enforce-mountable-secrets"
+			if old != nil {
+				if _, ok := old.Annotations[key]; ok {
+					return nil
+				}
+			}
+			if _, ok := s.Annotations[key]; !ok {
+				return nil
+			}
+			return []string{"metadata.annotations[" + key + "]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"}
+		},
 		Row: func(s *corev1.ServiceAccount, now time.Time) []any {
 			return []any{s.Name, resource.Age(s.CreationTimestamp, now)}
 		},
@@ -71,16 +83,25 @@ const (
 // valid only as long as that object is.
 func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, name string, body resource.Object, _ metav1.CreateOptions) (resource.Object, error) {
 	req := body.(*authenticationv1.TokenRequest)
-	if req.Name != "" && req.Name != name {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("metadata.name %q does not match the name on the URL %q", req.Name, name))
+	gvk := authenticationv1.SchemeGroupVersion.WithKind("TokenRequest")
+	for _, part := range []struct{ field, have, want string }{{"name", req.Name, name}, {"namespace", req.Namespace, ns}} {
+		if part.have != "" && part.have != part.want {
+			return nil, apierrors.NewInvalid(gvk.GroupKind(), name, field.ErrorList{field.Invalid(field.NewPath("metadata", part.field), part.have,
+				"must match the service account "+part.field+" if specified")})
+		}
 	}
 	obj, err := ops.Get(ctx, ns, name)
 	if err != nil {
 		return nil, err
 	}
 	sa := obj.(*corev1.ServiceAccount)
-	req.Name, req.Namespace = name, ns
+	if req.UID != "" && req.UID != sa.UID {
+		return nil, apierrors.NewConflict(schema.GroupResource{Group: gvk.Group, Resource: gvk.Kind}, name,
+			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", req.UID, sa.UID))
+	}
+	req.Name, req.Namespace, req.UID = name, ns, sa.UID
 	req.CreationTimestamp = metav1.NewTime(env.Now().Truncate(time.Second))
+	req.Status = authenticationv1.TokenRequestStatus{}
 	spec := &req.Spec
 	if spec.ExpirationSeconds == nil {
 		s := int64(defaultTokenSeconds)
@@ -93,8 +114,13 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 	} else if s > maxTokenSeconds {
 		errs = append(errs, field.Invalid(path.Child("expirationSeconds"), s, "may not specify a duration larger than 2^32 seconds"))
 	}
+	if len(spec.Attestations) > 0 {
+		// Webhook configurations, which they are for, cannot be bound to while
+		// their feature is off.
+		errs = field.ErrorList{field.Invalid(path.Child("attestations"), spec.Attestations, "attestations may only be specified with a webhook bound object reference")}
+	}
 	if len(errs) > 0 {
-		return nil, apierrors.NewInvalid(schema.GroupKind{Group: authenticationv1.GroupName, Kind: "TokenRequest"}, "", errs)
+		return nil, apierrors.NewInvalid(gvk.GroupKind(), "", errs)
 	}
 	t := resource.TokenSpec{
 		Namespace: ns, ServiceAccount: name, UID: string(sa.UID), Audiences: spec.Audiences,
@@ -118,10 +144,9 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 
 func bindToken(ctx context.Context, env resource.Env, ns, sa string, ref *authenticationv1.BoundObjectReference, t *resource.TokenSpec) error {
 	var uid string
-	var gr schema.GroupResource
-	switch gvk := schema.FromAPIVersionAndKind(ref.APIVersion, ref.Kind); gvk {
-	case corev1.SchemeGroupVersion.WithKind("Pod"):
-		gr = corev1.Resource("pods")
+	gvk := schema.FromAPIVersionAndKind(ref.APIVersion, ref.Kind)
+	switch gvk.GroupKind() {
+	case schema.GroupKind{Kind: "Pod"}:
 		p, err := client.For[*corev1.Pod](env.Client).In(ns).Get(ctx, ref.Name)
 		if err != nil {
 			return err
@@ -137,15 +162,13 @@ func bindToken(ctx context.Context, env resource.Env, ns, sa string, ref *authen
 				return err
 			}
 		}
-	case corev1.SchemeGroupVersion.WithKind("Node"):
-		gr = corev1.Resource("nodes")
+	case schema.GroupKind{Kind: "Node"}:
 		n, err := client.For[*corev1.Node](env.Client).Get(ctx, ref.Name)
 		if err != nil {
 			return err
 		}
 		uid = string(n.UID)
-	case corev1.SchemeGroupVersion.WithKind("Secret"):
-		gr = corev1.Resource("secrets")
+	case schema.GroupKind{Kind: "Secret"}:
 		s, err := client.For[*corev1.Secret](env.Client).In(ns).Get(ctx, ref.Name)
 		if err != nil {
 			return err
@@ -155,7 +178,7 @@ func bindToken(ctx context.Context, env resource.Env, ns, sa string, ref *authen
 		return apierrors.NewBadRequest(fmt.Sprintf("cannot bind token to object of type %s", gvk.String()))
 	}
 	if ref.UID != "" && string(ref.UID) != uid {
-		return apierrors.NewConflict(gr, ref.Name, fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID))
+		return apierrors.NewConflict(schema.GroupResource{Group: gvk.Group, Resource: gvk.Kind}, ref.Name, fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID))
 	}
 	t.BoundKind, t.BoundName, t.BoundUID = ref.Kind, ref.Name, uid
 	return nil

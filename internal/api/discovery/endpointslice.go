@@ -65,8 +65,7 @@ func EndpointSlice() *resource.Resource {
 		},
 		ValidateCreate: func(env resource.Env, s *discoveryv1.EndpointSlice) field.ErrorList { return validate(env, s, nil) },
 		ValidateUpdate: func(env resource.Env, s, old *discoveryv1.EndpointSlice) field.ErrorList {
-			return append(validate(env, s, old),
-				apivalidation.ValidateImmutableField(s.AddressType, old.AddressType, field.NewPath("addressType"))...)
+			return validate(env, s, old)
 		},
 		Warnings: warnings,
 		Row: func(s *discoveryv1.EndpointSlice, now time.Time) []any {
@@ -149,7 +148,7 @@ func warnings(_ resource.Env, s, old *discoveryv1.EndpointSlice) []string {
 	}
 	for i, e := range s.Endpoints {
 		for j, a := range e.Addresses {
-			out = append(out, validation.GetWarningsForIP(field.NewPath("endpoints").Index(i).Child("addresses").Index(j), a)...)
+			out = append(out, resource.WarnIP(field.NewPath("endpoints").Index(i).Child("addresses").Index(j), a)...)
 		}
 	}
 	return out
@@ -159,18 +158,40 @@ func warnings(_ resource.Env, s, old *discoveryv1.EndpointSlice) []string {
 // more.
 func validate(env resource.Env, s, old *discoveryv1.EndpointSlice) field.ErrorList {
 	errs := resource.ValidateMeta(s, true, resource.DNSSubdomain)
+	errs = append(errs, validatePorts(s.Ports)...)
+	found, shape := validateEndpoints(env, s), validateShape(s, old)
+	if len(found) > 0 && old != nil && apiequality.Semantic.DeepEqual(old.Endpoints, s.Endpoints) {
+		found = nil
+	}
+	return append(append(errs, found...), shape...)
+}
+
+// validateShape holds the rules that upstream generates; they come last.
+func validateShape(s, old *discoveryv1.EndpointSlice) field.ErrorList {
+	var errs field.ErrorList
 	path, types := field.NewPath("addressType"), []discoveryv1.AddressType{discoveryv1.AddressTypeFQDN, discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6}
+	moved := old != nil && s.AddressType != old.AddressType
 	if s.AddressType == "" {
 		errs = append(errs, field.Required(path, ""))
-	} else if !slices.Contains(types, s.AddressType) {
+	}
+	if moved {
+		errs = append(errs, field.Invalid(path, nil, apivalidation.FieldImmutableErrorMsg))
+	}
+	if s.AddressType != "" && !slices.Contains(types, s.AddressType) {
 		errs = append(errs, field.NotSupported(path, s.AddressType, types))
 	}
-	errs = append(errs, validatePorts(s.Ports)...)
-	found := validateEndpoints(env, s)
-	if len(found) > 0 && old != nil && apiequality.Semantic.DeepEqual(old.Endpoints, s.Endpoints) {
+	if old != nil && apiequality.Semantic.DeepEqual(old.Endpoints, s.Endpoints) || len(s.Endpoints) > maxEndpoints {
 		return errs
 	}
-	return append(errs, found...)
+	for i, e := range s.Endpoints {
+		list := field.NewPath("endpoints").Index(i).Child("addresses")
+		if n := len(e.Addresses); n == 0 {
+			errs = append(errs, field.Required(list, ""))
+		} else if n > maxAddresses {
+			errs = append(errs, field.TooMany(list, n, maxAddresses))
+		}
+	}
+	return errs
 }
 
 const (
@@ -223,11 +244,6 @@ func validateEndpoints(env resource.Env, s *discoveryv1.EndpointSlice) field.Err
 	for i := range s.Endpoints {
 		e, path := &s.Endpoints[i], path.Index(i)
 		list := path.Child("addresses")
-		if n := len(e.Addresses); n == 0 {
-			errs = append(errs, field.Required(list, "must contain at least 1 address"))
-		} else if n > maxAddresses {
-			errs = append(errs, field.TooMany(list, n, maxAddresses))
-		}
 		for j, a := range e.Addresses {
 			errs = append(errs, validateAddress(env, s.AddressType, a, list, j)...)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,7 +34,7 @@ func IPAddress() *resource.Resource {
 		ValidateCreate:      func(_ resource.Env, a *networkingv1.IPAddress) field.ErrorList { return validateIPAddress(a) },
 		ValidateUpdate: func(_ resource.Env, a, old *networkingv1.IPAddress) field.ErrorList {
 			errs := append(validateIPAddress(a), resource.ValidateMetaUpdate(a, old)...)
-			return append(errs, apivalidation.ValidateImmutableField(a.Spec.ParentRef, old.Spec.ParentRef, field.NewPath("spec", "parentRef"))...)
+			return append(errs, parentFixed(a, old)...)
 		},
 		Row: func(a *networkingv1.IPAddress, now time.Time) []any {
 			// One cell more than columns, as upstream.
@@ -85,4 +86,12 @@ func validateIPAddress(a *networkingv1.IPAddress) field.ErrorList {
 	text("name", p.Name, true, content.IsPathSegmentName)
 	text("namespace", p.Namespace, false, content.IsPathSegmentName)
 	return errs
+}
+
+// parentFixed refuses another parent; upstream shows no value of it.
+func parentFixed(a, old *networkingv1.IPAddress) field.ErrorList {
+	if apiequality.Semantic.DeepEqual(a.Spec.ParentRef, old.Spec.ParentRef) {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(field.NewPath("spec", "parentRef"), nil, apivalidation.FieldImmutableErrorMsg)}
 }

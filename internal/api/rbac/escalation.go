@@ -83,6 +83,10 @@ func mayGrant(ctx context.Context, env resource.Env, plural string, b resource.O
 		return nil
 	}
 	rules, err := rulesOf(ctx, env.Client, ref, ns)
+	if apierrors.IsNotFound(err) {
+		// Upstream names what is written, with the name of the role.
+		return apierrors.NewNotFound(rbacv1.SchemeGroupVersion.WithResource(plural).GroupResource(), ref.Name)
+	}
 	if err != nil {
 		return err
 	}

@@ -29,9 +29,11 @@ func Role() *resource.Resource {
 		NewList: func() runtime.Object { return &rbacv1.RoleList{} },
 	}, resource.StrategyOf[*rbacv1.Role]{
 		CreateOnUpdate: true, UnconditionalUpdate: true,
-		ValidateCreate: func(_ resource.Env, r *rbacv1.Role) field.ErrorList { return validateRole(r) },
+		ValidateCreate: func(_ resource.Env, r *rbacv1.Role) field.ErrorList {
+			return append(validateRole(r), needVerbs(r.Rules)...)
+		},
 		ValidateUpdate: func(_ resource.Env, r, old *rbacv1.Role) field.ErrorList {
-			return append(validateRole(r), resource.ValidateMetaUpdate(r, old)...)
+			return append(append(validateRole(r), resource.ValidateMetaUpdate(r, old)...), needVerbs(r.Rules)...)
 		},
 		Begin: beginRole,
 	})
@@ -47,10 +49,10 @@ func ClusterRole() *resource.Resource {
 	}, resource.StrategyOf[*rbacv1.ClusterRole]{
 		CreateOnUpdate: true, UnconditionalUpdate: true,
 		ValidateCreate: func(_ resource.Env, r *rbacv1.ClusterRole) field.ErrorList {
-			return validateClusterRole(r, false)
+			return append(validateClusterRole(r, false), needVerbs(r.Rules)...)
 		},
 		ValidateUpdate: func(_ resource.Env, r, old *rbacv1.ClusterRole) field.ErrorList {
-			return append(validateClusterRole(r, hasInvalidSelector(old)), resource.ValidateMetaUpdate(r, old)...)
+			return append(append(validateClusterRole(r, hasInvalidSelector(old)), resource.ValidateMetaUpdate(r, old)...), needVerbs(r.Rules)...)
 		},
 		Begin: beginClusterRole,
 	})
@@ -109,7 +111,8 @@ func ClusterRoleBinding() *resource.Resource {
 func bindingColumns(kind, roleRef string) []metav1.TableColumnDefinition {
 	return []metav1.TableColumnDefinition{
 		resource.NameColumn(),
-		resource.Column("Role", "string", roleRef, 0),
+		// The text of the first version of this API, which said no more.
+		resource.Column("Role", "string", strings.TrimSuffix(roleRef, " This field is immutable."), 0),
 		resource.AgeColumn(),
 		resource.Column("Users", "string", "Users in the "+kind, 1),
 		resource.Column("Groups", "string", "Groups in the "+kind, 1),
@@ -189,11 +192,19 @@ func hasInvalidSelector(r *rbacv1.ClusterRole) bool {
 	return false
 }
 
+// needVerbs reports rules without verbs: upstream does after everything else.
+func needVerbs(rules []rbacv1.PolicyRule) field.ErrorList {
+	var errs field.ErrorList
+	for i := range rules {
+		if len(rules[i].Verbs) == 0 {
+			errs = append(errs, field.Required(field.NewPath("rules").Index(i).Child("verbs"), ""))
+		}
+	}
+	return errs
+}
+
 func validateRule(r *rbacv1.PolicyRule, namespaced bool, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	if len(r.Verbs) == 0 {
-		errs = append(errs, field.Required(path.Child("verbs"), "verbs must contain at least one value"))
-	}
 	if len(r.NonResourceURLs) > 0 {
 		urls := path.Child("nonResourceURLs")
 		if namespaced {

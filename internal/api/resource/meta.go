@@ -18,7 +18,8 @@ func ValidateMeta(obj Object, namespaced bool, name apivalidation.ValidateNameFu
 
 // ValidateMetaUpdate validates the change of an object's metadata.
 func ValidateMetaUpdate(obj, old Object) field.ErrorList {
-	return append(apivalidation.ValidateObjectMetaAccessorUpdate(obj, old, field.NewPath("metadata")), finalizerErrors(obj)...)
+	errs := apivalidation.ValidateObjectMetaAccessorUpdate(obj, old, field.NewPath("metadata"))
+	return append(errs, finalizerErrors(obj)...)
 }
 
 // finalizerErrors refuses a finalizer without a domain that is none of

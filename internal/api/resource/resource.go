@@ -55,6 +55,9 @@ type Resource struct {
 	// another group or version (events.k8s.io events over core events).
 	Twin *Twin
 
+	// Deprecated is a warning that every request gets; empty for none.
+	Deprecated string
+
 	New     func() Object
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
@@ -153,6 +156,9 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// NoDependents: nothing depends on these objects; a deletion asks the garbage
+	// collector for nothing, whatever its options say.
+	NoDependents bool
 
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
@@ -341,7 +347,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
 		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
 	}

@@ -55,7 +55,8 @@ type Allocator struct {
 	mu    sync.Mutex // guards ports
 	ports portMap
 
-	// leaks are what the repair found without an owner, and how many runs ago.
+	// leakedPorts are the ports that the repair found without a service, and in
+	// how many runs. Guarded by mu.
 	leakedPorts map[int32]int
 }
 
@@ -163,18 +164,18 @@ func (a *Allocator) ensureServiceCIDR(ctx context.Context) error {
 	return nil
 }
 
-// Run repairs now and then until ctx ends.
+// Run repairs at once and then now and then, until ctx ends.
 func (a *Allocator) Run(ctx context.Context) error {
 	t := time.NewTicker(a.RepairEvery)
 	defer t.Stop()
 	for {
+		if err := a.Repair(ctx); err != nil && ctx.Err() == nil {
+			a.Log.Error("repair of service allocations", "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
-		}
-		if err := a.Repair(ctx); err != nil && ctx.Err() == nil {
-			a.Log.Error("repair of service allocations", "err", err)
 		}
 	}
 }

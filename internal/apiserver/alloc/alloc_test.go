@@ -2,6 +2,7 @@ package alloc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,6 +28,7 @@ import (
 	"skiff/internal/client"
 	"skiff/internal/codec"
 	"skiff/internal/store"
+	"skiff/internal/store/etcd"
 	"skiff/internal/store/mem"
 )
 
@@ -291,8 +293,30 @@ func TestErrors(t *testing.T) {
 }
 
 func TestConcurrentCreates(t *testing.T) {
-	// Two API servers over one store, and room for all but few.
-	f := start(t, config{cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
+	t.Run("mem", func(t *testing.T) {
+		st := mem.New(mem.Config{})
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+	t.Run("etcd", func(t *testing.T) {
+		st, err := etcd.Open(t.Context(), etcd.Config{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeStore(t, st) })
+		concurrentCreates(t, st)
+	})
+}
+
+func closeStore(t *testing.T, st store.Store) {
+	if err := st.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// concurrentCreates has two API servers over one store, and room for all but few.
+func concurrentCreates(t *testing.T, st store.Store) {
+	f := start(t, config{store: st, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	g := start(t, config{store: f.store, cidrs: []string{"10.96.0.0/26"}, first: 30000, last: 30063})
 	const n = 60
 	var mu sync.Mutex
@@ -538,6 +562,49 @@ func TestRepair(t *testing.T) {
 	f.wantTaken(1, 1)
 }
 
+func TestDefaultServiceCIDR(t *testing.T) {
+	f := start(t, config{})
+	get := func() *networkingv1.ServiceCIDR {
+		c, err := client.For[*networkingv1.ServiceCIDR](f.c).Get(t.Context(), alloc.DefaultServiceCIDR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := get()
+	if len(c.Status.Conditions) != 1 {
+		t.Fatalf("conditions %+v", c.Status.Conditions)
+	}
+	if r := c.Status.Conditions[0]; fmt.Sprint(c.Spec.CIDRs) != "[10.96.0.0/24]" || r.Type != "Ready" || r.Status != "True" || r.Message != "Kubernetes default Service CIDR is ready" {
+		t.Errorf("%v %+v", c.Spec.CIDRs, r)
+	}
+	// A range that is not ready, or on its way out, gives no addresses.
+	c = c.DeepCopy()
+	c.Status.Conditions[0].Status = metav1.ConditionFalse
+	if _, err := client.For[*networkingv1.ServiceCIDR](f.c).UpdateStatus(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		_, err := f.services().Create(t.Context(), service("web"))
+		if err == nil {
+			f.remove("web")
+		}
+		return err != nil && strings.HasSuffix(err.Error(), "range is full")
+	})
+	f.stop()
+	// The cluster becomes dual-stack.
+	f = start(t, config{store: f.store, cidrs: []string{"10.96.0.0/24", "fd00:96::/112"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
+	f.stop()
+	// Another range than the stored one changes nothing.
+	f = start(t, config{store: f.store, cidrs: []string{"10.97.0.0/24"}})
+	if got := fmt.Sprint(get().Spec.CIDRs); got != "[10.96.0.0/24 fd00:96::/112]" {
+		t.Errorf("ranges %s", got)
+	}
+}
+
 func TestNewRefusesRanges(t *testing.T) {
 	p := netip.MustParsePrefix
 	for name, d := range map[string]alloc.Deps{
@@ -551,4 +618,58 @@ func TestNewRefusesRanges(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// A service that is held by a finalizer keeps what it has until it goes, through
+// whichever door the finalizer is taken away.
+func TestHeldServiceKeepsItsAddress(t *testing.T) {
+	f := start(t, config{})
+	s := service("web", withPort(30007))
+	s.Finalizers = []string{"example.com/hold"}
+	f.create(s)
+	f.remove("web")
+	f.wantTaken(1, 1)
+	if _, err := f.services().Patch(t.Context(), "web", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), "status"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.services().Get(t.Context(), "web"); !apierrors.IsNotFound(err) {
+		t.Fatalf("the service is still there: %v", err)
+	}
+	f.wantTaken(0, 0)
+}
+
+// broken fails writes of services, as a store does that is out of reach.
+type broken struct {
+	store.Store
+	err error
+}
+
+func (b *broken) Create(ctx context.Context, key string, value []byte, o store.WriteOptions) (int64, error) {
+	if strings.HasPrefix(key, "/registry/services/specs/") {
+		return 0, b.err
+	}
+	return b.Store.Create(ctx, key, value, o)
+}
+
+func TestFailedWriteGivesBack(t *testing.T) {
+	st := mem.New(mem.Config{})
+	defer func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b := &broken{Store: st, err: errors.New("no")}
+	f := start(t, config{store: b})
+	if _, err := f.services().Create(t.Context(), service("web", ofType(corev1.ServiceTypeNodePort))); err == nil {
+		t.Fatal("created")
+	}
+	f.wantTaken(0, 0)
+	// Where nobody knows whether the service was written, nothing is given out
+	// twice: the repair finds out later.
+	b.err = store.ErrUnknown
+	if _, err := f.services().Create(t.Context(), service("web", ofType(corev1.ServiceTypeNodePort))); err == nil {
+		t.Fatal("created")
+	}
+	f.wantTaken(1, 1)
+	f.stop()
 }

@@ -18,8 +18,11 @@ type Authorizer interface {
 }
 
 // Union asks several in order. Nobody's consent is a refusal, with the reasons of
-// all.
+// all, each after the name of its decider where that has one (Named).
 type Union []Authorizer
+
+// Named is a decider whose name shows in reasons.
+type Named interface{ Name() string }
 
 // Authorize implements Authorizer.
 func (us Union) Authorize(ctx context.Context, a resource.Attributes) (resource.Decision, error) {
@@ -33,7 +36,9 @@ func (us Union) Authorize(ctx context.Context, a resource.Attributes) (resource.
 		if d.Allowed || d.Denied {
 			return d, err
 		}
-		if d.Reason != "" {
+		if n, ok := u.(Named); ok && d.Reason != "" {
+			reasons = append(reasons, n.Name()+": "+d.Reason)
+		} else if d.Reason != "" {
 			reasons = append(reasons, d.Reason)
 		}
 	}

@@ -204,6 +204,9 @@ func (r *RBAC) pull(ctx context.Context) (version int, err error) {
 	return r.version, nil
 }
 
+// Name implements Named.
+func (*RBAC) Name() string { return "rbac" }
+
 // Authorize implements Authorizer.
 func (r *RBAC) Authorize(ctx context.Context, a resource.Attributes) (resource.Decision, error) {
 	seen, err := r.pull(ctx)

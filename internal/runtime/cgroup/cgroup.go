@@ -134,6 +134,30 @@ func (h *Host) make(dir string) error {
 	return nil
 }
 
+// SetCPUs gives group, made where it is not there, the weight of so many
+// processors against its siblings: 1,024 shares each, as a pod's request counts.
+// A group is one sibling, however much runs in it; without this, all pods of a
+// node together weigh as much as one process beside them. Where the hierarchy
+// has no CPU controller there is nothing to set.
+func (h *Host) SetCPUs(group string, n int) error {
+	dir := h.Path("cpu", group)
+	if dir == "" {
+		return nil
+	}
+	if err := h.make(dir); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	file, value := "cpu.shares", 1024*n
+	if h.V2 {
+		file, value = "cpu.weight", min(100*n, 10000)
+	}
+	err := os.WriteFile(filepath.Join(dir, file), []byte(strconv.Itoa(value)), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	return nil
+}
+
 // Pids lists the processes in group and below.
 func (h *Host) Pids(group string) []int {
 	seen := map[int]bool{}

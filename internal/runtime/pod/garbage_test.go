@@ -86,7 +86,7 @@ func TestGarbage(t *testing.T) {
 			t.Errorf("the container is %+v", p)
 		}
 	}
-	if e := r.exit("c1"); e.ExitCode != 0 && e.ExitCode != 1 {
-		t.Errorf("exit = %+v; log %q", e, content(t, log, "stdout"))
+	if e := r.exit("c1"); e.ExitCode != 0 || content(t, log, "stdout") != "alive\n" {
+		t.Errorf("exit = %+v; log %q, %q", e, content(t, log, "stdout"), content(t, log, "stderr"))
 	}
 }

@@ -140,10 +140,11 @@ func TestGrandchildHoldsPipe(t *testing.T) {
 		t.Errorf("stdout = %q", got)
 	}
 	// Orphans belong to the namespace's first process, which reaps them.
-	p, log = mustStart(t)(r.start(shared, "sh", "-c", "for i in 1 2 3 4 5; do (setsid true &) ; done; usleep 300000; ps -o pid,stat,comm"))
+	p, log = mustStart(t)(r.start(shared, "sh", "-c", "for i in 1 2 3 4 5; do (setsid true &) ; done; usleep 100000; n=0; "+
+		"while ps -o stat,comm | grep -q 'Z.*true' && [ $n -lt 200 ]; do n=$((n+1)); usleep 50000; done; ps -o pid,stat,comm"))
 	r.exit(p.ID)
 	got := content(t, log, "stdout")
-	if strings.Contains(got, "Z") || !strings.Contains(got, "1 S    skiff-pause") {
+	if strings.Contains(got, "true") || !strings.Contains(got, "1 S    skiff-pause") {
 		t.Errorf("processes:\n%s", got)
 	}
 }

@@ -4,6 +4,7 @@
 package runtimetest
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +25,10 @@ var build = sync.OnceValues(func() (programs.Set, error) {
 	if err != nil {
 		return programs.Set{}, err
 	}
-	return programs.Set{Pod: filepath.Join(dir, "skiff-pod"), Start: filepath.Join(dir, "skiff-start")}, compile.Build(root, dir)
+	if err := compile.Build(root, dir); err != nil {
+		return programs.Set{}, errors.Join(err, os.RemoveAll(dir))
+	}
+	return programs.Set{Pod: filepath.Join(dir, "skiff-pod"), Start: filepath.Join(dir, "skiff-start")}, nil
 })
 
 func moduleRoot() (string, error) {

@@ -49,138 +49,133 @@ func (c *check) volumes(p *field.Path, list []corev1.Volume, meta *metav1.Object
 	return valid
 }
 
-// volumeType is one of the types a volume may have.
-type volumeType struct {
-	set   bool
-	at    string // the member that a second type is refused at
-	paths string // the member its own mistakes are reported at, where that differs
-	rules func(p *field.Path)
+// volumeTypes counts the types that a volume has.
+type volumeTypes struct {
+	c *check
+	p *field.Path
+	n int
 }
 
-// volumeSource checks that a volume has exactly one type, and that one.
+// one checks the first type that is set, and refuses every other. at is the
+// member that a second type is refused at; own the member that its mistakes are
+// reported at, where that differs. It tells whether it was the first.
+func (t *volumeTypes) one(set bool, at, own string, rules func(p *field.Path)) bool {
+	if !set {
+		return false
+	}
+	if t.n++; t.n > 1 {
+		t.c.forbidden(t.p.Child(at), "may not specify more than 1 volume type")
+		return false
+	}
+	if own == "" {
+		own = at
+	}
+	rules(t.p.Child(own))
+	return true
+}
+
+// volumeSource checks that a volume has exactly one type, and that one. The order
+// of the types is that in which they are looked at.
 func (c *check) volumeSource(p *field.Path, v *corev1.Volume, meta *metav1.ObjectMeta) {
-	n := 0
-	for _, t := range c.volumeTypes(v) {
-		if !t.set {
-			continue
+	t := volumeTypes{c: c, p: p}
+	t.one(v.EmptyDir != nil, "emptyDir", "", func(p *field.Path) { c.emptyDir(p, v.EmptyDir) })
+	t.one(v.HostPath != nil, "hostPath", "", func(p *field.Path) { c.hostPath(p, v.HostPath) })
+	t.one(v.GitRepo != nil, "gitRepo", "", func(p *field.Path) {
+		c.filled(p.Child("repository"), v.GitRepo.Repository)
+		c.descendingPath(p.Child("directory"), v.GitRepo.Directory)
+	})
+	t.one(v.GCEPersistentDisk != nil, "gcePersistentDisk", "persistentDisk", func(p *field.Path) {
+		c.filled(p.Child("pdName"), v.GCEPersistentDisk.PDName)
+		c.partition(p, v.GCEPersistentDisk.Partition)
+	})
+	t.one(v.AWSElasticBlockStore != nil, "awsElasticBlockStore", "", func(p *field.Path) {
+		c.filled(p.Child("volumeID"), v.AWSElasticBlockStore.VolumeID)
+		c.partition(p, v.AWSElasticBlockStore.Partition)
+	})
+	t.one(v.Secret != nil, "secret", "", func(p *field.Path) {
+		c.filled(p.Child("secretName"), v.Secret.SecretName)
+		c.keysAsFiles(p, v.Secret.DefaultMode, v.Secret.DefaultUser, v.Secret.Items)
+	})
+	t.one(v.NFS != nil, "nfs", "", func(p *field.Path) {
+		c.filled(p.Child("server"), v.NFS.Server)
+		c.filled(p.Child("path"), v.NFS.Path)
+		if !path.IsAbs(v.NFS.Path) {
+			c.invalid(p.Child("path"), v.NFS.Path, "must be an absolute path")
 		}
-		own := t.paths
-		if own == "" {
-			own = t.at
+	})
+	t.one(v.ISCSI != nil, "iscsi", "", func(p *field.Path) { c.iscsi(p, v.ISCSI) })
+	if s := v.ISCSI; s != nil && s.InitiatorName != nil && len(v.Name+":"+s.TargetPortal) > 64 {
+		c.invalid(p.Child("name"), v.Name, "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.")
+	}
+	t.one(v.Glusterfs != nil, "glusterfs", "", func(p *field.Path) {
+		c.filled(p.Child("endpoints"), v.Glusterfs.EndpointsName)
+		c.filled(p.Child("path"), v.Glusterfs.Path)
+	})
+	t.one(v.Flocker != nil, "flocker", "", func(p *field.Path) { c.flocker(p, v.Flocker) })
+	t.one(v.PersistentVolumeClaim != nil, "persistentVolumeClaim", "", func(p *field.Path) {
+		c.filled(p.Child("claimName"), v.PersistentVolumeClaim.ClaimName)
+	})
+	t.one(v.RBD != nil, "rbd", "", func(p *field.Path) {
+		if len(v.RBD.CephMonitors) == 0 {
+			c.required(p.Child("monitors"), "")
 		}
-		n++
-		if n > 1 {
-			c.forbidden(p.Child(t.at), "may not specify more than 1 volume type")
-		} else {
-			t.rules(p.Child(own))
+		c.filled(p.Child("image"), v.RBD.RBDImage)
+	})
+	t.one(v.Cinder != nil, "cinder", "", func(p *field.Path) {
+		c.filled(p.Child("volumeID"), v.Cinder.VolumeID)
+		c.secretRef(p.Child("secretRef", "name"), v.Cinder.SecretRef)
+	})
+	t.one(v.CephFS != nil, "cephFS", "cephfs", func(p *field.Path) {
+		if len(v.CephFS.Monitors) == 0 {
+			c.required(p.Child("monitors"), "")
 		}
-		switch {
-		case t.at == "iscsi":
-			if v.ISCSI.InitiatorName != nil && len(v.Name+":"+v.ISCSI.TargetPortal) > 64 {
-				c.invalid(p.Child("name"), v.Name, "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.")
-			}
-		case t.at == "ephemeral" && n == 1 && meta != nil && meta.Name != "" && v.Name != "":
-			claim := meta.Name + "-" + v.Name
-			for _, msg := range resource.DNSSubdomain(claim, false) {
-				c.invalid(p.Child("name"), v.Name, fmt.Sprintf("PVC name %q: %v", claim, msg))
-			}
+	})
+	t.one(v.Quobyte != nil, "quobyte", "", func(p *field.Path) { c.quobyte(p, v.Quobyte) })
+	// The misspelling is upstream's.
+	t.one(v.DownwardAPI != nil, "downwarAPI", "downwardAPI", func(p *field.Path) {
+		c.mode(p.Child("defaultMode"), v.DownwardAPI.DefaultMode)
+		c.user(p.Child("defaultUser"), v.DownwardAPI.DefaultUser)
+		for i := range v.DownwardAPI.Items {
+			c.downwardFile(p, &v.DownwardAPI.Items[i])
+		}
+	})
+	t.one(v.FC != nil, "fc", "", func(p *field.Path) { c.fibreChannel(p, v.FC) })
+	t.one(v.FlexVolume != nil, "flexVolume", "", func(p *field.Path) { c.flexVolume(p, v.FlexVolume) })
+	t.one(v.ConfigMap != nil, "configMap", "", func(p *field.Path) {
+		c.filled(p.Child("name"), v.ConfigMap.Name)
+		c.keysAsFiles(p, v.ConfigMap.DefaultMode, v.ConfigMap.DefaultUser, v.ConfigMap.Items)
+	})
+	t.one(v.AzureFile != nil, "azureFile", "", func(p *field.Path) {
+		c.filled(p.Child("secretName"), v.AzureFile.SecretName)
+		c.filled(p.Child("shareName"), v.AzureFile.ShareName)
+	})
+	t.one(v.VsphereVolume != nil, "vsphereVolume", "", func(p *field.Path) { c.filled(p.Child("volumePath"), v.VsphereVolume.VolumePath) })
+	t.one(v.PhotonPersistentDisk != nil, "photonPersistentDisk", "", func(p *field.Path) { c.filled(p.Child("pdID"), v.PhotonPersistentDisk.PdID) })
+	t.one(v.PortworxVolume != nil, "portworxVolume", "", func(p *field.Path) { c.filled(p.Child("volumeID"), v.PortworxVolume.VolumeID) })
+	t.one(v.AzureDisk != nil, "azureDisk", "", func(p *field.Path) { c.azureDisk(p, v.AzureDisk) })
+	t.one(v.StorageOS != nil, "storageos", "", func(p *field.Path) { c.storageOS(p, v.StorageOS) })
+	t.one(v.Projected != nil, "projected", "", func(p *field.Path) { c.projected(p, v.Projected) })
+	t.one(v.ScaleIO != nil, "scaleIO", "", func(p *field.Path) {
+		c.filled(p.Child("gateway"), v.ScaleIO.Gateway)
+		c.filled(p.Child("system"), v.ScaleIO.System)
+		c.filled(p.Child("volumeName"), v.ScaleIO.VolumeName)
+	})
+	t.one(v.CSI != nil, "csi", "", func(p *field.Path) { c.csi(p, v.CSI) })
+	if t.one(v.Ephemeral != nil, "ephemeral", "", func(p *field.Path) { c.ephemeral(p.Child("volumeClaimTemplate"), v.Ephemeral.VolumeClaimTemplate) }) &&
+		meta != nil && meta.Name != "" && v.Name != "" {
+		claim := meta.Name + "-" + v.Name
+		for _, msg := range resource.DNSSubdomain(claim, false) {
+			c.invalid(p.Child("name"), v.Name, fmt.Sprintf("PVC name %q: %v", claim, msg))
 		}
 	}
-	if n == 0 {
+	t.one(v.Image != nil, "image", "", func(p *field.Path) {
+		if v.Image.Reference == "" && !c.emptyImageReference {
+			c.required(p.Child("reference"), "")
+		}
+		c.pullPolicy(p.Child("pullPolicy"), v.Image.PullPolicy)
+	})
+	if t.n == 0 {
 		c.required(p, "must specify a volume type")
-	}
-}
-
-// volumeTypes lists the types in the order in which they are looked at.
-func (c *check) volumeTypes(v *corev1.Volume) []volumeType {
-	return []volumeType{
-		{v.EmptyDir != nil, "emptyDir", "", func(p *field.Path) { c.emptyDir(p, v.EmptyDir) }},
-		{v.HostPath != nil, "hostPath", "", func(p *field.Path) { c.hostPath(p, v.HostPath) }},
-		{v.GitRepo != nil, "gitRepo", "", func(p *field.Path) {
-			c.filled(p.Child("repository"), v.GitRepo.Repository)
-			c.descendingPath(p.Child("directory"), v.GitRepo.Directory)
-		}},
-		{v.GCEPersistentDisk != nil, "gcePersistentDisk", "persistentDisk", func(p *field.Path) {
-			c.filled(p.Child("pdName"), v.GCEPersistentDisk.PDName)
-			c.partition(p, v.GCEPersistentDisk.Partition)
-		}},
-		{v.AWSElasticBlockStore != nil, "awsElasticBlockStore", "", func(p *field.Path) {
-			c.filled(p.Child("volumeID"), v.AWSElasticBlockStore.VolumeID)
-			c.partition(p, v.AWSElasticBlockStore.Partition)
-		}},
-		{v.Secret != nil, "secret", "", func(p *field.Path) {
-			c.filled(p.Child("secretName"), v.Secret.SecretName)
-			c.keysAsFiles(p, v.Secret.DefaultMode, v.Secret.DefaultUser, v.Secret.Items)
-		}},
-		{v.NFS != nil, "nfs", "", func(p *field.Path) {
-			c.filled(p.Child("server"), v.NFS.Server)
-			c.filled(p.Child("path"), v.NFS.Path)
-			if !path.IsAbs(v.NFS.Path) {
-				c.invalid(p.Child("path"), v.NFS.Path, "must be an absolute path")
-			}
-		}},
-		{v.ISCSI != nil, "iscsi", "", func(p *field.Path) { c.iscsi(p, v.ISCSI) }},
-		{v.Glusterfs != nil, "glusterfs", "", func(p *field.Path) {
-			c.filled(p.Child("endpoints"), v.Glusterfs.EndpointsName)
-			c.filled(p.Child("path"), v.Glusterfs.Path)
-		}},
-		{v.Flocker != nil, "flocker", "", func(p *field.Path) { c.flocker(p, v.Flocker) }},
-		{v.PersistentVolumeClaim != nil, "persistentVolumeClaim", "", func(p *field.Path) {
-			c.filled(p.Child("claimName"), v.PersistentVolumeClaim.ClaimName)
-		}},
-		{v.RBD != nil, "rbd", "", func(p *field.Path) {
-			if len(v.RBD.CephMonitors) == 0 {
-				c.required(p.Child("monitors"), "")
-			}
-			c.filled(p.Child("image"), v.RBD.RBDImage)
-		}},
-		{v.Cinder != nil, "cinder", "", func(p *field.Path) {
-			c.filled(p.Child("volumeID"), v.Cinder.VolumeID)
-			c.secretRef(p.Child("secretRef", "name"), v.Cinder.SecretRef)
-		}},
-		{v.CephFS != nil, "cephFS", "cephfs", func(p *field.Path) {
-			if len(v.CephFS.Monitors) == 0 {
-				c.required(p.Child("monitors"), "")
-			}
-		}},
-		{v.Quobyte != nil, "quobyte", "", func(p *field.Path) { c.quobyte(p, v.Quobyte) }},
-		// The misspelling is upstream's.
-		{v.DownwardAPI != nil, "downwarAPI", "downwardAPI", func(p *field.Path) {
-			c.mode(p.Child("defaultMode"), v.DownwardAPI.DefaultMode)
-			c.user(p.Child("defaultUser"), v.DownwardAPI.DefaultUser)
-			for i := range v.DownwardAPI.Items {
-				c.downwardFile(p, &v.DownwardAPI.Items[i])
-			}
-		}},
-		{v.FC != nil, "fc", "", func(p *field.Path) { c.fibreChannel(p, v.FC) }},
-		{v.FlexVolume != nil, "flexVolume", "", func(p *field.Path) { c.flexVolume(p, v.FlexVolume) }},
-		{v.ConfigMap != nil, "configMap", "", func(p *field.Path) {
-			c.filled(p.Child("name"), v.ConfigMap.Name)
-			c.keysAsFiles(p, v.ConfigMap.DefaultMode, v.ConfigMap.DefaultUser, v.ConfigMap.Items)
-		}},
-		{v.AzureFile != nil, "azureFile", "", func(p *field.Path) {
-			c.filled(p.Child("secretName"), v.AzureFile.SecretName)
-			c.filled(p.Child("shareName"), v.AzureFile.ShareName)
-		}},
-		{v.VsphereVolume != nil, "vsphereVolume", "", func(p *field.Path) { c.filled(p.Child("volumePath"), v.VsphereVolume.VolumePath) }},
-		{v.PhotonPersistentDisk != nil, "photonPersistentDisk", "", func(p *field.Path) { c.filled(p.Child("pdID"), v.PhotonPersistentDisk.PdID) }},
-		{v.PortworxVolume != nil, "portworxVolume", "", func(p *field.Path) { c.filled(p.Child("volumeID"), v.PortworxVolume.VolumeID) }},
-		{v.AzureDisk != nil, "azureDisk", "", func(p *field.Path) { c.azureDisk(p, v.AzureDisk) }},
-		{v.StorageOS != nil, "storageos", "", func(p *field.Path) { c.storageOS(p, v.StorageOS) }},
-		{v.Projected != nil, "projected", "", func(p *field.Path) { c.projected(p, v.Projected) }},
-		{v.ScaleIO != nil, "scaleIO", "", func(p *field.Path) {
-			c.filled(p.Child("gateway"), v.ScaleIO.Gateway)
-			c.filled(p.Child("system"), v.ScaleIO.System)
-			c.filled(p.Child("volumeName"), v.ScaleIO.VolumeName)
-		}},
-		{v.CSI != nil, "csi", "", func(p *field.Path) { c.csi(p, v.CSI) }},
-		{v.Ephemeral != nil, "ephemeral", "", func(p *field.Path) { c.ephemeral(p.Child("volumeClaimTemplate"), v.Ephemeral.VolumeClaimTemplate) }},
-		{v.Image != nil, "image", "", func(p *field.Path) {
-			if v.Image.Reference == "" && !c.emptyImageReference {
-				c.required(p.Child("reference"), "")
-			}
-			c.pullPolicy(p.Child("pullPolicy"), v.Image.PullPolicy)
-		}},
 	}
 }
 

@@ -46,6 +46,9 @@ func begin(ctx context.Context, env resource.Env, s, old *corev1.Service) (func(
 
 // asRead completes a service that was stored before some of its fields existed.
 func asRead(env resource.Env, s *corev1.Service) *corev1.Service {
+	if env.Services == nil {
+		return s
+	}
 	noIPs := s.Spec.ClusterIP != "" && len(s.Spec.ClusterIPs) == 0
 	noFamilies := !isExternalName(s) && len(s.Spec.IPFamilies) == 0
 	if !noIPs && !noFamilies {

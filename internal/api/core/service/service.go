@@ -38,9 +38,9 @@ func Service() *resource.Resource {
 		PrepareCreate: func(_ resource.Env, s *corev1.Service) {
 			s.Status = corev1.ServiceStatus{}
 		},
-		PrepareUpdate: func(_ resource.Env, s, old *corev1.Service) {
+		PrepareUpdate: func(env resource.Env, s, old *corev1.Service) {
 			s.Status = *old.Status.DeepCopy()
-			dropByType(s, old)
+			dropByType(s, asRead(env, old))
 		},
 		ValidateCreate: validateCreate,
 		ValidateUpdate: validateUpdate,

@@ -29,6 +29,7 @@ func validateCreate(env resource.Env, s *corev1.Service) field.ErrorList {
 }
 
 func validateUpdate(env resource.Env, s, old *corev1.Service) field.ErrorList {
+	old = asRead(env, old)
 	errs := resource.ValidateMetaUpdate(s, old)
 	errs = append(errs, validateAddressChange(s, old)...)
 	errs = append(errs, validateFamilyChange(s, old)...)

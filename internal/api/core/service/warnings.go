@@ -4,8 +4,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
+
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"skiff/internal/api/resource"
 )
 
 func warnings(s *corev1.Service) []string {
@@ -17,7 +19,7 @@ func warnings(s *corev1.Service) []string {
 	}
 	if spec.ClusterIP != "" && spec.ClusterIP != corev1.ClusterIPNone {
 		for i, ip := range spec.ClusterIPs {
-			add(validation.GetWarningsForIP(path.Child("clusterIPs").Index(i), ip)...)
+			add(resource.WarnIP(path.Child("clusterIPs").Index(i), ip)...)
 		}
 	}
 	external := spec.ExternalIPs //nolint:staticcheck // served as upstream serves it
@@ -34,16 +36,16 @@ func warnings(s *corev1.Service) []string {
 		}
 	}
 	for i, ip := range external {
-		add(validation.GetWarningsForIP(path.Child("externalIPs").Index(i), ip)...)
+		add(resource.WarnIP(path.Child("externalIPs").Index(i), ip)...)
 	}
 	if len(external) > 0 && !noIP && !isExternalName(s) {
 		add("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
 	}
 	if ip := spec.LoadBalancerIP; ip != "" { //nolint:staticcheck // served as upstream serves it
-		add(validation.GetWarningsForIP(path.Child("loadBalancerIP"), ip)...)
+		add(resource.WarnIP(path.Child("loadBalancerIP"), ip)...)
 	}
 	for i, cidr := range spec.LoadBalancerSourceRanges {
-		add(validation.GetWarningsForCIDR(path.Child("loadBalancerSourceRanges").Index(i), cidr)...)
+		add(resource.WarnCIDR(path.Child("loadBalancerSourceRanges").Index(i), cidr)...)
 	}
 	if isExternalName(s) && len(external) > 0 {
 		add(fmt.Sprintf("spec.externalIPs is ignored when spec.type is %q", corev1.ServiceTypeExternalName))
@@ -61,7 +63,7 @@ func statusWarnings(s *corev1.Service) []string {
 	var out []string
 	for i, in := range s.Status.LoadBalancer.Ingress {
 		if in.IP != "" {
-			out = append(out, validation.GetWarningsForIP(field.NewPath("status", "loadBalancer", "ingress").Index(i), in.IP)...)
+			out = append(out, resource.WarnIP(field.NewPath("status", "loadBalancer", "ingress").Index(i), in.IP)...)
 		}
 	}
 	return out

@@ -3,6 +3,7 @@ package resource
 import (
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	netutils "k8s.io/utils/net"
 )
@@ -25,4 +26,21 @@ func ValidateEndpointIP(address string, path *field.Path) field.ErrorList {
 	refuse(ip.IsLinkLocalUnicast(), "may not be in the link-local range (169.254.0.0/16, fe80::/10)")
 	refuse(ip.IsLinkLocalMulticast(), "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
 	return errs
+}
+
+// WarnIP returns the warning about an address in an unusual form. What is no
+// address at all is for validation.
+func WarnIP(path *field.Path, address string) []string {
+	if netutils.ParseIPSloppy(address) == nil {
+		return nil
+	}
+	return validation.GetWarningsForIP(path, address)
+}
+
+// WarnCIDR is WarnIP for a range.
+func WarnCIDR(path *field.Path, cidr string) []string {
+	if _, _, err := netutils.ParseCIDRSloppy(cidr); err != nil {
+		return nil
+	}
+	return validation.GetWarningsForCIDR(path, cidr)
 }

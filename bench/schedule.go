@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"skiff/internal/client"
+)
+
+// onHollowNodes runs do in a namespace whose pods hollow nodes run. The nodes are
+// made for it and gone afterwards, so that they never burden the other side's turn.
+func onHollowNodes(ctx context.Context, s *side, z sizes, name string, do func(ctx context.Context, ns string, h *hollow) error) error {
+	return inNamespace(ctx, s, name, func(ns string) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, z.Patience, errLate)
+		defer cancel()
+		h := newHollow(hollowDeps{
+			Client: s.slow, NewWriter: func() podWriter { return wireWriter{s.caller()} },
+			Run: strconv.FormatInt(time.Now().UnixNano(), 36), Nodes: z.Nodes, Namespace: ns,
+			Writers: 32, Heartbeat: 10 * time.Second, Now: time.Now,
+		})
+		err := h.register(ctx)
+		if err == nil {
+			g, gctx := errgroup.WithContext(ctx)
+			gctx, stop := context.WithCancel(gctx)
+			open := make(chan struct{})
+			g.Go(func() error { return h.run(gctx, func() { close(open) }) })
+			g.Go(func() error {
+				defer stop()
+				if err := h.schedulable(gctx, time.Minute); err != nil {
+					return err
+				}
+				select {
+				case <-open:
+				case <-gctx.Done():
+					return context.Cause(gctx)
+				}
+				return do(gctx, ns, h)
+			})
+			err = g.Wait()
+			stop()
+		}
+		return errors.Join(err, h.unregister(ctx))
+	})
+}
+
+// podClients create the pods of the schedule scenario.
+const podClients = 64
+
+func prepareSchedule(_ context.Context, s *side, z sizes) (runner, error) {
+	return simple{do: func(ctx context.Context) (fs []figure, err error) {
+		err = onHollowNodes(ctx, s, z, "schedule", func(ctx context.Context, ns string, h *hollow) error {
+			fs, err = scheduleRound(ctx, s, z, ns, h)
+			return err
+		})
+		return fs, err
+	}}, nil
+}
+
+func scheduleRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]figure, error) {
+	o, err := load{Clients: podClients, Count: z.Bind, For: z.Patience, Request: func(i int) request {
+		return request{
+			http.MethodPost, "/api/v1/namespaces/" + ns + "/pods", asJSON, asJSON,
+			pod("pod-"+strconv.Itoa(i), "default-scheduler", onHollow),
+		}
+	}}.run(ctx, s)
+	if err == nil && o.Done < z.Bind {
+		err = fmt.Errorf("%d of %d pods made; the first error: %v", o.Done, z.Bind, o.First)
+	}
+	if err != nil {
+		return nil, err
+	}
+	boundAt, readyAt, err := h.wait(ctx, z.Bind)
+	if err != nil {
+		return nil, err
+	}
+	after, err := s.cpu()
+	if err != nil {
+		return nil, err
+	}
+	n := float64(z.Bind)
+	title := fmt.Sprintf("%d pods on %d nodes", z.Bind, z.Nodes)
+	out := []figure{
+		{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
+		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
+		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()},
+	}
+	if s.knowsServer() {
+		out = append(out, figure{title + ", server CPU a pod", "us", true, float64((after - o.cpuBefore).Microseconds()) / n})
+	}
+	return out, nil
+}
+
+func prepareDeployment(_ context.Context, s *side, z sizes) (runner, error) {
+	return simple{do: func(ctx context.Context) (fs []figure, err error) {
+		err = onHollowNodes(ctx, s, z, "deployment", func(ctx context.Context, ns string, h *hollow) error {
+			fs, err = deploymentRound(ctx, s, z, ns, h)
+			return err
+		})
+		return fs, err
+	}}, nil
+}
+
+// deploymentRound counts from the unpausing of a Deployment that the controller
+// has seen.
+func deploymentRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]figure, error) {
+	c := s.caller()
+	defer c.close()
+	at := "/apis/apps/v1/namespaces/" + ns + "/deployments"
+	if _, err := must(ctx, c, request{http.MethodPost, at, asJSON, asJSON, deployment("web", z.Replicas)}); err != nil {
+		return nil, err
+	}
+	deployments := client.For[*appsv1.Deployment](s.slow).In(ns)
+	err := poll(ctx, z.Patience, 20*time.Millisecond, func() (bool, error) {
+		d, err := deployments.Get(ctx, "web")
+		return err == nil && d.Status.ObservedGeneration >= d.Generation, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the paused Deployment was not observed: %w", err)
+	}
+	start := time.Now()
+	if _, err := deployments.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"paused":false}}`), ""); err != nil {
+		return nil, err
+	}
+	boundAt, readyAt, err := h.wait(ctx, z.Replicas)
+	if err != nil {
+		return nil, err
+	}
+	var status appsv1.DeploymentStatus
+	err = poll(ctx, z.Patience, 20*time.Millisecond, func() (bool, error) {
+		d, err := deployments.Get(ctx, "web")
+		if err != nil {
+			return false, err
+		}
+		status = d.Status
+		return int(status.ReadyReplicas) == z.Replicas, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the Deployment counts %d of %d replicas ready: %w", status.ReadyReplicas, z.Replicas, err)
+	}
+	told := time.Since(start)
+	title := fmt.Sprintf("Deployment of %d on %d nodes", z.Replicas, z.Nodes)
+	return []figure{
+		{title + ", all bound", "s", true, boundAt.Sub(start).Seconds()},
+		{title + ", all Ready", "s", true, readyAt.Sub(start).Seconds()},
+		{title + ", in its status", "s", true, told.Seconds()},
+	}, nil
+}

@@ -1,0 +1,166 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"skiff/internal/host"
+)
+
+func TestCompleteChecksEveryField(t *testing.T) {
+	tests := []struct {
+		c    Config
+		want string
+	}{
+		{Config{Name: "Upper"}, `name: must be a lower case DNS label of at most 30 characters`},
+		{Config{PodCIDR: "10.0.0.0"}, `podCIDR: "10.0.0.0": must be a CIDR such as 10.0.0.0/16`},
+		{Config{PodCIDR: "10.0.0.1/16"}, `podCIDR: "10.0.0.1/16": must be the first address of its range (10.0.0.0/16)`},
+		{Config{PodCIDR: "10.0.0.0/26"}, `podCIDR: "10.0.0.0/26": must be /24 or larger`},
+		{Config{ServiceCIDR: "fd00::/112"}, `serviceCIDR: "fd00::/112": must be IPv4`},
+		{Config{PodCIDR: "10.0.0.0/8", ServiceCIDR: "10.1.0.0/16"}, `serviceCIDR: 10.1.0.0/16 overlaps podCIDR 10.0.0.0/8`},
+		{Config{NodePorts: "9-3"}, `nodePorts: "9-3": must be FIRST-LAST, ports from 1 to 65535`},
+		{Config{ClusterDomain: "a_b"}, `clusterDomain: "a_b": a lowercase RFC 1123 subdomain`},
+		{Config{NodeName: "A B"}, `nodeName: "A B": a lowercase RFC 1123 subdomain`},
+		{Config{MaxPods: -1}, `maxPods: -1: must be greater than 0`},
+		{Config{APIPort: 70000}, `apiPort: 70000: must be a port from 1 to 65535`},
+		{Config{NodeIP: "here"}, `nodeIP: "here": must be an IP address`},
+		{Config{NodeIP: "10.244.0.9"}, `nodeIP: 10.244.0.9 lies within podCIDR or serviceCIDR`},
+	}
+	for _, tt := range tests {
+		_, err := tt.c.Complete()
+		if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("%+v: %v, want %s", tt.c, err, tt.want)
+		}
+		var ce *ConfigError
+		if !errors.As(err, &ce) {
+			t.Errorf("%+v: %T is no ConfigError", tt.c, err)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	s, err := Config{NodeIP: "192.0.2.7", NodeName: "n"}.Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.APIPort != 6443 || s.KubeletPort != 10250 || s.APIServiceIP.String() != "10.96.0.1" || s.DNSIP.String() != "10.96.0.10" || s.DataDir != "/var/lib/skiff/default" {
+		t.Errorf("%+v", s)
+	}
+	// Clusters with names of their own do not meet the default one.
+	o, err := Config{Name: "two", NodeIP: "192.0.2.7", NodeName: "n"}.Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.PodRange.Overlaps(s.PodRange) || o.ServiceRange.Overlaps(s.ServiceRange) || o.APIPort == s.APIPort || o.KubeletPort == s.KubeletPort {
+		t.Errorf("%+v meets the default cluster", o)
+	}
+}
+
+func TestMergeKeepsWhatCannotChange(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Config{DataDir: dir, NodeIP: "192.0.2.7", NodeName: "n", APIPort: 7001}.Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Save(); err != nil {
+		t.Fatal(err)
+	}
+	again := Config{DataDir: dir}
+	if err := again.Merge(); err != nil {
+		t.Fatal(err)
+	}
+	if again.APIPort != 7001 || again.NodeName != "n" {
+		t.Errorf("%+v", again)
+	}
+	other := Config{DataDir: dir, PodCIDR: "10.9.0.0/16"}
+	if err := other.Merge(); err == nil || !strings.HasPrefix(err.Error(), `podCIDR: is "10.244.0.0/16" since this cluster was made and cannot become "10.9.0.0/16"`) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestConfigFileRefusesUnknownFields(t *testing.T) {
+	f := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(f, []byte("apiPort: 1\npodRange: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadConfig(f); err == nil || !strings.Contains(err.Error(), `unknown field "podRange"`) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestForeignDirectory(t *testing.T) {
+	dir := t.TempDir()
+	i, err := host.New("x", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := foreignDir(i); err != nil {
+		t.Errorf("an empty directory: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "letters.txt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := foreignDir(i); err == nil || !strings.Contains(err.Error(), "is not empty and not a data directory of skiff; choose another --data-dir") {
+		t.Errorf("%v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := foreignDir(i); err != nil {
+		t.Errorf("a directory of skiff: %v", err)
+	}
+}
+
+func TestOneProcessAtATime(t *testing.T) {
+	i, err := host.New("x", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockInstance(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockInstance(i); err == nil || !strings.Contains(err.Error(), `skiff "x" is running already (pid `) {
+		t.Errorf("%v", err)
+	}
+	unlock()
+	unlock, err = lockInstance(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+func TestGroupStopsInOppositeOrder(t *testing.T) {
+	g := newGroup(slog.New(slog.DiscardHandler))
+	var order []string
+	for _, name := range []string{"one", "two", "three"} {
+		g.start(name, func(ctx context.Context) error {
+			<-ctx.Done()
+			order = append(order, name)
+			return nil
+		})
+	}
+	g.stop()
+	if got := strings.Join(order, " "); got != "three two one" {
+		t.Errorf("stopped %s", got)
+	}
+}
+
+func TestGroupTellsWhoFailed(t *testing.T) {
+	g := newGroup(slog.New(slog.DiscardHandler))
+	g.start("fine", func(ctx context.Context) error { <-ctx.Done(); return nil })
+	g.start("broken", func(context.Context) error { return errors.New("no luck") })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := g.wait(ctx); err == nil || err.Error() != "broken: no luck" {
+		t.Errorf("%v", err)
+	}
+	g.stop()
+}
