@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
@@ -64,7 +66,7 @@ func (s *Server) patch(ctx context.Context, rq *request, t types.PatchType, patc
 // readable refuses a patch that is no JSON (or YAML, to apply) at all.
 func readable(t types.PatchType, patch []byte) error {
 	if t == types.ApplyPatchType {
-		if _, err := yaml.YAMLToJSON(patch); err != nil {
+		if _, err := utilyaml.ToJSON(patch); err != nil {
 			return apierrors.NewBadRequest(fmt.Sprintf("error encoding patch: %v", err))
 		}
 		return nil
@@ -171,7 +173,9 @@ func (s *Server) patcher(rq *request, t types.PatchType, patch []byte, o *metav1
 				var list []jsonOperation
 				var err error
 				if strict, err = kjson.UnmarshalStrict(patch, &list); err != nil {
-					return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+					// Upstream's text names its type.
+					text := strings.ReplaceAll(err.Error(), fmt.Sprintf("%T", jsonOperation{}), "handlers.jsonPatchOp")
+					return nil, nil, apierrors.NewBadRequest("error decoding patch: " + text)
 				}
 				for i, e := range strict {
 					strict[i] = fmt.Errorf("json patch %w", e)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -118,8 +119,9 @@ func writeSteps(t *testing.T, file string, steps []*step) {
 }
 
 var (
-	times = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
-	uids  = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+	versions = regexp.MustCompile(`(resourceVersion\\*":\\*")\d+`)
+	times    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+	uids     = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 )
 
 func (s *step) send(t *testing.T, c *http.Client, url string) string {
@@ -156,6 +158,12 @@ func (s *step) send(t *testing.T, c *http.Client, url string) string {
 				m["resourceVersion"] = "RV"
 			}
 		}
+		// Upstream lists conflicts in the order of a Go map.
+		if d, ok := v["details"].(map[string]any); ok {
+			if causes, ok := d["causes"].([]any); ok {
+				slices.SortStableFunc(causes, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+			}
+		}
 		out, err := json.MarshalIndent(v, "", " ")
 		if err != nil {
 			t.Fatal(err)
@@ -163,5 +171,6 @@ func (s *step) send(t *testing.T, c *http.Client, url string) string {
 		b.Write(out)
 	}
 	text := times.ReplaceAllString(b.String(), "TIME")
+	text = versions.ReplaceAllString(text, "${1}RV")
 	return uids.ReplaceAllString(text, "UID") + "\n"
 }

@@ -669,6 +669,17 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 	})
 }
 
+// sameUID refuses to replace an object by one that says it is another.
+func (rq *request) sameUID(obj, cur Object) error {
+	if cur == nil {
+		return nil
+	}
+	if uid := obj.GetUID(); uid != "" && uid != cur.GetUID() {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
+	}
+	return nil
+}
+
 // putView is the update verb of a projection (scale).
 func (s *Server) putView(ctx context.Context, rq *request, o *metav1.UpdateOptions, make func(view Object) (Object, error)) (Object, error) {
 	parent := *rq
@@ -685,8 +696,8 @@ func (s *Server) putView(ctx context.Context, rq *request, o *metav1.UpdateOptio
 		if rv := want.GetResourceVersion(); rv != "" && rv != cur.GetResourceVersion() {
 			return nil, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 		}
-		if uid := want.GetUID(); uid != "" && uid != cur.GetUID() {
-			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
+		if err := rq.sameUID(want, cur); err != nil {
+			return nil, err
 		}
 		obj := cur.DeepCopyObject().(Object)
 		if err := rq.sub.SetView(obj, want); err != nil {

@@ -48,7 +48,7 @@ type kind struct {
 	types    *types
 }
 
-// unknownKind is returned for a kind that has no schema; the library takes it as
+// unknown is returned for a kind that has no schema; the library takes it as
 // "this version is not served any more".
 func (k *kind) unknown(gvk schema.GroupVersionKind) error {
 	return runtime.NewNotRegisteredErrForKind("skiff", gvk)
@@ -104,9 +104,10 @@ func (k *kind) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (r
 		obj.GetObjectKind().SetGroupVersionKind(from)
 		return obj, nil
 	}
+	// As upstream: what was written through another group is not followed.
 	want := target.WithKind(from.Kind)
 	a, b := k.types.kinds[from], k.types.kinds[want]
-	if a == nil || b == nil {
+	if a == nil || b == nil || target.Group != from.Group {
 		return nil, k.unknown(want)
 	}
 	switch {

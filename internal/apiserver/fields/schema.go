@@ -139,6 +139,8 @@ func shorten(a schema.Atom) shortAtom {
 			}
 			out.Map.Fields = append(out.Map.Fields, s)
 		}
+		// The models list their fields in the order of a Go map.
+		slices.SortFunc(out.Map.Fields, func(a, b shortField) int { return strings.Compare(a.Name, b.Name) })
 	}
 	return out
 }

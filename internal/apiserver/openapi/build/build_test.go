@@ -19,7 +19,7 @@ import (
 	"skiff/internal/apiserver/openapi"
 )
 
-func types(t *testing.T) *Types {
+func described(t *testing.T) *Types {
 	t.Helper()
 	compressed, err := os.ReadFile(filepath.Join("..", "types.json.zst"))
 	if err != nil {
@@ -34,7 +34,7 @@ func types(t *testing.T) *Types {
 
 func built(t *testing.T) *Documents {
 	t.Helper()
-	docs, err := Build(types(t), api.All())
+	docs, err := Build(described(t), api.All())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestCommittedDocumentsAreCurrent(t *testing.T) {
 			stale = append(stale, e.Name())
 		}
 	}
-	merge, err := MergeSchema(types(t), api.All())
+	merge, err := MergeSchema(described(t), api.All())
 	if err != nil {
 		t.Fatal(err)
 	}
