@@ -4,7 +4,7 @@
 #   make bench-peer   skiff and upstream in turns; builds upstream first
 #
 # BENCH="schedule deployment" picks scenarios, BENCH_FLAGS="--rounds 1 --nodes 100"
-# sizes. Results are in out/bench.json.
+# sizes. Results are in out/bench.json, those of start in out/bench.json.start.
 
 BENCH       ?= start idle api list watch schedule deployment podstart
 BENCH_PEER  ?= start idle api list watch schedule deployment

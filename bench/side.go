@@ -139,12 +139,18 @@ func (s *side) drop(ctx context.Context, name string) error {
 		"/apis/events.k8s.io/v1/namespaces/" + name + "/events",
 	} {
 		r := request{Method: http.MethodDelete, Path: path, ContentType: asJSON, Accept: asJSON, Body: now}
-		code, body, err := c.call(ctx, r)
+		// Ten thousand objects may take longer than a request may: then again.
+		var last error
+		err := poll(ctx, 2*time.Minute, 100*time.Millisecond, func() (bool, error) {
+			code, body, err := c.call(ctx, r)
+			if err == nil && code >= 400 && code != http.StatusNotFound {
+				err = answerError(r, code, body)
+			}
+			last = err
+			return err == nil, nil
+		})
 		if err != nil {
-			return fmt.Errorf("clean up: %w", err)
-		}
-		if code >= 400 && code != http.StatusNotFound {
-			return fmt.Errorf("clean up: %w", answerError(r, code, body))
+			return fmt.Errorf("clean up: %w", errors.Join(err, last))
 		}
 	}
 	ns := client.For[*corev1.Namespace](s.slow)
