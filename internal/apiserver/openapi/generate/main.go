@@ -32,7 +32,7 @@ func main() {
 func run(dir string, types bool) error {
 	if types {
 		cmd := exec.Command("go", "run", ".")
-		cmd.Dir = filepath.Join(dir, "types")
+		cmd.Dir = filepath.Join(dir, "describe")
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
 			return err

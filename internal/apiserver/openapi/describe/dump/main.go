@@ -10,7 +10,7 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
-	"skiff/internal/apiserver/openapi/types/generated"
+	"skiff/internal/apiserver/openapi/describe/generated"
 )
 
 // definition is one type: its schema as OpenAPI v3 has it, the one that v2 has

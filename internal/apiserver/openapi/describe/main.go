@@ -47,7 +47,7 @@ func run() error {
 	}
 	pkgs = append(pkgs, packages...)
 	a := args.New()
-	a.OutputDir, a.OutputPkg, a.OutputFile = "generated", "skiff/internal/apiserver/openapi/types/generated", "openapi.go"
+	a.OutputDir, a.OutputPkg, a.OutputFile = "generated", "skiff/internal/apiserver/openapi/describe/generated", "openapi.go"
 	a.ReportFilename = os.DevNull
 	if err := os.MkdirAll(a.OutputDir, 0o755); err != nil {
 		return err

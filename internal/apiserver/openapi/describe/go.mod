@@ -1,4 +1,4 @@
-module skiff/internal/apiserver/openapi/types
+module skiff/internal/apiserver/openapi/describe
 
 go 1.26.0
 
