@@ -44,7 +44,8 @@ role=up
 if [ "$mode" = peer ]; then
 	# A control plane on each side, and no node.
 	role=server
-	"$bench" peer --bin "$upstream" --dir "$tmp/peer" >"$tmp/peer.out" 2>"$tmp/peer.err" &
+	# Out of the reach of an interrupt, so that bench can clean up in it first.
+	setsid "$bench" peer --bin "$upstream" --dir "$tmp/peer" >"$tmp/peer.out" 2>"$tmp/peer.err" &
 	peer=$!
 	for _ in $(seq 600); do
 		grep -q '^ready' "$tmp/peer.out" && break
