@@ -55,7 +55,9 @@ func apart(t *testing.T) bool {
 	}
 	// An uplink with a default route, and a host that does not forward yet.
 	for _, args := range []string{
-		"link set lo up", "link add up0 type veth peer name up1", "link set up0 up", "link set up1 up",
+		"link set lo up", "link add up0 type veth peer name up1",
+		// No address that appears by itself, in its own time.
+		"link set up0 addrgenmode none", "link set up1 addrgenmode none", "link set up0 up", "link set up1 up",
 		"addr add 198.51.100.2/24 dev up0", "route add default via 198.51.100.1 dev up0",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
