@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"syscall"
@@ -50,8 +51,21 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		return err
 	}
 	say("ended all pods")
+	inherited, err := host.OpenJournal(i.Run(inheritedJournal))
+	if err != nil {
+		return err
+	}
+	heir := otherInstance(i)
 	var errs []error
-	for _, e := range j.Entries() {
+	for _, e := range append(inherited.Entries(), j.Entries()...) {
+		if e.Kind == host.KindSysctl && heir != "" {
+			if err := bequeath(heir, e); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			say(fmt.Sprintf("left %s %s to cluster %q, which needs it", e.Kind, e.Name, filepath.Base(heir)))
+			continue
+		}
 		switch e.Kind {
 		case host.KindDir, host.KindCgroup, host.KindPodProcs:
 			// Pods and their cgroups are gone with the runtime; directories go
@@ -98,6 +112,36 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		}
 	}
 	return nil
+}
+
+// inheritedJournal lists, in an instance's run directory, what instances that were
+// reset changed for all and this one is to undo. A boot forgets it with the
+// changes themselves.
+const inheritedJournal = "inherited"
+
+// otherInstance is the run directory of another instance that was started since
+// the machine was; empty where there is none.
+func otherInstance(i host.Instance) string {
+	entries, err := os.ReadDir(filepath.Dir(i.RunDir))
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != i.Name {
+			return filepath.Join(filepath.Dir(i.RunDir), e.Name())
+		}
+	}
+	return ""
+}
+
+// bequeath leaves a change to the instance whose run directory heir is: its
+// traffic would stop with the change undone.
+func bequeath(heir string, e host.Entry) error {
+	j, err := host.OpenJournal(filepath.Join(heir, inheritedJournal))
+	if err != nil {
+		return err
+	}
+	return j.Record(e)
 }
 
 // unmountBelow unmounts everything at and below dir, deepest first.

@@ -302,6 +302,9 @@ func (c *command) kubectl() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := os.Stat(r.Kubeconfig); errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("cluster %q was not started yet: run `skiff up%s`", i.Name, nameFlag(i))
+			}
 			bin, err := c.local.Kubectl(i)
 			if err != nil {
 				return err
