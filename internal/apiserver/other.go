@@ -86,9 +86,17 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request, p string) {
 			err = fmt.Errorf("cache is not filled yet")
 		}
 		checks = append(checks, check{"informer-sync", err})
+		if s.Bootstrapped != nil {
+			var err error
+			select {
+			case <-s.Bootstrapped:
+			default:
+				err = fmt.Errorf("default roles are not there yet")
+			}
+			checks = append(checks, check{"poststarthook/rbac/bootstrap-roles", err})
+		}
 	}
-	if i := strings.LastIndexByte(p, '/'); i > 0 {
-		name := p[i+1:]
+	if _, name, one := strings.Cut(strings.TrimPrefix(p, "/"), "/"); one {
 		checks = slices.DeleteFunc(checks, func(c check) bool { return c.name != name })
 		if len(checks) == 0 {
 			notServed(w)

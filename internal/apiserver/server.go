@@ -59,6 +59,9 @@ type Deps struct {
 	Version Version
 	// TLS of the listener.
 	TLS *tls.Config
+	// Bootstrapped is closed when the objects that every cluster has are there,
+	// default roles before all; /readyz waits for it. Nil waits for nothing.
+	Bootstrapped <-chan struct{}
 	// VerifyCache makes the cache detect modified objects: for tests.
 	VerifyCache bool
 }

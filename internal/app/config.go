@@ -46,6 +46,11 @@ type Config struct {
 	ExtraSANs []string `json:"extraSANs,omitempty"`
 	// Etcd are the endpoints of an external etcd; none embeds it.
 	Etcd []string `json:"etcd,omitempty"`
+	// EtcdCA, EtcdCert and EtcdKey are files: what verifies those endpoints, and
+	// what this server proves itself with to them.
+	EtcdCA   string `json:"etcdCA,omitempty"`
+	EtcdCert string `json:"etcdCert,omitempty"`
+	EtcdKey  string `json:"etcdKey,omitempty"`
 	// MaxPods per node, 110 by default.
 	MaxPods int `json:"maxPods,omitempty"`
 	// ContainerRuntimeEndpoint uses another CRI runtime instead of the built-in.
@@ -130,6 +135,11 @@ func (c *Config) Merge() error {
 	}
 	if len(c.Etcd) == 0 {
 		c.Etcd = old.Etcd
+	}
+	for _, f := range []struct{ now, was *string }{{&c.EtcdCA, &old.EtcdCA}, {&c.EtcdCert, &old.EtcdCert}, {&c.EtcdKey, &old.EtcdKey}} {
+		if *f.now == "" {
+			*f.now = *f.was
+		}
 	}
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
@@ -271,6 +281,9 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	if s.PodRange.Contains(s.NodeAddr) || s.ServiceRange.Contains(s.NodeAddr) {
 		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%s lies within podCIDR or serviceCIDR", s.NodeAddr)}
+	}
+	if err := c.checkEtcd(); err != nil {
+		return nil, err
 	}
 	slices.Sort(c.ExtraSANs)
 	s.Config = c

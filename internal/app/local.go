@@ -62,6 +62,9 @@ func overlay(file, flags Config) Config {
 	if len(flags.Etcd) > 0 {
 		file.Etcd = flags.Etcd
 	}
+	str(&file.EtcdCA, flags.EtcdCA)
+	str(&file.EtcdCert, flags.EtcdCert)
+	str(&file.EtcdKey, flags.EtcdKey)
 	num(&file.MaxPods, flags.MaxPods)
 	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
 	file.Verbose = file.Verbose || flags.Verbose

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,7 +56,17 @@ type server struct {
 
 func (s *server) openStore(ctx context.Context) error {
 	if len(s.set.Etcd) > 0 {
-		return errors.New("etcd: an external cluster is not wired yet")
+		cfg, err := s.set.etcdTLS()
+		if err != nil {
+			return err
+		}
+		st, err := etcd.Dial(ctx, etcd.DialConfig{Endpoints: s.set.Etcd, TLS: cfg, Log: s.log})
+		if err != nil {
+			return fmt.Errorf("etcd at %s: %w", strings.Join(s.set.Etcd, ", "), err)
+		}
+		s.store = st
+		s.g.atStop("store", st.Close)
+		return nil
 	}
 	st, err := etcd.Open(ctx, etcd.Config{Dir: s.set.Instance.Data("etcd"), Name: s.set.NodeName, Log: s.log})
 	if err != nil {

@@ -34,6 +34,9 @@ type Settings struct {
 	ClusterDomain            string
 	ExtraSANs                []string
 	Etcd                     []string
+	EtcdCA                   string
+	EtcdCert                 string
+	EtcdKey                  string
 	MaxPods                  int
 	ContainerRuntimeEndpoint string
 	Verbose                  bool
@@ -157,6 +160,9 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.ClusterDomain, "cluster-domain", "", "domain of the cluster's DNS (default cluster.local)")
 	f.StringSliceVar(&c.set.ExtraSANs, "san", nil, "more names or addresses that the API server is reached by")
 	f.StringSliceVar(&c.set.Etcd, "etcd", nil, "endpoints of an etcd cluster to use instead of the built-in one")
+	f.StringVar(&c.set.EtcdCA, "etcd-ca", "", "file with the authority of those endpoints' certificates (default: the system's)")
+	f.StringVar(&c.set.EtcdCert, "etcd-cert", "", "file with the client certificate for those endpoints")
+	f.StringVar(&c.set.EtcdKey, "etcd-key", "", "file with its key")
 	f.IntVar(&c.set.MaxPods, "max-pods", 0, "most pods on this node (default 110)")
 	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
 	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")

@@ -71,10 +71,12 @@ func (s streams) PortForward(ctx context.Context, id string, port int32, stream 
 	_, err = io.Copy(stream, conn)
 	stream.Close()
 	_ = g.Wait()
-	if errors.Is(err, net.ErrClosed) {
-		return nil
+	if err != nil {
+		// How a connection ends is between its ends: told to kubectl as an error, it
+		// would end all the others.
+		s.r.Log.Debug("forwarded connection", "port", port, "err", err)
 	}
-	return err
+	return nil
 }
 
 // dialInPod dials from inside the pod's network namespace: IPv4 first, then IPv6.

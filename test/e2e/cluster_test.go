@@ -34,6 +34,9 @@ type cluster struct {
 	// carried makes kubectl the one of this release that skiff carries, where
 	// otherwise the machine's own is preferred.
 	carried bool
+	// args are more flags of up, enter a command that runs what follows it in
+	// other namespaces.
+	args, enter []string
 }
 
 var skiffBin = func() string {
@@ -49,7 +52,16 @@ var skiffBin = func() string {
 
 // start brings a cluster up and takes it away, with everything it put on the
 // host, at the end of the test.
-func start(t *testing.T, name string) *cluster {
+func start(t *testing.T, name string, args ...string) *cluster {
+	t.Helper()
+	c := reserve(t, name)
+	c.args = args
+	c.up()
+	return c
+}
+
+// reserve is start without the start.
+func reserve(t *testing.T, name string) *cluster {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests need root: they run containers")
@@ -66,7 +78,6 @@ func start(t *testing.T, name string) *cluster {
 			t.Errorf("reset: %v\n%s", err, out)
 		}
 	})
-	c.up()
 	return c
 }
 
@@ -86,15 +97,18 @@ func (c *cluster) dump() {
 }
 
 func (c *cluster) skiff(args ...string) (string, error) {
-	args = append([]string{"--name", c.name, "--data-dir", c.data}, args...)
-	cmd := exec.Command(c.bin, args...)
-	out, err := cmd.CombinedOutput()
+	out, err := c.command(args...).CombinedOutput()
 	return string(out), err
+}
+
+func (c *cluster) command(args ...string) *exec.Cmd {
+	args = append(append(append([]string{}, c.enter...), c.bin, "--name", c.name, "--data-dir", c.data), args...)
+	return exec.Command(args[0], args[1:]...)
 }
 
 func (c *cluster) up() {
 	c.t.Helper()
-	if out, err := c.skiff("up"); err != nil {
+	if out, err := c.skiff(append([]string{"up"}, c.args...)...); err != nil {
 		c.t.Fatalf("skiff up: %v\n%s", err, out)
 	}
 }
