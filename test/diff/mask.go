@@ -35,6 +35,11 @@ func maskAt(key string, v any) any {
 		if v["kind"] == "SelfSubjectRulesReview" {
 			sortRules(v)
 		}
+		// Entries are kept in the order of their seconds, which two servers cross at
+		// different requests.
+		if fields, ok := v["managedFields"].([]any); ok {
+			sort.SliceStable(fields, func(i, j int) bool { return owner(fields[i]) < owner(fields[j]) })
+		}
 		out := make(map[string]any, len(v))
 		for k, e := range v {
 			out[k] = maskAt(k, e)
@@ -62,6 +67,12 @@ func maskAt(key string, v any) any {
 		}
 	}
 	return v
+}
+
+// owner identifies an entry of managedFields.
+func owner(entry any) string {
+	m, _ := entry.(map[string]any)
+	return show([]any{m["manager"], m["operation"], m["subresource"], m["apiVersion"]})
 }
 
 // sortRules orders the rules of a review: upstream lists them as its maps go.
