@@ -225,7 +225,7 @@ func (k *kind) discovery() apidiscovery.APIResourceDiscovery {
 		scope = apidiscovery.ScopeNamespace
 	}
 	d := apidiscovery.APIResourceDiscovery{
-		Resource: k.Plural, ResponseKind: &metav1.GroupVersionKind{Group: k.gvk.Group, Version: k.gvk.Version, Kind: k.gvk.Kind},
+		Resource: k.Plural, ResponseKind: k.responseKind(k.gvk),
 		Scope: scope, SingularResource: k.Singular, Verbs: k.ServedVerbs(), ShortNames: k.ShortNames, Categories: k.Categories,
 	}
 	for i := range k.Subresources {
@@ -235,8 +235,17 @@ func (k *kind) discovery() apidiscovery.APIResourceDiscovery {
 			kind = k.gvk
 		}
 		d.Subresources = append(d.Subresources, apidiscovery.APISubresourceDiscovery{
-			Subresource: sub.Name, ResponseKind: &metav1.GroupVersionKind{Group: kind.Group, Version: kind.Version, Kind: kind.Kind}, Verbs: sub.Verbs,
+			Subresource: sub.Name, ResponseKind: k.responseKind(kind), Verbs: sub.Verbs,
 		})
 	}
 	return d
+}
+
+// responseKind names the group version of a kind only where it is not the one that
+// the resource is listed under.
+func (k *kind) responseKind(gvk schema.GroupVersionKind) *metav1.GroupVersionKind {
+	if gvk.GroupVersion() == k.gvk.GroupVersion() {
+		return &metav1.GroupVersionKind{Kind: gvk.Kind}
+	}
+	return &metav1.GroupVersionKind{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind}
 }

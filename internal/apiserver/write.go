@@ -12,6 +12,7 @@ import (
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -141,7 +142,11 @@ func plain(message string) error {
 }
 
 func invalid(k *kind, name string, errs field.ErrorList) error {
-	return apierrors.NewInvalid(k.gvk.GroupKind(), name, distinct(errs))
+	gk := k.gvk.GroupKind()
+	if k.Twin != nil {
+		gk = k.stored.GVK().GroupKind()
+	}
+	return apierrors.NewInvalid(gk, name, distinct(errs))
 }
 
 // distinct leaves every mistake out that reads like one before it.
@@ -244,6 +249,10 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		if errs := st.ValidateCreate(env, obj); len(errs) > 0 {
 			return nil, invalid(k, obj.GetName(), errs)
 		}
+	}
+	// What holds for every kind, where its own rules do not say it.
+	if errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata")); len(errs) > 0 {
+		return nil, invalid(k, obj.GetName(), errs)
 	}
 	if st.Warnings != nil {
 		for _, w := range st.Warnings(env, obj, nil) {
@@ -451,10 +460,13 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	if err := prepareUpdate(st, env, obj, cur.obj); err != nil {
 		return nil, false, err
 	}
+	errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata"))
+	errs = append(errs, apivalidation.ValidateObjectMetaAccessorUpdate(obj, cur.obj, field.NewPath("metadata"))...)
 	if st.ValidateUpdate != nil {
-		if errs := st.ValidateUpdate(env, obj, cur.obj); len(errs) > 0 {
-			return nil, false, invalid(k, obj.GetName(), errs)
-		}
+		errs = append(errs, st.ValidateUpdate(env, obj, cur.obj)...)
+	}
+	if len(errs) > 0 {
+		return nil, false, invalid(k, obj.GetName(), errs)
 	}
 	if st.Warnings != nil {
 		for _, w := range st.Warnings(env, obj, cur.obj) {
@@ -657,12 +669,20 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 	if rq.sub != nil && rq.sub.SetView != nil {
 		return nil, false, apierrors.NewInternalError(errors.New("a projection is written by putView"))
 	}
+	if err := checkNamespace(rq.kind, rq.namespace, obj); err != nil {
+		return nil, false, err
+	}
+	storeKey := s.storeKey(rq.kind, rq.key())
+	if dryRun(o.DryRun) {
+		// Upstream's store of dry runs knows no prefix.
+		storeKey = strings.TrimPrefix(storeKey, "/registry")
+	}
 	return s.update(ctx, rq, o, create, func(_ context.Context, cur Object) (Object, error) {
 		// The uid of a body is a precondition; a patch that changes it is invalid.
 		if uid := obj.GetUID(); cur != nil && uid != "" && uid != cur.GetUID() {
 			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
 				"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
-				s.storeKey(rq.kind, rq.key()), uid, cur.GetUID()))
+				storeKey, uid, cur.GetUID()))
 		}
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)

@@ -2,6 +2,7 @@ package diff
 
 import (
 	"regexp"
+	"sort"
 	"strings"
 	"time"
 )
@@ -16,6 +17,7 @@ var (
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
 	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)
 	newest     = regexp.MustCompile(`(current: |in record \()\d+`)
+	cellPort   = regexp.MustCompile(`:3[0-2]\d{3}/`)
 	goLocation = regexp.MustCompile(`goroutine \d+`)
 )
 
@@ -30,6 +32,14 @@ func mask(v any) any { return maskAt("", v) }
 func maskAt(key string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:
+		if v["kind"] == "SelfSubjectRulesReview" {
+			sortRules(v)
+		}
+		// Entries are kept in the order of their seconds, which two servers cross at
+		// different requests.
+		if fields, ok := v["managedFields"].([]any); ok {
+			sort.SliceStable(fields, func(i, j int) bool { return owner(fields[i]) < owner(fields[j]) })
+		}
 		out := make(map[string]any, len(v))
 		for k, e := range v {
 			out[k] = maskAt(k, e)
@@ -43,6 +53,9 @@ func maskAt(key string, v any) any {
 				out[i] = "AGE"
 				continue
 			}
+			if s, ok := e.(string); ok && key == "cells" {
+				e = cellPort.ReplaceAllString(s, ":NODEPORT/")
+			}
 			out[i] = maskAt(key, e)
 		}
 		return out
@@ -54,6 +67,22 @@ func maskAt(key string, v any) any {
 		}
 	}
 	return v
+}
+
+// owner identifies an entry of managedFields.
+func owner(entry any) string {
+	m, _ := entry.(map[string]any)
+	return show([]any{m["manager"], m["operation"], m["subresource"], m["apiVersion"]})
+}
+
+// sortRules orders the rules of a review: upstream lists them as its maps go.
+func sortRules(review map[string]any) {
+	status, _ := review["status"].(map[string]any)
+	for _, k := range []string{"resourceRules", "nonResourceRules"} {
+		if rules, ok := status[k].([]any); ok {
+			sort.Slice(rules, func(i, j int) bool { return show(rules[i]) < show(rules[j]) })
+		}
+	}
 }
 
 func maskString(key, s string) string {

@@ -174,11 +174,11 @@ func validateShape(s, old *discoveryv1.EndpointSlice) field.ErrorList {
 	if s.AddressType == "" {
 		errs = append(errs, field.Required(path, ""))
 	}
-	if moved {
-		errs = append(errs, field.Invalid(path, nil, apivalidation.FieldImmutableErrorMsg))
-	}
 	if s.AddressType != "" && !slices.Contains(types, s.AddressType) {
 		errs = append(errs, field.NotSupported(path, s.AddressType, types))
+	}
+	if moved {
+		errs = append(errs, field.Invalid(path, nil, apivalidation.FieldImmutableErrorMsg))
 	}
 	if old != nil && apiequality.Semantic.DeepEqual(old.Endpoints, s.Endpoints) || len(s.Endpoints) > maxEndpoints {
 		return errs

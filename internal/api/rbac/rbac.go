@@ -252,9 +252,6 @@ func validateBinding(b resource.Object, namespaced bool, ref rbacv1.RoleRef, sub
 
 func validateSubject(s *rbacv1.Subject, namespaced bool, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	if s.Name == "" {
-		errs = append(errs, field.Required(path.Child("name"), ""))
-	}
 	switch s.Kind {
 	case rbacv1.ServiceAccountKind:
 		if s.Name != "" {
@@ -274,6 +271,9 @@ func validateSubject(s *rbacv1.Subject, namespaced bool, path *field.Path) field
 		}
 	default:
 		errs = append(errs, field.NotSupported(path.Child("kind"), s.Kind, []string{rbacv1.ServiceAccountKind, rbacv1.UserKind, rbacv1.GroupKind}))
+	}
+	if s.Name == "" {
+		errs = append(errs, field.Required(path.Child("name"), ""))
 	}
 	return errs
 }

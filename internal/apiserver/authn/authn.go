@@ -4,7 +4,9 @@ package authn
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"slices"
@@ -66,7 +68,11 @@ func (a *Authenticator) certificate(r *http.Request) (*resource.User, error) {
 	if cert.Subject.CommonName == "" {
 		return nil, nil
 	}
-	return authenticated(&resource.User{Name: cert.Subject.CommonName, Groups: slices.Clone(cert.Subject.Organization)}), nil
+	sum := sha256.Sum256(cert.Raw)
+	return authenticated(&resource.User{
+		Name: cert.Subject.CommonName, Groups: slices.Clone(cert.Subject.Organization),
+		Extra: map[string][]string{"authentication.kubernetes.io/credential-id": {"X509SHA256=" + hex.EncodeToString(sum[:])}},
+	}), nil
 }
 
 func authenticated(u *resource.User) *resource.User {
