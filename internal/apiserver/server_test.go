@@ -63,14 +63,20 @@ func start(t *testing.T) *fixture {
 // startOn serves what st holds, and closes it at the end.
 func startOn(t *testing.T, st store.Store) *fixture {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
 	all := api.All()
-	srv, err := apiserver.New(apiserver.Deps{
-		Store: st, Resources: all, Log: log, Authenticator: open{}, Authorizer: open{}, FieldManagers: fields.New(all), VerifyCache: true,
+	return startWith(t, st, apiserver.Deps{
+		Store: st, Resources: all, Authenticator: open{}, Authorizer: open{}, FieldManagers: fields.New(all),
 	})
+}
+
+// startWith serves with deps over st.
+func startWith(t *testing.T, st store.Store, deps apiserver.Deps) *fixture {
+	t.Helper()
+	deps.Log, deps.VerifyCache = slog.New(slog.NewTextHandler(io.Discard, nil)), true
+	if testing.Verbose() {
+		deps.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	srv, err := apiserver.New(deps)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,11 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	}
 	eg.Go(func() error { return s.extensionAuthentication(ctx, c) })
 	eg.Go(func() error { return s.serviceObjects(ctx, c) })
-	return eg.Wait()
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	s.bootstrapOnce.Do(func() { close(s.bootstrapped) })
+	return nil
 }
 
 func (s *server) namespaces(ctx context.Context, c *client.Client) error {

@@ -52,6 +52,9 @@ type server struct {
 	pki   *pki.PKI
 	api   *apiserver.Server
 	alloc *alloc.Allocator
+	// bootstrapped is closed when the objects that every cluster has are there.
+	bootstrapped  chan struct{}
+	bootstrapOnce sync.Once
 }
 
 func (s *server) openStore(ctx context.Context) error {
@@ -102,6 +105,7 @@ func (s *server) openPKI(ctx context.Context) error {
 func (s *server) issuer() string { return "https://kubernetes.default.svc." + s.set.ClusterDomain }
 
 func (s *server) newAPI() error {
+	s.bootstrapped = make(chan struct{})
 	var srv *apiserver.Server
 	objects := &serverObjects{}
 	keys, err := s.pki.ServiceAccountPublicKeys()
@@ -136,6 +140,7 @@ func (s *server) newAPI() error {
 		Tokens:        tokens,
 		FieldManagers: fields.New(all),
 		Services:      s.alloc,
+		Bootstrapped:  s.bootstrapped,
 		OpenAPI:       docs,
 		Version:       version(),
 	})
