@@ -48,6 +48,14 @@ func apart(t *testing.T) bool {
 	}
 	must(syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 	must(syscall.Mount("proc", "/proc", "proc", 0, ""))
+	// What others mount there would go while this test looks.
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(err)
+	for l := range strings.Lines(string(mounts)) {
+		if at := strings.Fields(l)[4]; strings.HasPrefix(at, "/run/skiff/") || strings.HasPrefix(at, "/var/lib/skiff/") || strings.HasPrefix(at, os.TempDir()+"/") {
+			_ = syscall.Unmount(at, syscall.MNT_DETACH) // gone with one above it, or already
+		}
+	}
 	for _, dir := range []string{"/run", "/var/lib"} {
 		own := t.TempDir()
 		must(syscall.Mount(own, dir, "", syscall.MS_BIND, ""))
