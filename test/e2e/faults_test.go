@@ -92,7 +92,9 @@ func TestBadStart(t *testing.T) {
 	}
 	name := c.name + "-x"
 	cleanup := func(data string) {
-		t.Cleanup(func() { _, _ = exec.Command(c.bin, "--name", name, "--data-dir", data, "reset", "--yes").CombinedOutput() })
+		t.Cleanup(func() {
+			_, _ = exec.Command(c.bin, "--name", name, "--data-dir", data, "reset", "--yes").CombinedOutput()
+		})
 	}
 	foreign := t.TempDir()
 	if err := os.WriteFile(filepath.Join(foreign, "letters"), []byte("mine"), 0o600); err != nil {

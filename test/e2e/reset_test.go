@@ -48,6 +48,14 @@ func apart(t *testing.T) bool {
 	}
 	must(syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 	must(syscall.Mount("proc", "/proc", "proc", 0, ""))
+	// What others mount there would go while this test looks.
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(err)
+	for l := range strings.Lines(string(mounts)) {
+		if at := strings.Fields(l)[4]; strings.HasPrefix(at, "/run/skiff/") || strings.HasPrefix(at, "/var/lib/skiff/") || strings.HasPrefix(at, os.TempDir()+"/") {
+			_ = syscall.Unmount(at, syscall.MNT_DETACH) // gone with one above it, or already
+		}
+	}
 	for _, dir := range []string{"/run", "/var/lib"} {
 		own := t.TempDir()
 		must(syscall.Mount(own, dir, "", syscall.MS_BIND, ""))
@@ -71,8 +79,9 @@ func apart(t *testing.T) bool {
 // hostState is what skiff could leave on a host, as lines of text by kind.
 type hostState map[string][]string
 
-// observe takes a picture of the host. Of the cgroups, which are the machine's,
-// those of clusters with other names are left out.
+// observe takes a picture of the host. The cgroups are the whole machine's, where
+// others make theirs meanwhile: those that have one of the names are observed,
+// and those that any kubelet would make.
 func observe(t *testing.T, names ...string) hostState {
 	t.Helper()
 	s := hostState{}
@@ -130,7 +139,7 @@ func observe(t *testing.T, names ...string) hostState {
 		return slices.ContainsFunc(names, func(n string) bool { return strings.Contains(path, n) })
 	})
 	walk("cgroups", "/sys/fs/cgroup", func(path string, d fs.DirEntry) bool {
-		return d.IsDir() && (!strings.Contains(path, "/skiff-") || slices.ContainsFunc(names, func(n string) bool { return strings.Contains(path, n) }))
+		return d.IsDir() && (strings.Contains(path, "kubepods") && !strings.Contains(path, "/skiff-") || slices.ContainsFunc(names, func(n string) bool { return strings.Contains(path, n) }))
 	})
 	// Not the counters, nor what comes with a link: links are compared above.
 	walk("sysctls", "/proc/sys/net", func(path string, d fs.DirEntry) bool {
@@ -250,7 +259,9 @@ func TestResetLeavesNothing(t *testing.T) {
 	if _, err := os.Stat(skiffBin); err != nil {
 		t.Fatalf("skiff is not built (make build): %v", err)
 	}
-	names := []string{fmt.Sprintf("left-%d", os.Getppid()), "right-" + regexp.MustCompile(`\D`).ReplaceAllString(t.TempDir(), "")}
+	// The process id says nothing in a namespace of processes of its own.
+	id := regexp.MustCompile(`\D`).ReplaceAllString(t.TempDir(), "")
+	names := []string{"left-" + id, "right-" + id}
 	before := observe(t, names...)
 	var both []*cluster
 	for i, n := range names {
