@@ -42,8 +42,8 @@ const Root = "/registry/"
 type Config struct {
 	Store store.Store
 	Log   *slog.Logger
-	// WindowBytes bounds each collection's window of changes by the size of the
-	// stored values in it; 0 means 16 MiB.
+	// WindowBytes bounds each collection's window of changes by the memory that
+	// the replaced objects in it take, as estimated; 0 means 16 MiB.
 	WindowBytes int64
 	// EncodingBytes bounds the encodings kept for objects; 0 means 32 MiB.
 	EncodingBytes int64

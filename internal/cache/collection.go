@@ -225,13 +225,18 @@ func (col *Collection) apply(key string, it *Item, rev int64) {
 	col.watchers.dispatch(col.cfg.Node, e)
 }
 
+// bytes estimates what an event keeps in memory: the window holds the object that
+// a change replaced, which nobody else does. Decoded, an object takes several
+// times its stored bytes.
 func (e *Event) bytes() int64 {
-	const overhead = 256
-	n := int64(overhead)
-	if e.New != nil {
-		n += int64(e.New.size)
+	const overhead, decoded = 1 << 10, 4
+	if e.Old == nil {
+		return overhead
 	}
-	return n
+	if e.Old.raw != nil {
+		return overhead + int64(e.Old.size)
+	}
+	return overhead + decoded*int64(e.Old.size)
 }
 
 // reset forgets everything; the caller holds c.mu and fills in the new state.
