@@ -52,6 +52,7 @@ func RunAPI(ctx context.Context, set *Settings, log *slog.Logger, ready func()) 
 	if err := s.bootstrap(ctx, idle); err != nil {
 		return err
 	}
+	close(s.bootstrapped)
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", set.APIPort))
 	if err != nil {

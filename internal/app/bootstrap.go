@@ -39,11 +39,7 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	}
 	eg.Go(func() error { return s.extensionAuthentication(ctx, c) })
 	eg.Go(func() error { return s.serviceObjects(ctx, c) })
-	if err := eg.Wait(); err != nil {
-		return err
-	}
-	s.bootstrapOnce.Do(func() { close(s.bootstrapped) })
-	return nil
+	return eg.Wait()
 }
 
 func (s *server) namespaces(ctx context.Context, c *client.Client) error {

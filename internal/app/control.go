@@ -31,6 +31,7 @@ func (s *server) startControl(ctx context.Context) error {
 	if err := s.bootstrap(ctx, all); err != nil {
 		return err
 	}
+	close(s.bootstrapped)
 	s.g.start("informers", informers.Run)
 	s.g.start("controllers", func(ctx context.Context) error { return control.Run(ctx, deps.Deps, all) })
 

@@ -53,8 +53,7 @@ type server struct {
 	api   *apiserver.Server
 	alloc *alloc.Allocator
 	// bootstrapped is closed when the objects that every cluster has are there.
-	bootstrapped  chan struct{}
-	bootstrapOnce sync.Once
+	bootstrapped chan struct{}
 }
 
 func (s *server) openStore(ctx context.Context) error {
