@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,6 +94,13 @@ func TestOutput(t *testing.T) {
 		p, log := mustStart(t)(r.start(nil, "sh", "-c", "yes | head -n1; grep Sig[IB] /proc/self/status; umask"))
 		r.exit(p.ID)
 		got := strings.Fields(content(t, log, "stdout"))
+		if len(got) == 6 {
+			// Signals 32 and 33 are the C library's own: what spawns a process for
+			// it may leave them ignored, and no program can tell.
+			if n, err := strconv.ParseUint(got[4], 16, 64); err == nil {
+				got[4] = fmt.Sprintf("%016x", n&^(1<<31|1<<32))
+			}
+		}
 		if want := "y SigBlk: 0000000000000000 SigIgn: 0000000000000000 0022"; strings.Join(got, " ") != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
