@@ -45,7 +45,8 @@ type Config struct {
 	// WindowBytes bounds each collection's window of changes by the memory that
 	// the replaced objects in it take, as estimated; 0 means 16 MiB.
 	WindowBytes int64
-	// EncodingBytes bounds the encodings kept for objects; 0 means 32 MiB.
+	// EncodingBytes bounds the encodings kept for objects; 0 means 64 MiB: both
+	// encodings of 10,000 pods.
 	EncodingBytes int64
 	// Verify keeps a hash of every object and panics when one was modified: for
 	// tests.
@@ -76,7 +77,7 @@ func New(cfg Config) *Cache {
 		cfg.WindowBytes = 16 << 20
 	}
 	if cfg.EncodingBytes == 0 {
-		cfg.EncodingBytes = 32 << 20
+		cfg.EncodingBytes = 64 << 20
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
