@@ -1,7 +1,6 @@
 package apiserver_test
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -92,28 +90,7 @@ func secure(t *testing.T) *secured {
 		t.Fatal(err)
 	}
 	o.Server = srv
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	h := httptest.NewServer(srv.Handler())
-	t.Cleanup(func() {
-		h.CloseClientConnections()
-		h.Close()
-		http.DefaultClient.CloseIdleConnections()
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	select {
-	case <-srv.Ready():
-	case <-time.After(20 * time.Second):
-		t.Fatal("server is not ready")
-	}
-	s := &secured{t: t, srv: srv, url: h.URL, client: srv.System()}
+	s := &secured{t: t, srv: srv, url: serve(t, srv, st), client: srv.System()}
 	for _, ns := range []string{"default", "kube-system", "kube-public", "kube-node-lease"} {
 		s.namespace(ns)
 	}

@@ -338,7 +338,7 @@ func (s *Server) listSnapshot(ctx context.Context, rq *request, o *metav1.ListOp
 	}
 	snap, err := col.At(ctx, rev)
 	if errors.Is(err, store.ErrCompacted) {
-		return nil, "", apierrors.NewResourceExpired(fmt.Sprintf("The resourceVersion for the provided list is too old."))
+		return nil, "", apierrors.NewResourceExpired("The resourceVersion for the provided list is too old.")
 	}
 	return snap, "", storeError(err)
 }

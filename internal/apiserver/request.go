@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -118,7 +117,6 @@ type request struct {
 	// manager is the field manager where the options name none.
 	manager  string
 	warnings []string
-	deadline time.Time
 }
 
 func (rq *request) subName() string {

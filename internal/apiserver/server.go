@@ -8,7 +8,6 @@ package apiserver
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -57,8 +56,6 @@ type Deps struct {
 
 	// Version is the answer of /version.
 	Version Version
-	// TLS of the listener.
-	TLS *tls.Config
 	// Bootstrapped is closed when the objects that every cluster has are there,
 	// default roles before all; /readyz waits for it. Nil waits for nothing.
 	Bootstrapped <-chan struct{}

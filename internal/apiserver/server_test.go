@@ -80,6 +80,12 @@ func startWith(t *testing.T, st store.Store, deps apiserver.Deps) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return &fixture{t: t, srv: srv, url: serve(t, srv, st)}
+}
+
+// serve runs srv over st until the test ends, and returns its URL once it is ready.
+func serve(t *testing.T, srv *apiserver.Server, st store.Store) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }()
@@ -101,7 +107,7 @@ func startWith(t *testing.T, st store.Store, deps apiserver.Deps) *fixture {
 	case <-time.After(20 * time.Second):
 		t.Fatal("server is not ready")
 	}
-	return &fixture{t: t, srv: srv, url: h.URL}
+	return h.URL
 }
 
 func (f *fixture) do(method, path, contentType, body string) (int, map[string]any) {

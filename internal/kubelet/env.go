@@ -156,28 +156,14 @@ func (e *envBuilder) add(v *corev1.EnvVar, c *corev1.Container) error {
 		if err != nil || !ok {
 			return err
 		}
-		s, ok := m[r.Key]
-		if !ok {
-			if r.Optional != nil && *r.Optional {
-				return nil
-			}
-			return fmt.Errorf("couldn't find key %v in ConfigMap %v/%v", r.Key, e.pod.Namespace, r.Name)
-		}
-		e.set(v.Name, s)
+		return setKey(e, v.Name, "ConfigMap", m, r.Name, r.Key, r.Optional)
 	case f.SecretKeyRef != nil:
 		r := f.SecretKeyRef
 		m, ok, err := e.secret(r.Name, r.Optional)
 		if err != nil || !ok {
 			return err
 		}
-		s, ok := m[r.Key]
-		if !ok {
-			if r.Optional != nil && *r.Optional {
-				return nil
-			}
-			return fmt.Errorf("couldn't find key %v in Secret %v/%v", r.Key, e.pod.Namespace, r.Name)
-		}
-		e.set(v.Name, string(s))
+		return setKey(e, v.Name, "Secret", m, r.Name, r.Key, r.Optional)
 	default:
 		e.set(v.Name, "")
 	}
@@ -334,4 +320,18 @@ func withIPs(pod *corev1.Pod, node []net.IP, ips []string) *corev1.Pod {
 		}
 	}
 	return &p
+}
+
+// setKey sets a variable to what key has in a ConfigMap or Secret. A key that is
+// missing is an error, unless it is optional.
+func setKey[V ~string | ~[]byte](e *envBuilder, variable, kind string, m map[string]V, name, key string, optional *bool) error {
+	v, ok := m[key]
+	if !ok {
+		if optional != nil && *optional {
+			return nil
+		}
+		return fmt.Errorf("couldn't find key %v in %s %v/%v", key, kind, e.pod.Namespace, name)
+	}
+	e.set(variable, string(v))
+	return nil
 }

@@ -79,9 +79,3 @@ type noValidation struct{}
 
 // Validate implements apiserver.Admission.
 func (noValidation) Validate(context.Context, *apiserver.Attributes) error { return nil }
-
-// noMutation is for plugins that only refuse.
-type noMutation struct{}
-
-// Admit implements apiserver.Admission.
-func (noMutation) Admit(context.Context, *apiserver.Attributes) error { return nil }

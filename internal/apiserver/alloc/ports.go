@@ -176,8 +176,9 @@ func (a *Allocator) AllocatePort(ctx context.Context, port int32) (int32, error)
 	}
 	var got int32
 	err := a.change(ctx, func(m *portMap) (bool, error) {
-		i, ok := m.offset(port)
+		i, _ := m.offset(port) // in range, as checked above
 		if port == 0 {
+			var ok bool
 			if i, ok = m.any(); !ok {
 				return false, resource.ErrRangeFull
 			}
