@@ -35,7 +35,8 @@ type Config struct {
 	APIPort     int `json:"apiPort,omitempty"`
 	KubeletPort int `json:"kubeletPort,omitempty"`
 	// PodCIDR is what nodes get their pods' ranges from; ServiceCIDR what cluster
-	// addresses come from.
+	// addresses come from. By default ranges that no other cluster on this machine
+	// has: 10.244.0.0/16 and 10.96.0.0/16 for the one without a name.
 	PodCIDR     string `json:"podCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
 	// NodePorts is the range of node ports, "30000-32767".
@@ -88,7 +89,10 @@ func (c *Config) Instance() (host.Instance, error) {
 	return i, nil
 }
 
-func configPath(i host.Instance) string { return i.Data("config.yaml") }
+// configFile is in every data directory.
+const configFile = "config.yaml"
+
+func configPath(i host.Instance) string { return i.Data(configFile) }
 
 // Merge fills what c leaves open from the config that the instance was started
 // with before, and refuses to change what cannot change.
@@ -201,19 +205,8 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	c.DataDir = i.DataDir
 	s := &Settings{Instance: i}
-	// A cluster with a name of its own gets ranges of its own, so that two run
-	// side by side without being told.
-	n := 0
-	if c.Name != host.DefaultName {
-		tag := i.Tag()
-		fmt.Sscanf(tag[2:], "%02x", &n) //nolint:errcheck // two hex digits always
-		n = 1 + n%60
-	}
-	if c.PodCIDR == "" {
-		c.PodCIDR = fmt.Sprintf("10.%d.0.0/16", 244-n)
-	}
-	if c.ServiceCIDR == "" {
-		c.ServiceCIDR = fmt.Sprintf("10.%d.0.0/16", 96+n)
+	if err := c.chooseRanges(i, nil); err != nil {
+		return nil, err
 	}
 	if s.PodRange, err = parseCIDR("podCIDR", c.PodCIDR, 24); err != nil {
 		return nil, err

@@ -176,7 +176,9 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, local); err != nil {
+	events := control.NewRecorder(control.RecorderDeps{Client: n.services, Component: "kube-proxy", Host: n.set.NodeName, Now: time.Now, Log: n.log})
+	n.g.start("service events", events.Run)
+	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, events, local); err != nil {
 		return err
 	}
 	n.g.atStop("service rules", n.data.proxy.Close)

@@ -22,9 +22,6 @@ import (
 func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if _, err := os.Stat(i.DataDir); errors.Is(err, os.ErrNotExist) {
 		say("there is no data in " + i.DataDir)
-		if _, err := os.Stat(i.RunDir); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
 	}
 	if err := os.MkdirAll(i.DataDir, 0o700); err != nil {
 		return err
@@ -69,7 +66,7 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		switch e.Kind {
 		case host.KindDir, host.KindCgroup, host.KindPodProcs:
 			// Pods and their cgroups are gone with the runtime; directories go
-			// last, the journal is in one.
+			// last, the journal with the run directory.
 		case host.KindMounts:
 			if err := unmountBelow(e.Name); err != nil {
 				errs = append(errs, err)
@@ -99,14 +96,17 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	for _, dir := range []string{i.RunDir, i.DataDir} {
+	for _, dir := range []string{i.DataDir, i.RunDir} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}
 		say("removed " + dir)
 	}
+	if err := machine().Remove(i); err != nil {
+		return err
+	}
 	// The parents are skiff's too, once the last instance is gone.
-	for _, dir := range []string{"/run/skiff", "/var/lib/skiff"} {
+	for _, dir := range []string{filepath.Dir(i.RunDir), host.StateDir} {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 			return err
 		}

@@ -66,6 +66,9 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	inst := p.set.Instance
+	if err := machine().Add(inst); err != nil {
+		return err
+	}
 	for _, dir := range []string{inst.DataDir, inst.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
