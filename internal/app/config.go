@@ -56,6 +56,11 @@ type Config struct {
 	MaxPods int `json:"maxPods,omitempty"`
 	// ContainerRuntimeEndpoint uses another CRI runtime instead of the built-in.
 	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint,omitempty"`
+	// CNIConfDir is where CNI configurations are looked for, CNIBinDir where the
+	// plugins are; the usual places by default. While there is a configuration its
+	// plugins attach pods instead of the built-in network.
+	CNIConfDir string `json:"cniConfDir,omitempty"`
+	CNIBinDir  string `json:"cniBinDir,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -148,8 +153,12 @@ func (c *Config) Merge() error {
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
 	}
-	if c.ContainerRuntimeEndpoint == "" {
-		c.ContainerRuntimeEndpoint = old.ContainerRuntimeEndpoint
+	for _, f := range []struct{ now, was *string }{
+		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+	} {
+		if *f.now == "" {
+			*f.now = *f.was
+		}
 	}
 	return nil
 }
@@ -274,6 +283,14 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	if s.PodRange.Contains(s.NodeAddr) || s.ServiceRange.Contains(s.NodeAddr) {
 		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%s lies within podCIDR or serviceCIDR", s.NodeAddr)}
+	}
+	for _, f := range []struct {
+		field string
+		dir   *string
+	}{{"cniConfDir", &c.CNIConfDir}, {"cniBinDir", &c.CNIBinDir}} {
+		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
+			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
+		}
 	}
 	if err := c.checkEtcd(); err != nil {
 		return nil, err

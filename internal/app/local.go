@@ -82,6 +82,8 @@ func overlay(file, flags Config) Config {
 	str(&file.EtcdKey, flags.EtcdKey)
 	num(&file.MaxPods, flags.MaxPods)
 	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
+	str(&file.CNIConfDir, flags.CNIConfDir)
+	str(&file.CNIBinDir, flags.CNIBinDir)
 	file.Verbose = file.Verbose || flags.Verbose
 	return file
 }

@@ -48,6 +48,9 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		return err
 	}
 	say("ended all pods")
+	if err := detachPlugins(ctx, i, j); err != nil {
+		return err
+	}
 	inherited, err := host.OpenJournal(i.Run(inheritedJournal))
 	if err != nil {
 		return err
@@ -55,7 +58,7 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	heir := otherInstance(i)
 	var errs []error
 	for _, e := range append(inherited.Entries(), j.Entries()...) {
-		if e.Kind == host.KindSysctl && heir != "" {
+		if heir != "" && (e.Kind == host.KindSysctl || e.Kind == host.KindLink) {
 			if err := bequeath(heir, e); err != nil {
 				errs = append(errs, err)
 				continue
@@ -112,6 +115,18 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		}
 	}
 	return nil
+}
+
+// detachPlugins has CNI plugins give back what they gave the pods.
+func detachPlugins(ctx context.Context, i host.Instance, j *host.Journal) error {
+	if _, err := os.Stat(i.Run("cni")); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	c, err := LoadConfig(configPath(i))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return newCNI(c, i, j).Retain(ctx, nil)
 }
 
 // inheritedJournal lists, in an instance's run directory, what instances that were

@@ -39,6 +39,8 @@ type Settings struct {
 	EtcdKey                  string
 	MaxPods                  int
 	ContainerRuntimeEndpoint string
+	CNIConfDir               string
+	CNIBinDir                string
 	Verbose                  bool
 }
 
@@ -170,6 +172,8 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.EtcdKey, "etcd-key", "", "file with its key")
 	f.IntVar(&c.set.MaxPods, "max-pods", 0, "most pods on this node (default 110)")
 	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
+	f.StringVar(&c.set.CNIConfDir, "cni-conf-dir", "", "directory of CNI configurations, which replace the built-in pod network (default /etc/cni/net.d)")
+	f.StringVar(&c.set.CNIBinDir, "cni-bin-dir", "", "directory of CNI plugins (default /opt/cni/bin, then /usr/lib/cni)")
 	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")
 }
 

@@ -211,6 +211,11 @@ func (c *command) flags() []string {
 	add("etcd", strings.Join(s.Etcd, ","))
 	num("max-pods", s.MaxPods)
 	add("container-runtime-endpoint", s.ContainerRuntimeEndpoint)
+	add("etcd-ca", s.EtcdCA)
+	add("etcd-cert", s.EtcdCert)
+	add("etcd-key", s.EtcdKey)
+	add("cni-conf-dir", s.CNIConfDir)
+	add("cni-bin-dir", s.CNIBinDir)
 	if s.Verbose {
 		out = append(out, "--verbose")
 	}
