@@ -167,6 +167,9 @@ func (n *Network) Attach(ctx context.Context, s pod.Sandbox) (pod.Result, error)
 	if err := loopbackUp(s.NetNS); err != nil {
 		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
 	}
+	if err := n.keepNamespace(s); err != nil {
+		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
+	}
 	note, err := n.noteLinks(list.Name)
 	if err != nil {
 		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
@@ -214,7 +217,7 @@ func (n *Network) Detach(ctx context.Context, s pod.Sandbox) error {
 		return fmt.Errorf("detach sandbox %q: %w", s.ID, err)
 	}
 	rt := runtimeConf(s)
-	if _, err := os.Stat(s.NetNS); s.NetNS == "" || err != nil {
+	if !n.sameNamespace(s) {
 		rt.NetNS = "" // what plugins expect of a namespace that is gone
 	}
 	if len(done) == 0 {
@@ -242,6 +245,9 @@ func (n *Network) Detach(ctx context.Context, s pod.Sandbox) error {
 		if err != nil {
 			return fmt.Errorf("detach sandbox %q from CNI network %s: %w", s.ID, a.Network, err)
 		}
+	}
+	if err := os.Remove(n.namespaceFile(s.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach sandbox %q: %w", s.ID, err)
 	}
 	return nil
 }
