@@ -4,11 +4,13 @@
 package app
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -80,9 +82,29 @@ func LoadConfig(path string) (Config, error) {
 		return c, fmt.Errorf("config file: %w", err)
 	}
 	if err := yaml.UnmarshalStrict(b, &c); err != nil {
-		return c, fmt.Errorf("config file %s: %w", path, err)
+		if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) && wrong.Field != "" {
+			return c, fmt.Errorf("config file %s: %s: must be a %s, not a %s", path, wrong.Field, plainType(wrong.Type.Kind()), wrong.Value)
+		}
+		text := err.Error()
+		for _, p := range []string{"error unmarshaling JSON: ", "error converting YAML to JSON: ", "while decoding JSON: ", "json: "} {
+			text = strings.TrimPrefix(text, p)
+		}
+		return c, fmt.Errorf("config file %s: %s", path, text)
 	}
 	return c, nil
+}
+
+// plainType is what a person calls the kind of a setting.
+func plainType(k reflect.Kind) string {
+	switch k {
+	case reflect.Int:
+		return "number"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "list"
+	}
+	return k.String()
 }
 
 // Instance returns the instance that c is of.
@@ -174,6 +196,22 @@ func (c *Config) Save() error {
 		return err
 	}
 	return writeFile(configPath(i), b, 0o600)
+}
+
+// saveFor writes c for a start. Where the start fails unsave takes the ports back:
+// one that was in use must not be what the next start begins with.
+func (c *Config) saveFor() (unsave func() error, err error) {
+	i, err := c.Instance()
+	if err != nil {
+		return nil, err
+	}
+	var before Config
+	if old, err := LoadConfig(configPath(i)); err == nil {
+		before = old
+	}
+	failed := *c
+	failed.APIPort, failed.KubeletPort = before.APIPort, before.KubeletPort
+	return failed.Save, c.Save()
 }
 
 func writeFile(path string, b []byte, mode os.FileMode) error {

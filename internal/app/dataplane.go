@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -72,7 +73,7 @@ func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *c
 		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
 		routed: map[string]map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
-	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Now: time.Now, Log: log})
+	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Unanswered: set.Instance.Run("dns-queries"), Now: time.Now, Log: log})
 	if err != nil {
 		return nil, errors.Join(err, proxy.Close())
 	}
@@ -422,6 +423,16 @@ const (
 	dnsService = "kube-dns"
 )
 
+func dnsPortError(at string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &StartError{
+			fmt.Sprintf("%s, where this node's pods look up names, is in use by another program, which may listen on port 53 of all addresses", at),
+			"have it listen on the addresses that it needs, or end it",
+		}
+	}
+	return fmt.Errorf("DNS socket: %w", err)
+}
+
 // dnsSockets opens the sockets of the node's DNS: the kept ones where there are.
 // addr is put on the host only once the node knows its pod range: until then
 // nobody can ask.
@@ -429,12 +440,12 @@ func dnsSockets(ctx context.Context, k *sockets, addr netip.Addr) (net.PacketCon
 	at := netip.AddrPortFrom(addr, 53).String()
 	l, err := k.listen(ctx, "dns-tcp", at)
 	if err != nil {
-		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+		return nil, nil, dnsPortError(at, err)
 	}
 	pc, err := k.listenPacket(ctx, "dns-udp", at)
 	if err != nil {
 		l.Close()
-		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+		return nil, nil, dnsPortError(at, err)
 	}
 	return pc, l, nil
 }

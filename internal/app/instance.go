@@ -32,9 +32,7 @@ func (c *Config) find(x host.Index) (known bool, err error) {
 				return true, &ConfigError{"name", fmt.Sprintf("%s holds cluster %q, not %q; leave --name out, or choose another --data-dir", said, was.Name, c.Name)}
 			}
 			c.Name, known = was.Name, true
-		} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-			return false, err
-		}
+		} // one that cannot be read is told of when it is needed
 	}
 	i, err := c.Instance()
 	if err != nil {

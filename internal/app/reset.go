@@ -44,13 +44,14 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		}
 		say("ended the keeper of sockets")
 	}
+	// Plugins want to see the namespaces that they leave.
+	if err := detachPlugins(ctx, i, j, say); err != nil {
+		return err
+	}
 	if err := runtime.Reset(ctx, i); err != nil {
 		return err
 	}
 	say("ended all pods")
-	if err := detachPlugins(ctx, i, j); err != nil {
-		return err
-	}
 	inherited, err := host.OpenJournal(i.Run(inheritedJournal))
 	if err != nil {
 		return err
@@ -118,13 +119,13 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 }
 
 // detachPlugins has CNI plugins give back what they gave the pods.
-func detachPlugins(ctx context.Context, i host.Instance, j *host.Journal) error {
+func detachPlugins(ctx context.Context, i host.Instance, j *host.Journal, say func(string)) error {
 	if _, err := os.Stat(i.Run("cni")); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	c, err := LoadConfig(configPath(i))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	if err != nil {
+		say(fmt.Sprintf("looks for CNI plugins in the usual places (%v)", err))
 	}
 	return newCNI(c, i, j).Retain(ctx, nil)
 }
