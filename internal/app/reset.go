@@ -46,7 +46,8 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	}
 	// Plugins want to see the namespaces that they leave.
 	if err := detachPlugins(ctx, i, j, say); err != nil {
-		return err
+		// They may have been removed from the host; the pods go all the same.
+		say(fmt.Sprintf("what CNI plugins keep for pods is left to them (%v)", err))
 	}
 	if err := runtime.Reset(ctx, i); err != nil {
 		return err
@@ -143,8 +144,10 @@ func otherInstance(i host.Instance) string {
 		return ""
 	}
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != i.Name {
-			return filepath.Join(filepath.Dir(i.RunDir), e.Name())
+		dir := filepath.Join(filepath.Dir(i.RunDir), e.Name())
+		// One without a journal never put anything on the host.
+		if _, err := os.Stat(filepath.Join(dir, filepath.Base(i.JournalPath()))); err == nil && e.Name() != i.Name {
+			return dir
 		}
 	}
 	return ""
