@@ -132,6 +132,9 @@ func (c *Config) Merge() error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	if errors.Is(err, os.ErrPermission) {
+		return &StartError{"skiff needs root to run containers", "run it with sudo"}
+	}
 	if err != nil {
 		return err
 	}
