@@ -12,7 +12,8 @@ NEED_GO := 1.26
 export GOFLAGS := -buildvcs=false -tags=fieldsv1string
 K8S     := v1.37.2
 LOCK    := flock $(or $(TMPDIR),/tmp)/skiff-make.lock
-PKGS    := gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2
+PKGS    := gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2 \
+           containernetworking-plugins iptables
 
 .PHONY: all build programs up down reset test unit race e2e lint demo clean deps check-go
 
