@@ -106,6 +106,9 @@ func run(root, id, bundle string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if config.Seccomp, err = compileFilter(config.Seccomp, s.Filters); err != nil {
+		return 0, err
+	}
 	c, err := libcontainer.Create(root, id, config)
 	if err != nil {
 		return 0, err

@@ -147,6 +147,9 @@ func (h *Host) SetCPUs(group string, n int) error {
 	if err := h.make(dir); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
+	if h.V2 {
+		h.handDown(group)
+	}
 	file, value := "cpu.shares", 1024*n
 	if h.V2 {
 		file, value = "cpu.weight", min(100*n, 10000)
@@ -156,6 +159,22 @@ func (h *Host) SetCPUs(group string, n int) error {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
+}
+
+// handDown lets the groups above group hand it what controllers they have. One
+// that may not (it has processes of its own) hands down none: then there is
+// nothing to set here, and a container's own limits fail with an error.
+func (h *Host) handDown(group string) {
+	at := h.Path("", "/")
+	for _, e := range strings.Split(strings.Trim(group, "/"), "/") {
+		b, _ := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
+		for _, c := range strings.Fields(string(b)) {
+			if slices.Contains([]string{"cpu", "cpuset", "memory", "pids", "io", "hugetlb"}, c) {
+				_ = os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
+			}
+		}
+		at = filepath.Join(at, e)
+	}
 }
 
 // Pids lists the processes in group and below.
