@@ -29,21 +29,26 @@ func compileFilter(c *configs.Seccomp, dir string) (*configs.Seccomp, error) {
 	if c == nil || dir == "" || c.ListenerPath != "" || slices.ContainsFunc(c.Syscalls, asks) {
 		return c, nil
 	}
+	program, err := compiledFilter(c, dir)
+	// Should a libcontainer that knows no programs ever read this, it allows nothing.
+	return &configs.Seccomp{DefaultAction: configs.Errno, Program: program}, err
+}
+
+// compiledFilter is the program of a filter.
+func compiledFilter(c *configs.Seccomp, dir string) ([]byte, error) {
 	key, err := filterKey(c)
 	if err != nil {
 		return nil, err
 	}
-	// Should a libcontainer that knows no programs ever read this, it allows nothing.
-	loaded := &configs.Seccomp{DefaultAction: configs.Errno}
 	path := filepath.Join(dir, fmt.Sprintf("%x.bpf", key))
-	if loaded.Program, err = readFilter(path, key); err == nil {
-		return loaded, nil
+	program, err := readFilter(path, key)
+	if err == nil {
+		return program, nil
 	}
-	if loaded.Program, err = seccomp.Compile(c); err != nil {
-		return nil, err
+	if program, err = seccomp.Compile(c); err == nil {
+		writeFilter(path, key, program)
 	}
-	writeFilter(path, key, loaded.Program)
-	return loaded, nil
+	return program, err
 }
 
 // filterKey is a hash of all that a program depends on: what the filter says,

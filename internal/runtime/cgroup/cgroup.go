@@ -107,6 +107,28 @@ func (h *Host) Join(group string, pid int) error {
 	return nil
 }
 
+// Procs makes group and returns the files by which a process joins it: one that
+// writes "0" to each has moved itself.
+func (h *Host) Procs(group string) ([]string, error) {
+	dirs := h.dirs(group)
+	for i, d := range dirs {
+		if err := h.make(d); err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+		dirs[i] = filepath.Join(d, "cgroup.procs")
+	}
+	return dirs, nil
+}
+
+// RemoveEmpty removes group, and those above it, where nothing is in them.
+func (h *Host) RemoveEmpty(group string) {
+	for g := filepath.Clean(group); g != "/" && g != "."; g = filepath.Dir(g) {
+		for _, d := range h.dirs(g) {
+			_ = os.Remove(d)
+		}
+	}
+}
+
 // make creates a directory and its parents; in a cpuset, where nothing can run
 // before it has processors, each gets its parent's.
 func (h *Host) make(dir string) error {
