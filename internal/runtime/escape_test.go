@@ -161,6 +161,17 @@ func TestEscapeByDevice(t *testing.T) {
 			if err := os.Symlink("/proc/sys/kernel/core_pattern", filepath.Join(dev, name)); err != nil {
 				t.Fatal(err)
 			}
+			// All else that a start looks for is there.
+			for n, minor := range map[string]int{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
+				if err := unix.Mknod(filepath.Join(dev, n), unix.S_IFCHR|0o666, int(unix.Mkdev(1, uint32(minor)))); err != nil && n != name {
+					t.Fatal(err)
+				}
+			}
+			for _, n := range []string{"pts", "shm", "mqueue"} {
+				if err := os.Mkdir(filepath.Join(dev, n), 0o755); err != nil && n != name {
+					t.Fatal(err)
+				}
+			}
 			out, ok := e.attempt(t, func(c *runtimeapi.ContainerConfig) {
 				c.Tty = tty
 				mounted(dev, "/dev", false)(c)

@@ -83,22 +83,22 @@ func TestSeccomp(t *testing.T) {
 	})
 	kept(1)
 	// Capabilities open what needs them.
-	admin := strings.NewReplacer("quotactl=EPERM", "quotactl=EINVAL", "unshare_user=EPERM", "unshare_user=0", "unshare_fs=EPERM", "unshare_fs=0").Replace(filtered)
+	admin := strings.NewReplacer("quotactl=EPERM", "quotactl=EINVAL", "clone3=ENOSYS", "clone3=EINVAL", "unshare_user=EPERM", "unshare_user=0", "unshare_fs=EPERM", "unshare_fs=0").Replace(filtered)
 	probe("CAP_SYS_ADMIN", admin, func(s sec) { s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}} })
 	second := kept(2)
 	probe("privileged", unfiltered, func(s sec) { s.Privileged = true })
 	profile := func(k runtimeapi.SecurityProfile_ProfileType, ref string) func(sec) {
 		return func(s sec) { s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: k, LocalhostRef: ref} }
 	}
-	probe("unconfined", strings.Replace(unfiltered, "quotactl=EINVAL", "quotactl=EPERM", 1), profile(runtimeapi.SecurityProfile_Unconfined, ""))
+	probe("unconfined", unfiltered, profile(runtimeapi.SecurityProfile_Unconfined, ""))
 	kept(2)
 	own := filepath.Join(t.TempDir(), "own.json")
-	if err := os.WriteFile(own, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+	if err := os.WriteFile(own, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "syscalls": [
 		{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 76},
 		{"names": ["unshare"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": [{"index": 0, "value": 268435456, "op": "SCMP_CMP_EQ"}]}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mine := strings.NewReplacer("quotactl=EINVAL", "quotactl=EPERM", "mkdir=ENOENT", "mkdir=ENOTUNIQ", "unshare_user=0", "unshare_user=EPERM", "seccomp=0", "seccomp=2").Replace(unfiltered)
+	mine := strings.NewReplacer("mkdir=ENOENT", "mkdir=ENOTUNIQ", "unshare_user=0", "unshare_user=EPERM", "seccomp=0", "seccomp=2").Replace(unfiltered)
 	for range 2 {
 		probe("a profile of its own", mine, profile(runtimeapi.SecurityProfile_Localhost, "localhost/"+own))
 	}
@@ -124,7 +124,8 @@ func TestSeccomp(t *testing.T) {
 			t.Fatal(err)
 		}
 		probe("the kept filter was "+what, filtered, nil)
-		if now, err := os.ReadFile(first); string(now) != string(good) || err != nil {
+		// Not the same bytes: the parts of a program have no order.
+		if now, err := os.ReadFile(first); string(now) == string(content) || len(now) != len(good) || err != nil {
 			t.Errorf("%s: the filter was not made anew: %v", what, err)
 		}
 	}

@@ -42,10 +42,10 @@ var edits = []struct{ file, old, new string }{
 	},
 }
 
-// added are whole files, by their names below _patch.
+// added are whole files, by their names below patch.
 var added = map[string]string{
-	"seccomp.go":  "libcontainer/seccomp/compiled_linux.go",
-	"patchbpf.go": "libcontainer/seccomp/patchbpf/compiled_linux.go",
+	"seccomp.go.txt":  "libcontainer/seccomp/compiled_linux.go",
+	"patchbpf.go.txt": "libcontainer/seccomp/patchbpf/compiled_linux.go",
 }
 
 // patched makes the copy in dir, and beside it a go.mod of the module at root
@@ -75,7 +75,7 @@ func patched(root, dir string) (string, error) {
 		}
 	}
 	for name, file := range added {
-		b, err := os.ReadFile(filepath.Join(root, "internal/runtime/programs/compile/_patch", name))
+		b, err := os.ReadFile(filepath.Join(root, "internal/runtime/programs/compile/patch", name))
 		if err != nil {
 			return "", err
 		}
