@@ -37,12 +37,7 @@ func Build(root, dir string) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp("", "skiff-start-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	modfile, err := patched(root, tmp)
+	modfile, err := patched(root)
 	if err != nil {
 		return err
 	}

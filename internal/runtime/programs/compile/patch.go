@@ -1,11 +1,14 @@
 package compile
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -48,55 +51,110 @@ var added = map[string]string{
 	"patchbpf.go.txt": "libcontainer/seccomp/patchbpf/compiled_linux.go",
 }
 
-// patched makes the copy in dir, and beside it a go.mod of the module at root
-// that uses it; it returns that file's path.
-func patched(root, dir string) (string, error) {
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", runc)
-	cmd.Dir = root
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("find %s: %w", runc, err)
-	}
-	from, to := strings.TrimSpace(string(out)), filepath.Join(dir, "runc")
-	if from == "" { // not there yet
-		cmd := exec.Command("go", "mod", "download", runc)
-		cmd.Dir = root
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("download %s: %w\n%s", runc, err, out)
-		}
-		return patched(root, dir)
-	}
-	if err := copySources(from, to); err != nil {
-		return "", fmt.Errorf("copy %s: %w", runc, err)
-	}
-	for _, e := range edits {
-		if err := edit(filepath.Join(to, e.file), e.old, e.new); err != nil {
-			return "", err
-		}
-	}
-	for name, file := range added {
-		b, err := os.ReadFile(filepath.Join(root, "internal/runtime/programs/compile/patch", name))
+// patched makes the copy in the module at root, below out, and beside it a go.mod
+// of that module which uses it; it returns that file's path. The copy's own path
+// says what is in it, and only that: it is recorded in the program, which must be
+// the same whenever and wherever it is built.
+func patched(root string) (string, error) {
+	h := sha256.New()
+	fmt.Fprint(h, edits)
+	for _, name := range append([]string{"go.mod", "go.sum"}, patches()...) {
+		b, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			return "", err
 		}
-		if err := os.WriteFile(filepath.Join(to, file), b, 0o644); err != nil {
+		fmt.Fprintf(h, "%s %d\n%s", name, len(b), b)
+	}
+	rel := "out/start/" + hex.EncodeToString(h.Sum(nil)[:8])
+	dir := filepath.Join(root, rel)
+	modfile := filepath.Join(dir, "start.mod")
+	if _, err := os.Stat(modfile); err == nil {
+		return modfile, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := fill(root, tmp, "./"+rel+"/runc"); err != nil {
+		return "", err
+	}
+	// Another build may have been quicker, with the same in it.
+	if err := os.Rename(tmp, dir); err != nil {
+		if _, serr := os.Stat(modfile); serr != nil {
 			return "", err
+		}
+	}
+	return modfile, nil
+}
+
+const patchDir = "internal/runtime/programs/compile/patch"
+
+func patches() []string {
+	var names []string
+	for name := range added {
+		names = append(names, filepath.Join(patchDir, name))
+	}
+	slices.Sort(names)
+	return names
+}
+
+// fill makes what patched promises in dir, for a copy that will be at path.
+func fill(root, dir, path string) error {
+	from, err := moduleDir(root)
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(dir, "runc")
+	if err := copySources(from, to); err != nil {
+		return fmt.Errorf("copy %s: %w", runc, err)
+	}
+	for _, e := range edits {
+		if err := edit(filepath.Join(to, e.file), e.old, e.new); err != nil {
+			return err
+		}
+	}
+	for name, file := range added {
+		b, err := os.ReadFile(filepath.Join(root, patchDir, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, file), b, 0o644); err != nil {
+			return err
 		}
 	}
 	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
 	if err != nil {
-		return "", err
+		return err
 	}
 	sum, err := os.ReadFile(filepath.Join(root, "go.sum"))
 	if err != nil {
-		return "", err
+		return err
 	}
-	modfile := filepath.Join(dir, "start.mod")
-	mod = fmt.Appendf(mod, "\nreplace %s => %s\n", runc, to)
-	if err := os.WriteFile(modfile, mod, 0o644); err != nil {
-		return "", err
+	mod = fmt.Appendf(mod, "\nreplace %s => %s\n", runc, path)
+	if err := os.WriteFile(filepath.Join(dir, "start.mod"), mod, 0o644); err != nil {
+		return err
 	}
-	return modfile, os.WriteFile(filepath.Join(dir, "start.sum"), sum, 0o644)
+	return os.WriteFile(filepath.Join(dir, "start.sum"), sum, 0o644)
+}
+
+// moduleDir is where libcontainer's module is, fetched where it is not there yet.
+func moduleDir(root string) (string, error) {
+	for _, args := range [][]string{{"list", "-m", "-f", "{{.Dir}}", runc}, {"mod", "download", runc}, {"list", "-m", "-f", "{{.Dir}}", runc}} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = root
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("%v: %w", cmd.Args, err)
+		}
+		if dir := strings.TrimSpace(string(out)); args[0] == "list" && dir != "" {
+			return dir, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not to be found", runc)
 }
 
 // copySources copies what a build reads.
