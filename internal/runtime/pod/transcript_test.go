@@ -33,7 +33,8 @@ const transcript = "testdata/protocol-1.txt"
 const starterScript = `#!/bin/sh
 case $4 in
 */bad) echo "no such program" >&3; exit 1 ;;
-*/short) sh -c 'echo out; echo err >&2; exit 4' </dev/null 3>&- & ;;
+# Not before the starter is gone, whose child it is until then.
+*/short) sh -c 'while kill -0 $0; do :; done 2>/dev/null; echo out; exit 4' $$ </dev/null 3>&- & ;;
 *) sleep 1000 </dev/null 3>&- & ;;
 esac
 echo "pid $!" >&3
