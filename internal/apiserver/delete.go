@@ -100,19 +100,17 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 		if dry {
 			return s.deleted(rq, obj), true, nil
 		}
+		if graceful {
+			// Watchers see that the object is about to go before it goes.
+			if cur, err = s.marked(ctx, k, rq.key(), obj, cur.rev); err != nil {
+				return nil, false, err
+			}
+		}
 		rev, err := s.Store.Delete(ctx, s.storeKey(k, rq.key()), cur.rev)
 		if err != nil {
 			return nil, false, err
 		}
 		obj = cur.obj.DeepCopyObject().(Object)
-		if graceful {
-			zero := int64(0)
-			now := s.now()
-			obj.SetDeletionGracePeriodSeconds(&zero)
-			if obj.GetDeletionTimestamp() == nil {
-				obj.SetDeletionTimestamp(&now)
-			}
-		}
 		obj.SetResourceVersion(strconv.FormatInt(rev, 10))
 		if k.Deleted != nil {
 			k.Deleted(ctx, env, obj)
@@ -143,6 +141,19 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 	}
 	out, err := s.written(k, rq.key(), value, rev)
 	return out, false, err
+}
+
+// marked writes an object that a deletion marked, and returns its new state.
+func (s *Server) marked(ctx context.Context, k *kind, key string, obj Object, rev int64) (current, error) {
+	value, err := s.encodeStored(k, obj)
+	if err != nil {
+		return current{}, err
+	}
+	if rev, err = s.Store.Update(ctx, s.storeKey(k, key), value, rev, store.WriteOptions{}); err != nil {
+		return current{}, err
+	}
+	out, err := s.written(k, key, value, rev)
+	return current{obj: out, rev: rev, fresh: true}, err
 }
 
 // grace decides whether a deletion waits for a grace period, and sets deletion

@@ -57,10 +57,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if user == nil {
 		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
 	}
-	if user, err = s.impersonate(r, *user); err != nil {
-		s.fail(w, r, err)
-		return
-	}
 	in := parsePath(r.Method, r.URL)
 	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
 	if in.resource {
@@ -76,6 +72,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
+	if attr.User, err = s.impersonation.as(r.Context(), r.Header, attr); err != nil {
+		s.fail(w, r, err)
+		return
+	}
 	if err := s.authorize(r.Context(), attr); err != nil {
 		s.fail(w, r, err)
 		return
@@ -84,7 +84,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.serveOther(w, r)
 		return
 	}
-	s.serveResource(w, r, in, *user)
+	s.serveResource(w, r, in, attr.User)
 }
 
 // authorize returns upstream's 403 where a request is not allowed.
@@ -99,6 +99,8 @@ func (s *Server) authorize(ctx context.Context, a resource.Attributes) error {
 	}
 	return forbidden(a, reason)
 }
+
+var noHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 func forbidden(a resource.Attributes, reason string) error {
 	var msg string
@@ -117,7 +119,8 @@ func forbidden(a resource.Attributes, reason string) error {
 			msg += " at the cluster scope"
 		}
 	}
-	if reason != "" {
+	// What the client sent must not look like HTML.
+	if msg = noHTML.Replace(msg); reason != "" {
 		msg += ": " + reason
 	}
 	return apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(msg))
@@ -302,6 +305,12 @@ func (s *Server) post(ctx context.Context, rq *request, body Object, o metav1.Cr
 		return nil, apierrors.NewMethodNotSupported(rq.gr(), "create")
 	}
 	env := s.env(rq, dryRun(o.DryRun))
+	if rq.sub.Echoed {
+		var err error
+		if body, err = s.manage(rq, nil, body, o.FieldManager); err != nil {
+			return nil, err
+		}
+	}
 	a := &Attributes{
 		Operation: OpCreate, Resource: rq.kind.Resource, Subresource: rq.sub.Name, Namespace: rq.namespace, Name: rq.name,
 		Object: body, Options: &o, User: rq.user, DryRun: env.DryRun, Env: env, Warn: rq.warn,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -97,6 +98,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		if err := s.admitManaged(ctx, a); err != nil {
 			return nil, false, err
 		}
+		rq.distinctOwners(a.Object, true)
 		out, err := s.insertOnce(ctx, rq, &k.Strategy, env, a.Object, a)
 		return out, true, err
 	}
@@ -108,6 +110,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	obj = a.Object
+	rq.distinctOwners(obj, true)
 	switch rv := obj.GetResourceVersion(); {
 	case (rv == "" || rv == "0") && st.UnconditionalUpdate || (rv == "" || rv == "0") && rq.sub != nil && k.UnconditionalUpdate:
 	case rv == "" || rv == "0":
@@ -346,6 +349,7 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 	if err := checkNamespace(rq.kind, rq.namespace, obj); err != nil {
 		return nil, false, err
 	}
+	rq.distinctOwners(obj, false)
 	storeKey := s.storeKey(rq.kind, rq.key())
 	if dryRun(o.DryRun) {
 		// Upstream's store of dry runs knows no prefix.
@@ -361,6 +365,33 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)
 	})
+}
+
+// distinctOwners leaves each owner reference once, and warns where one stood twice.
+func (rq *request) distinctOwners(obj Object, admitted bool) {
+	refs := obj.GetOwnerReferences()
+	if len(refs) < 2 {
+		return
+	}
+	var once []metav1.OwnerReference
+	var twice []string
+	for _, r := range refs {
+		if slices.ContainsFunc(once, func(o metav1.OwnerReference) bool { return apiequality.Semantic.DeepEqual(o, r) }) {
+			twice = append(twice, string(r.UID))
+			continue
+		}
+		once = append(once, r)
+	}
+	if len(twice) == 0 {
+		return
+	}
+	when := ""
+	if admitted {
+		when = " after mutating admission happens"
+	}
+	rq.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries%s; API server dedups owner references in 1.20+, "+
+		"and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", when, strings.Join(twice, ", ")))
+	obj.SetOwnerReferences(once)
 }
 
 // sameUID refuses to replace an object by one that says it is another.

@@ -141,6 +141,7 @@ func (s *server) newAPI() error {
 		Services:      s.alloc,
 		Bootstrapped:  s.bootstrapped,
 		OpenAPI:       docs,
+		PublicAddress: net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
 		Version:       version(),
 	})
 	if err != nil {

@@ -260,9 +260,17 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 				}
 				say("create "+mu.name, "POST", path+"?dryRun=All", body(o), none)
 				say("update "+mu.name, "PUT", item+"?dryRun=All", body(mu.object), none)
+				if name := nameOf(mu.object); name == nameOf(d) {
+					say("apply "+mu.name, "PATCH", item+"?dryRun=All&force=true&fieldManager=m", body(mu.object), map[string]string{"Content-Type": applyPatch})
+				}
 			} else if res.Subresource("status") != nil {
 				say("status "+mu.name, "PUT", item+"/status?dryRun=All", body(mu.object), none)
 			}
+		}
+		if stored {
+			verbs(say, res, path, item, d, i == 0)
+		} else {
+			reviewVerbs(say, path, d)
 		}
 		if stored {
 			say("list", "GET", path+"?labelSelector=kubernetes.io/bootstrapping!%3Drbac-defaults&fieldSelector=metadata.name%3D"+fmt.Sprint(obj["name"]), "", none)

@@ -211,7 +211,9 @@ type Subresource struct {
 	// Post, where set, answers a create (binding, token, eviction). ops writes
 	// the parent. No object answers with a Status of success.
 	NewBody func() Object
-	Post    func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// Echoed: the answer of Post is the body, filled in; it has managed fields.
+	Echoed bool
+	Post   func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.
@@ -292,13 +294,17 @@ type NonResourceRule struct{ Verbs, NonResourceURLs []string }
 type TokenIssuer interface {
 	// Issue signs a token; bound may name a pod, node or secret.
 	Issue(ctx context.Context, t TokenSpec) (token string, expires time.Time, err error)
+	// Audiences are the server's own: those of a token that asks for none.
+	Audiences() []string
 }
 
 // TokenSpec says what a token asserts.
 type TokenSpec struct {
 	Namespace, ServiceAccount, UID string
 	Audiences                      []string
-	Lifetime                       time.Duration
+	// Lifetime after which the token is refused, and the time after which its use
+	// is noted as late; 0 notes nothing.
+	Lifetime, WarnAfter            time.Duration
 	BoundKind, BoundName, BoundUID string
 	NodeName, NodeUID              string
 }
