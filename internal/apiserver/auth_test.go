@@ -95,6 +95,7 @@ func secure(t *testing.T) *secured {
 		s.namespace(ns)
 	}
 	p := policy.Default()
+	aggregate(p.ClusterRoles)
 	for _, r := range p.ClusterRoles {
 		must(client.For[*rbacv1.ClusterRole](s.client).Create(t.Context(), r))(t)
 	}
@@ -111,6 +112,24 @@ func secure(t *testing.T) *secured {
 		must(client.For[*schedulingv1.PriorityClass](s.client).Create(t.Context(), c))(t)
 	}
 	return s
+}
+
+// aggregate writes the rules of roles that gather others, as their controller does.
+func aggregate(roles []*rbacv1.ClusterRole) {
+	// edit gathers view, and admin edit: three rounds reach everything.
+	for range 3 {
+		for _, r := range roles {
+			if r.AggregationRule == nil {
+				continue
+			}
+			r.Rules = nil
+			for _, part := range roles {
+				if part != r && part.Labels["rbac.authorization.k8s.io/aggregate-to-"+r.Name] == "true" {
+					r.Rules = append(r.Rules, part.Rules...)
+				}
+			}
+		}
+	}
 }
 
 func must[T any](v T, err error) func(*testing.T) T {

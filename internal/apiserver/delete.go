@@ -65,7 +65,12 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 	dry := dryRun(o.DryRun)
 	env := s.env(rq, dry)
 	if p := o.Preconditions; p != nil {
-		gr := schema.GroupResource{Group: k.gvk.Group, Resource: k.Kind}
+		if k.StoredPreconditions {
+			if err := rq.stored(p, cur.obj); err != nil {
+				return nil, false, err
+			}
+		}
+		gr := schema.GroupResource{Group: k.stored.GroupVersion.Group, Resource: k.Kind}
 		if p.UID != nil && *p.UID != cur.obj.GetUID() {
 			return nil, false, apierrors.NewConflict(gr, rq.name, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated", *p.UID, cur.obj.GetUID()))
 		}
@@ -141,6 +146,18 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 	}
 	out, err := s.written(k, rq.key(), value, rev)
 	return out, false, err
+}
+
+// stored checks preconditions as upstream's store does.
+func (rq *request) stored(p *metav1.Preconditions, obj Object) error {
+	const text = "Precondition failed: %[1]s in precondition: %[2]v, %[1]s in object meta: %[3]v"
+	if p.UID != nil && *p.UID != obj.GetUID() {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(text, "UID", *p.UID, obj.GetUID()))
+	}
+	if rv := obj.GetResourceVersion(); p.ResourceVersion != nil && *p.ResourceVersion != rv {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(text, "ResourceVersion", *p.ResourceVersion, rv))
+	}
+	return nil
 }
 
 // marked writes an object that a deletion marked, and returns its new state.

@@ -85,7 +85,11 @@ func negotiate(r *http.Request) (answer, error) {
 	if !known {
 		return a, noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(accepted, ", "))
 	}
-	return a, &apierrors.StatusError{ErrStatus: metav1.Status{
+	return a, notAcceptable()
+}
+
+func notAcceptable() error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
 		Message: fmt.Sprintf("only the following media types are accepted: %v", strings.Join(accepted, ", ")),
 	}}
@@ -163,6 +167,7 @@ func (s *Server) sendBytes(w http.ResponseWriter, a answer, code int, body []byt
 	w.Header().Set("Content-Type", a.media)
 	if a.gzip && len(body) > gzipFrom {
 		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Add("Vary", "Accept-Encoding")
 		w.WriteHeader(code)
 		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 		if err == nil {
@@ -331,6 +336,7 @@ func (s *Server) streamList(w http.ResponseWriter, a answer, gvk schema.GroupVer
 	var z *gzip.Writer
 	if a.gzip && size > gzipFrom {
 		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Add("Vary", "Accept-Encoding")
 		var err error
 		if z, err = gzip.NewWriterLevel(w, gzip.BestSpeed); err != nil {
 			return err

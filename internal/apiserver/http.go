@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,11 +73,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	if attr.User, err = s.impersonation.as(r.Context(), r.Header, attr); err != nil {
-		s.fail(w, r, err)
-		return
+	if attr.User, err = s.impersonation.as(r.Context(), r.Header, attr); err == nil {
+		err = s.authorize(r.Context(), attr)
 	}
-	if err := s.authorize(r.Context(), attr); err != nil {
+	if err != nil {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		s.fail(w, r, err)
 		return
 	}
@@ -165,6 +166,14 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 	if k.Deprecated != "" {
 		rq.warn(k.Deprecated)
 	}
+	if k.col == nil && in.name != "" && rq.sub == nil {
+		s.notFound(w, r, in)
+		return
+	}
+	if err := rq.acceptable(r); err != nil {
+		s.fail(w, r, err)
+		return
+	}
 	if !allowed(rq, in) {
 		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
 		return
@@ -190,6 +199,22 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.writeWarnings(w, rq)
 		s.fail(w, r, err)
 	}
+}
+
+// acceptable refuses a request whose answer the client would not take before
+// anything is done. Where there is no Table of the answer, clauses that ask for one
+// do not count.
+func (rq *request) acceptable(r *http.Request) error {
+	noTable := rq.kind.col == nil || rq.sub != nil && rq.sub.Post != nil
+	if accept := r.Header.Get("Accept"); noTable && strings.Contains(accept, "as=Table") {
+		left := slices.DeleteFunc(strings.Split(accept, ","), func(c string) bool { return strings.Contains(c, "as=Table") })
+		if len(left) == 0 {
+			return notAcceptable()
+		}
+		r.Header.Set("Accept", strings.Join(left, ","))
+	}
+	_, err := negotiate(r)
+	return err
 }
 
 // allowed tells whether a resource or a door has the verb.

@@ -19,6 +19,7 @@ var (
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
 	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)
 	newest     = regexp.MustCompile(`(current: |in record \()\d+`)
+	portIn     = regexp.MustCompile(`(?i)(nodeport\\*"?: ?)3[0-2]\d{3}\b`)
 	cellPort   = regexp.MustCompile(`:3[0-2]\d{3}/`)
 	goLocation = regexp.MustCompile(`goroutine \d+`)
 )
@@ -142,6 +143,7 @@ func maskText(s string) string {
 	s = jwt.ReplaceAllStringFunc(s, claims)
 	s = serviceIP.ReplaceAllString(s, "ADDRESS")
 	s = versionIn.ReplaceAllString(s, "$1 VERSION")
+	s = portIn.ReplaceAllString(s, "${1}NODEPORT")
 	s = newest.ReplaceAllString(s, "${1}VERSION")
 	return goLocation.ReplaceAllString(s, "goroutine N")
 }

@@ -33,7 +33,7 @@ type request struct {
 //	body
 //
 // Lines that begin with '#' before the first request, and between a name and its
-// method, are comments. A body with a JSON content type (the default), or with
+// method, are comments. Variables may stand in headers too. A body with a JSON content type (the default), or with
 // protobuf's, may be written as YAML. Headers of the script's own: As names the
 // user, Raw leaves the body as it is, Pad makes it longer by that many bytes.
 func readScript(path string) ([]request, error) {

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"skiff/internal/app"
 	"skiff/internal/pki"
 )
@@ -222,6 +224,20 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
+// fromYAML reads a body in YAML; its text is kept where it is not what the library
+// makes of its content.
+func (a *answer) fromYAML(b []byte) {
+	var v any
+	if err := yaml.Unmarshal(b, &v); err != nil {
+		a.text = string(b)
+		return
+	}
+	if again, err := yaml.Marshal(v); err != nil || !bytes.Equal(again, b) {
+		a.text = string(b)
+	}
+	a.docs = []any{v}
+}
+
 // comparedHeaders are compared besides the content type.
 var comparedHeaders = []string{"Cache-Control", "X-Content-Type-Options", "Retry-After", "Allow", "Vary", "Location", "Www-Authenticate"}
 
@@ -286,6 +302,10 @@ func (s *server) ask(ctx context.Context, r request) (answer, error) {
 			return a, nil
 		}
 		a.docs = []any{v}
+		return a, nil
+	}
+	if strings.HasPrefix(a.contentType, "application/yaml") {
+		a.fromYAML(b)
 		return a, nil
 	}
 	if !strings.Contains(a.contentType, "json") {

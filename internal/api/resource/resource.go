@@ -160,6 +160,10 @@ type StrategyOf[T Object] struct {
 	// collector for nothing, whatever its options say.
 	NoDependents bool
 
+	// StoredPreconditions: a deletion's preconditions that do not hold are told in
+	// the store's words.
+	StoredPreconditions bool
+
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
 	CreateOnUpdate bool
@@ -353,7 +357,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, StoredPreconditions: s.StoredPreconditions, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
 		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
 	}

@@ -145,7 +145,12 @@ func (t *Tokens) Issue(_ context.Context, s resource.TokenSpec) (string, time.Ti
 	if s.WarnAfter > 0 {
 		k.WarnAfter = jwt.NewNumericDate(now.Add(s.WarnAfter))
 	}
-	token, err := jwt.Signed(t.signer).Claims(private).Claims(pub).Serialize()
+	// One audience is a list too, as upstream writes it.
+	claims := struct {
+		jwt.Claims
+		Audience []string `json:"aud"`
+	}{pub, auds}
+	token, err := jwt.Signed(t.signer).Claims(private).Claims(claims).Serialize()
 	if err != nil {
 		return "", time.Time{}, err
 	}
