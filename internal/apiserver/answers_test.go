@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func (s *secured) asking(method, path, user, body string, headers ...string) (in
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Test-User", user)
 	for i := 0; i < len(headers); i += 2 {
-		req.Header.Add(headers[i], headers[i+1])
+		req.Header.Set(headers[i], headers[i+1])
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -72,8 +73,11 @@ func TestImpersonation(t *testing.T) {
 	}{
 		{"old", []string{"Impersonate-User", "jane"}, 201, "jane", []string{"system:authenticated"}},
 		{"old", []string{"Impersonate-User", "jane", "Impersonate-Group", "dev"}, 201, "jane", []string{"dev", "system:authenticated"}},
-		{"old", []string{"Impersonate-User", "jane", "Impersonate-Group", "system:unauthenticated"}, 201, "jane", []string{"system:unauthenticated"}},
-		{"old", []string{"Impersonate-User", "system:anonymous"}, 201, "system:anonymous", []string{"system:unauthenticated"}},
+		// Who is not authenticated may not even ask.
+		{"old", []string{"Impersonate-User", "jane", "Impersonate-Group", "system:unauthenticated"}, 403,
+			`selfsubjectreviews.authentication.k8s.io is forbidden: User "jane" cannot create resource "selfsubjectreviews" in API group "authentication.k8s.io" at the cluster scope`, nil},
+		{"old", []string{"Impersonate-User", "system:anonymous"}, 403,
+			`selfsubjectreviews.authentication.k8s.io is forbidden: User "system:anonymous" cannot create resource "selfsubjectreviews" in API group "authentication.k8s.io" at the cluster scope`, nil},
 		{"old", []string{"Impersonate-User", "system:serviceaccount:default:robot"}, 201, "system:serviceaccount:default:robot",
 			[]string{"system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"}},
 		// A mode of its own per verb: what is not allowed by any is told by the first.
@@ -239,4 +243,127 @@ func claimsOf(t *testing.T, token string) map[string]any {
 		t.Fatal(err)
 	}
 	return out
+}
+
+func TestUnacceptableAnswersComeBeforeTheWrite(t *testing.T) {
+	s := secure(t)
+	masters := []string{"X-Test-Groups", "system:masters", "Accept"}
+	const maps = "/api/v1/namespaces/default/configmaps"
+	if code, _, out := s.asking("POST", maps, "root", `{"metadata":{"name":"a"}}`, append(masters, "text/html")...); code != 406 {
+		t.Errorf("%d %v", code, out)
+	}
+	if code, _, _ := s.asking("GET", maps+"/a", "root", "", masters[:2]...); code != 404 {
+		t.Errorf("a refused request made the object: %d", code)
+	}
+	// A review has no Table; another clause may be met.
+	const table = "application/json;as=Table;v=v1;g=meta.k8s.io"
+	const self = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+	if code, _, out := s.asking("POST", self, "root", "{}", append(masters, table)...); code != 406 || out["reason"] != "NotAcceptable" {
+		t.Errorf("%d %v", code, out)
+	}
+	if code, _, out := s.asking("POST", self, "root", "{}", append(masters, table+",application/json")...); code != 201 || out["kind"] != "SelfSubjectReview" {
+		t.Errorf("%d %v", code, out)
+	}
+	if code, _, out := s.asking("PUT", self+"/x", "root", "{}", masters[:2]...); code != 404 {
+		t.Errorf("a review has no items: %d %v", code, out)
+	}
+}
+
+func TestPreconditionsOfADeletion(t *testing.T) {
+	s := secure(t)
+	must(client.For[*corev1.Event](s.client).Create(t.Context(), &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e"}, InvolvedObject: corev1.ObjectReference{Namespace: "default"},
+	}))(t)
+	for _, c := range []struct{ path, want string }{
+		{"/api/v1/namespaces/default", `Operation cannot be fulfilled on namespaces "default": Precondition failed: UID in precondition: other, UID in object meta: UID`},
+		{"/apis/events.k8s.io/v1/namespaces/default/events/e", `Operation cannot be fulfilled on Event "e": the UID in the precondition (other) does not match the UID in record (UID). The object might have been deleted and then recreated`},
+	} {
+		code, _, out := s.asking("DELETE", c.path, "root", `{"preconditions":{"uid":"other"}}`, "X-Test-Groups", "system:masters")
+		if got := uids.ReplaceAllString(out["message"].(string), "UID"); code != 409 || got != c.want {
+			t.Errorf("%d\n got %s\nwant %s", code, got, c.want)
+		}
+	}
+}
+
+func TestReplicaSetsSelectByMetadataOnly(t *testing.T) {
+	s := secure(t)
+	_, _, out := s.asking("GET", "/apis/apps/v1/replicasets?fieldSelector=status.replicas%3D1", "root", "", "X-Test-Groups", "system:masters")
+	if want := `"status.replicas" is not a known field selector: only "metadata.name", "metadata.namespace"`; out["message"] != want {
+		t.Errorf("%v", out["message"])
+	}
+}
+
+func TestRoutesAndMediaTypes(t *testing.T) {
+	s := secure(t)
+	const maps = "/api/v1/namespaces/default/configmaps"
+	for _, name := range []string{"a", "b", "c"} {
+		must(client.For[*corev1.ConfigMap](s.client).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}))(t)
+	}
+	const noRoute = "the server could not find the requested resource"
+	const noMethod = "the server does not allow this method on the requested resource"
+	const types = "application/json, application/yaml, application/vnd.kubernetes.protobuf"
+	for _, c := range []struct {
+		method, path, accept, media string
+		code                        int
+		message                     string
+	}{
+		{"GET", "/api/v2/namespaces", "", "", 404, noRoute},
+		{"GET", "/api/v1/namespaces/default/namespaces", "", "", 404, noRoute},
+		{"POST", "/api", "", "", 405, noMethod},
+		{"POST", "/apis/apps/v1", "", "", 405, noMethod},
+		{"GET", maps + "/..", "", "", 400, `Name parameter invalid: "..": may not be '..'`},
+		{"POST", maps, "", "application/json;;;=", 415, "the body of the request was in an unknown format - accepted media types include: " + types},
+		{"GET", maps + "/a", "application/*", "", 406, "406: Not Acceptable\n\nAvailable representations: " + types},
+		{"GET", maps, "application/cbor", "", 406, "406: Not Acceptable\n\nAvailable representations: " + types +
+			", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"},
+		{"GET", maps, "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", "", 406, "only the following media types are accepted: " + types},
+		{"GET", maps + "/a", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", "", 406,
+			"you requested PartialObjectMetadataList, but the requested object is not a list (*core.ConfigMap)"},
+		{"GET", maps, "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io", "", 406,
+			"you requested PartialObjectMetadata, but the requested object is a list (*core.ConfigMapList)"},
+		{"GET", maps + "?timeout=x", "", "", 400, `invalid timeout specified in the request URL - time: invalid duration "x"`},
+		// {"v":"meta.k8s.io/v1","rv":5,"start":"../../a"}
+		{"GET", maps + "?continue=eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NSwic3RhcnQiOiIuLi8uLi9hIn0", "", "", 400, "invalid continue token: continue key is not valid: ../../a"},
+		{"GET", "/api/v1/namespaces/default/services/missing/proxy/", "", "", 503, `no endpoints available for service "missing"`},
+	} {
+		headers := []string{"X-Test-Groups", "system:masters"}
+		if c.accept != "" {
+			headers = append(headers, "Accept", c.accept)
+		}
+		if c.media != "" {
+			headers = append(headers, "Content-Type", c.media)
+		}
+		code, _, out := s.asking(c.method, c.path, "root", "{}", headers...)
+		if code != c.code || out["message"] != c.message {
+			t.Errorf("%s %s (%s%s): %d\n got %v\nwant %v", c.method, c.path, c.accept, c.media, code, out["message"], c.message)
+		}
+	}
+	_, h, _ := s.asking("GET", maps+"/a", "root", "", "X-Test-Groups", "system:masters", "Accept", "application/yaml;q=0.1,application/json;q=0.9")
+	if got := h.Get("Content-Type"); got != "application/json" {
+		t.Errorf("by quality: %s", got)
+	}
+	// Whatever there is comes whole.
+	_, _, out := s.asking("GET", maps+"?limit=1&resourceVersion=0", "root", "", "X-Test-Groups", "system:masters")
+	if items := out["items"].([]any); len(items) < 3 {
+		t.Errorf("a list of version 0 was cut to %d", len(items))
+	}
+}
+
+// A watch may begin where the server has not been yet: it tells only what comes after.
+func TestWatchFromTheFuture(t *testing.T) {
+	s := secure(t)
+	maps := client.For[*corev1.ConfigMap](s.client).In("default")
+	make := func(name string) int64 {
+		t.Helper()
+		o := must(maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}))(t)
+		n := must(strconv.ParseInt(o.ResourceVersion, 10, 64))(t)
+		return n
+	}
+	now := make("a")
+	w := must(maps.Watch(t.Context(), metav1.ListOptions{ResourceVersion: strconv.FormatInt(now+1, 10)}))(t)
+	make("b") // at now+1: known to the client
+	make("c")
+	if e := <-w.Events(); e.Type != "ADDED" || e.Object.GetName() != "c" {
+		t.Errorf("%s %v", e.Type, e.Object)
+	}
 }

@@ -72,6 +72,10 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	order, versions := s.groups()
+	if r.Method != http.MethodGet && s.discovers(parts, versions) {
+		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
+		return true
+	}
 	switch {
 	case len(parts) == 1 && parts[0] == "api":
 		if aggregated {
@@ -109,6 +113,21 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	return true
+}
+
+// discovers tells whether a path is one of discovery's.
+func (s *Server) discovers(parts []string, versions map[string][]schema.GroupVersion) bool {
+	switch {
+	case len(parts) == 1:
+		return parts[0] == "api" || parts[0] == "apis"
+	case len(parts) == 2 && parts[0] == "api":
+		return slices.Contains(versions[""], schema.GroupVersion{Version: parts[1]})
+	case len(parts) == 2 && parts[0] == "apis":
+		return parts[1] != "" && len(versions[parts[1]]) > 0
+	case len(parts) == 3 && parts[0] == "apis":
+		return slices.Contains(versions[parts[1]], schema.GroupVersion{Group: parts[1], Version: parts[2]})
+	}
+	return false
 }
 
 // publicAddress is where clients outside the cluster find the server.

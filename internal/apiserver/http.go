@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -145,7 +147,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.notFound(w, r, in)
 		return
 	}
-	if !k.Namespaced && in.namespace != "" && in.plural != "namespaces" {
+	if !k.Namespaced && in.namespace != "" && (in.plural != "namespaces" || in.name != in.namespace) {
 		s.notFound(w, r, in)
 		return
 	}
@@ -174,8 +176,12 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.fail(w, r, err)
 		return
 	}
-	if !allowed(rq, in) {
+	if !allowed(rq, in) || r.Method == http.MethodHead {
 		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
+		return
+	}
+	if msgs := pathvalidation.IsValidPathSegmentName(in.name); k.col != nil && len(msgs) > 0 {
+		s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", in.name, strings.Join(msgs, ";"))))
 		return
 	}
 	ctx := r.Context()
@@ -184,7 +190,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		if t := r.URL.Query().Get("timeout"); t != "" {
 			d, err := time.ParseDuration(t)
 			if err != nil {
-				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL: %v", err)))
+				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL - %v", err)))
 				return
 			}
 			if d > 0 && d < timeout {
@@ -206,6 +212,9 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 // do not count.
 func (rq *request) acceptable(r *http.Request) error {
 	noTable := rq.kind.col == nil || rq.sub != nil && rq.sub.Post != nil
+	if rq.verb == "watch" {
+		return watchable(r)
+	}
 	if accept := r.Header.Get("Accept"); noTable && strings.Contains(accept, "as=Table") {
 		left := slices.DeleteFunc(strings.Split(accept, ","), func(c string) bool { return strings.Contains(c, "as=Table") })
 		if len(left) == 0 {
@@ -214,6 +223,22 @@ func (rq *request) acceptable(r *http.Request) error {
 		r.Header.Set("Accept", strings.Join(left, ","))
 	}
 	_, err := negotiate(r)
+	if rq.verb == "list" && errors.Is(err, errUnknownMedia) {
+		// The route of lists is that of watches.
+		return noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(append(slices.Clone(accepted), watched...), ", "))
+	}
+	return err
+}
+
+// watched are the media types of watches.
+var watched = []string{codec.JSON + ";stream=watch", codec.Protobuf + ";stream=watch"}
+
+// watchable refuses a watch in a form that no stream has.
+func watchable(r *http.Request) error {
+	a, err := negotiate(r)
+	if err == nil && a.media == codec.YAML {
+		return onlyAccepted(watched)
+	}
 	return err
 }
 
@@ -330,6 +355,12 @@ func (s *Server) post(ctx context.Context, rq *request, body Object, o metav1.Cr
 		return nil, apierrors.NewMethodNotSupported(rq.gr(), "create")
 	}
 	env := s.env(rq, dryRun(o.DryRun))
+	if err := checkNamespace(rq.kind, rq.namespace, body); err != nil {
+		return nil, err
+	}
+	if rq.sub.Default != nil {
+		rq.sub.Default(body)
+	}
 	if rq.sub.Echoed {
 		var err error
 		if body, err = s.manage(rq, nil, body, o.FieldManager); err != nil {
@@ -360,6 +391,9 @@ func (s *Server) httpUpdate(ctx context.Context, w http.ResponseWriter, r *http.
 	if rq.sub != nil && rq.sub.SetView != nil {
 		body, err := s.decodeBody(w, r, rq, rq.sub.Kind, rq.sub.NewView(), o.FieldValidation)
 		if err != nil {
+			return err
+		}
+		if err := rq.checkPatched(body); err != nil {
 			return err
 		}
 		out, err := s.putView(ctx, rq, &o, func(Object) (Object, error) { return body, nil })
@@ -483,15 +517,13 @@ func unsupportedMedia(accepted []string) error {
 var bodyTypes = []string{codec.JSON, codec.YAML, codec.Protobuf}
 
 func bodyType(r *http.Request) (string, error) {
-	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	ct = strings.TrimSpace(ct)
-	if ct == "" {
+	header := r.Header.Get("Content-Type")
+	if header == "" {
 		return codec.JSON, nil
 	}
-	for _, t := range bodyTypes {
-		if ct == t {
-			return t, nil
-		}
+	ct, _, err := mime.ParseMediaType(header)
+	if err == nil && slices.Contains(bodyTypes, ct) {
+		return ct, nil
 	}
 	return "", unsupportedMedia(bodyTypes)
 }
@@ -515,6 +547,11 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 		}
 	} else if err != nil {
 		return nil, bad(err)
+	}
+	if rq.sub != nil && rq.sub.Older != nil {
+		if older := rq.sub.Older(obj); older != nil {
+			return older, nil
+		}
 	}
 	if obj != nil && reflect.TypeOf(obj) != reflect.TypeOf(into) {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s.%s): unknown conversion",
@@ -570,7 +607,8 @@ func noRoute(code int, message string) error {
 // group version that is.
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request, in info) {
 	for _, k := range s.order {
-		if k.GroupVersion.Group == in.group && k.GroupVersion.Version == in.version {
+		// What lies below /api is one server's, whatever the version.
+		if k.GroupVersion.Group == in.group && (in.group == "" || k.GroupVersion.Version == in.version) {
 			s.fail(w, r, noRoute(http.StatusNotFound, ""))
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"skiff/internal/api/resource"
@@ -350,17 +351,11 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 		return nil, false, err
 	}
 	rq.distinctOwners(obj, false)
-	storeKey := s.storeKey(rq.kind, rq.key())
-	if dryRun(o.DryRun) {
-		// Upstream's store of dry runs knows no prefix.
-		storeKey = strings.TrimPrefix(storeKey, "/registry")
-	}
+	storeKey := s.preconditionKey(rq, o.DryRun)
 	return s.update(ctx, rq, o, create, func(_ context.Context, cur Object) (Object, error) {
 		// The uid of a body is a precondition; a patch that changes it is invalid.
 		if uid := obj.GetUID(); cur != nil && uid != "" && uid != cur.GetUID() {
-			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
-				"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
-				storeKey, uid, cur.GetUID()))
+			return nil, rq.otherUID(storeKey, uid, cur)
 		}
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)
@@ -394,15 +389,22 @@ func (rq *request) distinctOwners(obj Object, admitted bool) {
 	obj.SetOwnerReferences(once)
 }
 
-// sameUID refuses to replace an object by one that says it is another.
-func (rq *request) sameUID(obj, cur Object) error {
-	if cur == nil {
-		return nil
+// otherUID refuses to replace an object by one that says it is another, as
+// upstream's store does.
+func (rq *request) otherUID(key string, uid types.UID, cur Object) error {
+	return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
+		"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
+		key, uid, cur.GetUID()))
+}
+
+// preconditionKey is the key that refusals name: upstream's store of dry runs knows
+// no prefix.
+func (s *Server) preconditionKey(rq *request, dry []string) string {
+	key := s.storeKey(rq.kind, rq.key())
+	if dryRun(dry) {
+		return strings.TrimPrefix(key, "/registry")
 	}
-	if uid := obj.GetUID(); uid != "" && uid != cur.GetUID() {
-		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
-	}
-	return nil
+	return key
 }
 
 // putView is the update verb of a projection (scale).
@@ -421,8 +423,8 @@ func (s *Server) putView(ctx context.Context, rq *request, o *metav1.UpdateOptio
 		if rv := want.GetResourceVersion(); rv != "" && rv != cur.GetResourceVersion() {
 			return nil, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 		}
-		if err := rq.sameUID(want, cur); err != nil {
-			return nil, err
+		if uid := want.GetUID(); uid != "" && uid != cur.GetUID() {
+			return nil, rq.otherUID(s.preconditionKey(&parent, o.DryRun), uid, cur)
 		}
 		obj := cur.DeepCopyObject().(Object)
 		if err := rq.sub.SetView(obj, want); err != nil {

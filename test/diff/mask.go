@@ -12,7 +12,7 @@ import (
 var (
 	uidText    = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 	timeText   = regexp.MustCompile(`\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z`)
-	random     = regexp.MustCompile(`\b(gen|kube-api-access)-[bcdfghjklmnpqrstvwxz2456789]{5}\b`)
+	random     = regexp.MustCompile(`(\b(?:gen|kube-api-access)-|\bBad_)[bcdfghjklmnpqrstvwxz2456789]{5}\b`)
 	jwt        = regexp.MustCompile(`eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+`)
 	serviceIP  = regexp.MustCompile(`\b10\.97\.\d{1,3}\.\d{1,3}\b`)
 	number     = regexp.MustCompile(`^[1-9]\d*$`)
@@ -139,7 +139,7 @@ func maskText(s string) string {
 		}
 		return m
 	})
-	s = random.ReplaceAllString(s, "$1-RANDOM")
+	s = random.ReplaceAllString(s, "${1}RANDOM")
 	s = jwt.ReplaceAllStringFunc(s, claims)
 	s = serviceIP.ReplaceAllString(s, "ADDRESS")
 	s = versionIn.ReplaceAllString(s, "$1 VERSION")

@@ -34,6 +34,7 @@ func ServiceAccount() *resource.Resource {
 			NewBody: func() resource.Object { return &authenticationv1.TokenRequest{} },
 			Post:    issueToken,
 			Echoed:  true,
+			Default: defaultTokenRequest,
 		}},
 	}, resource.StrategyOf[*corev1.ServiceAccount]{
 		UnconditionalUpdate: true,
@@ -87,6 +88,14 @@ const (
 	extendedTokenLife    = 365 * 24 * time.Hour
 )
 
+func defaultTokenRequest(body resource.Object) {
+	spec := &body.(*authenticationv1.TokenRequest).Spec
+	if spec.ExpirationSeconds == nil {
+		s := int64(defaultTokenSeconds)
+		spec.ExpirationSeconds = &s
+	}
+}
+
 // issueToken answers a TokenRequest (KEP-1205). A token bound to an object is
 // valid only as long as that object is.
 func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, name string, body resource.Object, _ metav1.CreateOptions) (resource.Object, error) {
@@ -107,20 +116,13 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 		return nil, apierrors.NewConflict(schema.GroupResource{Group: gvk.Group, Resource: gvk.Kind}, name,
 			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", req.UID, sa.UID))
 	}
-	if env.Tokens == nil {
-		return nil, apierrors.NewInternalError(fmt.Errorf("this server has no key to sign tokens with"))
-	}
 	req.Name, req.Namespace, req.UID = name, ns, sa.UID
 	now := env.Now().Truncate(time.Second)
 	req.CreationTimestamp = metav1.NewTime(now)
 	req.Status = authenticationv1.TokenRequestStatus{}
 	spec := &req.Spec
-	if len(spec.Audiences) == 0 {
+	if len(spec.Audiences) == 0 && env.Tokens != nil {
 		spec.Audiences = env.Tokens.Audiences()
-	}
-	if spec.ExpirationSeconds == nil {
-		s := int64(defaultTokenSeconds)
-		spec.ExpirationSeconds = &s
 	}
 	var errs field.ErrorList
 	path := field.NewPath("spec")
@@ -145,6 +147,9 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 		if err := bindToken(ctx, env, ns, name, ref, &t); err != nil {
 			return nil, err
 		}
+	}
+	if env.Tokens == nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("this server has no key to sign tokens with"))
 	}
 	own := env.Tokens.Audiences()
 	if t.BoundKind == "Pod" && *spec.ExpirationSeconds == extendedTokenSeconds &&

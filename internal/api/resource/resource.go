@@ -209,6 +209,9 @@ type Subresource struct {
 	// body from the object, SetView writes the body into a copy of the object,
 	// which then goes through the parent's rules.
 	NewView func() Object
+	// Columns and Row make a Table of the body, where it has one.
+	Columns []metav1.TableColumnDefinition
+	Row     func(view Object, now time.Time) []any
 	View    func(obj Object) (Object, error)
 	SetView func(obj Object, view Object) error
 
@@ -217,7 +220,12 @@ type Subresource struct {
 	NewBody func() Object
 	// Echoed: the answer of Post is the body, filled in; it has managed fields.
 	Echoed bool
-	Post   func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// Default fills in what the client left out of a body of Post; nil for nothing.
+	Default func(body Object)
+	// Older turns a body of an older version into one of NewBody's type, and
+	// returns nil for any other; nil where only one version is taken.
+	Older func(body runtime.Object) Object
+	Post  func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.

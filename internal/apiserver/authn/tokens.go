@@ -101,7 +101,7 @@ func keyID(k crypto.PublicKey) (string, error) {
 
 type named struct {
 	Name string `json:"name"`
-	UID  string `json:"uid"`
+	UID  string `json:"uid,omitempty"`
 }
 
 type privateClaims struct {
