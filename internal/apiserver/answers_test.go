@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
 )
@@ -365,5 +366,23 @@ func TestWatchFromTheFuture(t *testing.T) {
 	make("c")
 	if e := <-w.Events(); e.Type != "ADDED" || e.Object.GetName() != "c" {
 		t.Errorf("%s %v", e.Type, e.Object)
+	}
+}
+
+// A dry run has no compare-and-swap that finds an old state out: it must see what
+// was written before it.
+func TestDryRunsSeeTheLastWrite(t *testing.T) {
+	s := secure(t)
+	maps := client.For[*corev1.ConfigMap](s.client).In("default")
+	must(maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a"}}))(t)
+	transport := s.client.Transport()
+	ref := client.Ref{GVR: corev1.SchemeGroupVersion.WithResource("configmaps"), Namespace: "default", Name: "a"}
+	for i := range 500 {
+		n := strconv.Itoa(i)
+		must(maps.Patch(t.Context(), "a", types.MergePatchType, []byte(`{"data":{"n":"`+n+`"}}`), ""))(t)
+		out := must(transport.Patch(t.Context(), ref, types.MergePatchType, []byte(`{"data":{"dry":"x"}}`), metav1.PatchOptions{DryRun: []string{"All"}}))(t)
+		if got := out.(*corev1.ConfigMap).Data["n"]; got != n {
+			t.Fatalf("a dry run after write %s saw %q", n, got)
+		}
 	}
 }

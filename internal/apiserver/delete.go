@@ -25,7 +25,10 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 	if errs := metav1validation.ValidateDeleteOptions(o); len(errs) > 0 {
 		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
 	}
-	cur := s.cached(rq.kind, rq.key())
+	cur, err := s.base(ctx, rq, o.DryRun)
+	if err != nil {
+		return nil, false, err
+	}
 	for {
 		// The rules write to the options: each try gets its own.
 		out, gone, err := s.deleteOnce(ctx, rq, o.DeepCopy(), cur)

@@ -28,7 +28,10 @@ type produce func(ctx context.Context, cur Object) (Object, error)
 // update writes an object over the current one; with create, also where there is
 // none. It tells whether it created.
 func (s *Server) update(ctx context.Context, rq *request, o *metav1.UpdateOptions, create bool, make produce) (Object, bool, error) {
-	cur := s.cached(rq.kind, rq.key())
+	cur, err := s.base(ctx, rq, o.DryRun)
+	if err != nil {
+		return nil, false, err
+	}
 	for tries := 0; ; tries++ {
 		out, created, err := s.updateOnce(ctx, rq, o, create, cur, make)
 		var conflict *store.ConflictError
@@ -66,6 +69,15 @@ func (s *Server) update(ctx context.Context, rq *request, o *metav1.UpdateOption
 			return nil, false, storeError(err)
 		}
 	}
+}
+
+// base returns the state that a write starts from: the cached one, since the
+// compare-and-swap finds out where that is old. A dry run has none, and reads.
+func (s *Server) base(ctx context.Context, rq *request, dry []string) (current, error) {
+	if dryRun(dry) {
+		return s.live(ctx, rq.kind, rq.key())
+	}
+	return s.cached(rq.kind, rq.key()), nil
 }
 
 func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOptions, create bool, cur current, make produce) (out Object, created bool, err error) {
