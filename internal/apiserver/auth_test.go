@@ -170,6 +170,13 @@ func (s *secured) do(method, path, user, groups, token, body string) (int, map[s
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	code, _, out := s.send(req)
+	return code, out
+}
+
+// send sends a request whose answer is JSON.
+func (s *secured) send(req *http.Request) (int, http.Header, map[string]any) {
+	s.t.Helper()
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
@@ -181,9 +188,9 @@ func (s *secured) do(method, path, user, groups, token, body string) (int, map[s
 	}
 	var out map[string]any
 	if err := json.Unmarshal(b, &out); err != nil {
-		s.t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, b)
+		s.t.Fatalf("%s %s: %d %s", req.Method, req.URL, resp.StatusCode, b)
 	}
-	return resp.StatusCode, out
+	return resp.StatusCode, resp.Header, out
 }
 
 func (s *secured) refused(code int, message, method, path, user, body string) {
