@@ -372,3 +372,25 @@ func TestDryRunsSeeTheLastWrite(t *testing.T) {
 		}
 	}
 }
+
+// The second eviction of a pod that is going changes nothing.
+func TestEvictionAgainWritesNothing(t *testing.T) {
+	s := secure(t)
+	pods := client.For[*corev1.Pod](s.client).In("default")
+	must(pods.Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"},
+		Spec:       corev1.PodSpec{NodeName: "n", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}))(t)
+	evict := func() string {
+		t.Helper()
+		code, _, out := s.asking("POST", "/api/v1/namespaces/default/pods/p/eviction", "root",
+			`{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"name":"p"}}`, "X-Test-Groups", "system:masters")
+		if code != 201 {
+			t.Fatalf("%d %v", code, out)
+		}
+		return must(pods.Get(t.Context(), "p"))(t).ResourceVersion
+	}
+	if first, second := evict(), evict(); first != second {
+		t.Errorf("version %s became %s", first, second)
+	}
+}

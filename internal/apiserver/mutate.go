@@ -77,6 +77,12 @@ func (s *Server) mutateOnce(ctx context.Context, rq *request, key, name string, 
 	if dry {
 		return obj, nil
 	}
+	// A write of what is there already is none, and no event.
+	if same, err := s.unchanged(ctx, rq.kind, key, &cur, value); err != nil {
+		return nil, err
+	} else if same {
+		return cur.obj, nil
+	}
 	rev, err := s.Store.Update(ctx, s.storeKey(rq.kind, key), value, cur.rev, store.WriteOptions{})
 	if err != nil {
 		return nil, err
