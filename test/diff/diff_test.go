@@ -11,8 +11,10 @@ import (
 	"reflect"
 	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -64,6 +66,9 @@ func begin(t *testing.T) *run {
 	return &run{t: t, pair: p, known: k}
 }
 
+// settling bounds how long a server may take to see what it was told (Until).
+const settling = 10 * time.Second
+
 // both sends r, with the variables of each side filled in, to both servers.
 func (r *run) both(rq request, um, sm *memory) (up, sk answer) {
 	r.t.Helper()
@@ -79,6 +84,11 @@ func (r *run) both(rq request, um, sm *memory) (up, sk answer) {
 			q.headers[k] = m.fill(v)
 		}
 		a, err := s.ask(r.t.Context(), q)
+		until, uerr := strconv.Atoi(q.headers["Until"])
+		for end := time.Now().Add(settling); uerr == nil && err == nil && a.code != until && time.Now().Before(end); {
+			time.Sleep(settling / 100) // between two looks, bounded by end
+			a, err = s.ask(r.t.Context(), q)
+		}
 		out <- result{a, err}
 	}
 	uc, sc := make(chan result, 1), make(chan result, 1)

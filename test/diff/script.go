@@ -35,7 +35,9 @@ type request struct {
 // Lines that begin with '#' before the first request, and between a name and its
 // method, are comments. Variables may stand in headers too. A body with a JSON content type (the default), or with
 // protobuf's, may be written as YAML. Headers of the script's own: As names the
-// user, Raw leaves the body as it is, Pad makes it longer by that many bytes.
+// user, Raw leaves the body as it is, Pad makes it longer by that many bytes, and
+// Until asks again, for a while, until the answer has that code: upstream sees new
+// roles and bindings by a watch, some time after the answer to their creation.
 func readScript(path string) ([]request, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {

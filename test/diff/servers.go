@@ -258,7 +258,7 @@ func (s *server) ask(ctx context.Context, r request) (answer, error) {
 			if who = v; v == "anonymous" {
 				who = ""
 			}
-		case "Raw", "Pad":
+		case "Raw", "Pad", "Until":
 		default:
 			req.Header.Set(k, v)
 		}
