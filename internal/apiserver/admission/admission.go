@@ -22,6 +22,7 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
+		NodeFeatures{}, PodResize{},
 	}
 }
 
