@@ -30,7 +30,15 @@ type Managers struct {
 	types *types
 
 	mu    sync.Mutex
-	doors map[door]*managedfields.FieldManager
+	doors map[door]*managed
+	plans map[schema.GroupVersionKind]*planned
+}
+
+// managed is what keeps the managed fields of a door: the library, and before it
+// a walker where there is one.
+type managed struct {
+	*managedfields.FieldManager
+	walker *walker
 }
 
 // door is a resource, or one of its subresources, that objects are written through.
@@ -41,11 +49,11 @@ type door struct {
 
 // New returns managers for resources. The schema is read at the first use.
 func New(all []*resource.Resource) *Managers {
-	return &Managers{types: newTypes(all), doors: map[door]*managedfields.FieldManager{}}
+	return &Managers{types: newTypes(all), doors: map[door]*managed{}, plans: map[schema.GroupVersionKind]*planned{}}
 }
 
 // at returns the manager of a door.
-func (m *Managers) at(r *resource.Resource, sub *resource.Subresource) (*managedfields.FieldManager, error) {
+func (m *Managers) at(r *resource.Resource, sub *resource.Subresource) (*managed, error) {
 	d := door{gvr: r.GVR()}
 	if sub != nil {
 		d.sub = sub.Name
@@ -76,8 +84,9 @@ func (m *Managers) at(r *resource.Resource, sub *resource.Subresource) (*managed
 	if err != nil {
 		return nil, err
 	}
-	m.doors[d] = f
-	return f, nil
+	out := &managed{FieldManager: f, walker: m.walkerFor(r, sub)}
+	m.doors[d] = out
+	return out, nil
 }
 
 // ignored makes the filter of what a door does not write.
@@ -134,6 +143,12 @@ func (m *Managers) Update(r *resource.Resource, sub string, live, obj Object, ma
 	}
 	was := r.New()
 	if live != nil {
+		was = live
+	}
+	if f.walker != nil && f.walker.update(was, obj, manager) {
+		return obj, nil
+	}
+	if live != nil {
 		was = shallow(live)
 	}
 	if _, err := f.Update(was, obj, manager); err != nil {
@@ -157,7 +172,7 @@ func (m *Managers) Apply(r *resource.Resource, sub string, live Object, config m
 	if err != nil {
 		return nil, err
 	}
-	return apply(f, shallow(live), config, manager, force)
+	return apply(f.FieldManager, shallow(live), config, manager, force)
 }
 
 func apply(f *managedfields.FieldManager, live Object, config map[string]any, manager string, force bool) (Object, error) {
