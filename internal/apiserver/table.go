@@ -161,8 +161,8 @@ func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, rq
 	return nil
 }
 
-// writeTransformed writes a watch event as a Table or as metadata.
-func (e *frameWriter) writeTransformed(f frame) error {
+// transformed appends a watch event as a Table or as metadata.
+func (e *frameWriter) transformed(f frame) error {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: e.a.v}
 	var obj Object
 	if f.item == nil {
@@ -191,7 +191,8 @@ func (e *frameWriter) writeTransformed(f frame) error {
 		if err != nil {
 			return err
 		}
-		return e.json(f.typ, gvk, b)
+		e.json(f.typ, gvk, b)
+		return nil
 	}
 	include, err := includePolicy(e.q)
 	if err != nil {
@@ -215,5 +216,6 @@ func (e *frameWriter) writeTransformed(f frame) error {
 	if err != nil {
 		return err
 	}
-	return e.json(f.typ, gv.WithKind("Table"), b)
+	e.json(f.typ, gv.WithKind("Table"), b)
+	return nil
 }

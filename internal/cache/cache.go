@@ -69,6 +69,7 @@ type Cache struct {
 	watch     atomic.Pointer[store.Watch]
 	decoded   handover
 	encodings budget
+	frames    frames
 }
 
 // New returns an empty cache. Add its collections, then Run it.

@@ -20,7 +20,8 @@ type Event struct {
 	Key      string
 	Old, New *Item
 
-	gone atomic.Pointer[Item]
+	gone   atomic.Pointer[Item]
+	frames [encodings]atomic.Pointer[frame]
 }
 
 // Gone returns the last state of an object that left a watcher's view, with the
@@ -211,6 +212,7 @@ func (col *Collection) apply(key string, it *Item, rev int64) {
 	}
 	if old != nil {
 		old.verify()
+		col.c.encodings.drop(old)
 	}
 	col.snap = nil
 	e := &Event{Rev: rev, Key: key, Old: old, New: it}
@@ -241,6 +243,10 @@ func (e *Event) bytes() int64 {
 
 // reset forgets everything; the caller holds c.mu and fills in the new state.
 func (col *Collection) reset(rev int64) {
+	col.tree.Scan(func(it *Item) bool {
+		col.c.encodings.drop(it)
+		return true
+	})
 	col.tree = newTree()
 	col.snap = nil
 	col.window, col.windowBytes, col.windowStart = nil, 0, rev
