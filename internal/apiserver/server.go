@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -175,10 +176,18 @@ func (s *Server) collection(r *resource.Resource) cache.CollectionConfig {
 			return obj, nil
 		},
 	}
-	if f := r.Selectable; f != nil && r.Plural == "pods" {
-		cfg.Node = func(o client.Object) string { return f(o)["spec.nodeName"] }
+	if r.Plural == "pods" {
+		cfg.Node = nodeOf
 	}
 	return cfg
+}
+
+// nodeOf is the node of a pod.
+func nodeOf(o client.Object) string {
+	if p, ok := o.(*corev1.Pod); ok {
+		return p.Spec.NodeName
+	}
+	return ""
 }
 
 // Run follows the store until ctx ends.

@@ -2,45 +2,93 @@ package app
 
 import (
 	"context"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
 )
 
 const (
-	// quietEvery is how often it is looked whether a burst is over.
-	quietEvery = 5 * time.Second
-	// quietBelow is the most that is allocated in that time at rest, bytes.
-	quietBelow = 8 << 20
-	// burstFrom is how much was allocated since the memory was last given back for
-	// it to be worth the collection, bytes.
+	lookEvery = time.Second
+	// busyFrom is how much is allocated between two looks in a burst, bytes: a few
+	// hundred writes a second.
+	busyFrom = 24 << 20
+	// quietBelow is the most that is allocated between two looks at rest, bytes,
+	// and quietLooks how many such in a row end a burst.
+	quietBelow, quietLooks = 2 << 20, 5
+	// burstFrom is how much must have been allocated for the end of a burst to be
+	// worth a collection, bytes.
 	burstFrom = 64 << 20
+	// reserve is the garbage that is let lie between two collections in a burst,
+	// bytes: with a heap that is small beside it, collecting would cost more than
+	// serving.
+	reserve = 128 << 20
 )
 
-// giveBack returns memory to the machine that a burst of work needed, once it is
-// over. By itself the Go runtime would keep about as much as the live objects take
-// in reserve for the next one, until something is allocated again.
-func giveBack(ctx context.Context) error {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	allocated := func() uint64 {
-		metrics.Read(sample)
-		return sample[0].Value.Uint64()
+// tendMemory lets the heap grow in a burst of work, and returns to the machine
+// what it took when that is over. By itself the Go runtime collects a small heap
+// all the time under load, and keeps about as much as the live objects take in
+// reserve for long after it. With GOGC set nothing is tended.
+func tendMemory(ctx context.Context) error {
+	if os.Getenv("GOGC") != "" {
+		return nil
 	}
-	tick := time.NewTicker(quietEvery)
+	t := tender{percent: normalPercent, set: func(p int) { debug.SetGCPercent(p) }, free: debug.FreeOSMemory}
+	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	before, given := allocated(), uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			metrics.Read(samples)
+			t.look(samples[0].Value.Uint64(), samples[1].Value.Uint64())
 		}
-		now := allocated()
-		if now-before < quietBelow && now-given >= burstFrom {
-			debug.FreeOSMemory()
-			now = allocated()
-			given = now
-		}
-		before = now
 	}
+}
+
+// normalPercent is Go's own.
+const normalPercent = 100
+
+// tender decides at each look.
+type tender struct {
+	percent     int // as set
+	last, given uint64
+	quiet       int
+	set         func(percent int)
+	free        func()
+}
+
+// look takes how much was allocated since the start, and how much was live at the
+// last collection.
+func (t *tender) look(allocated, live uint64) {
+	since := allocated - t.last
+	t.last = allocated
+	switch {
+	case since >= busyFrom:
+		t.quiet = 0
+		t.change(min(max(normalPercent, int(reserve*100/max(live, 1))), 400))
+	case since >= quietBelow:
+		t.quiet = 0
+	default:
+		t.quiet++
+		if t.quiet == quietLooks {
+			t.change(normalPercent)
+			if allocated-t.given >= burstFrom {
+				t.given = allocated
+				t.free()
+			}
+		}
+	}
+}
+
+// change sets another percentage, where it differs by much: each stops the world
+// for a moment.
+func (t *tender) change(percent int) {
+	if percent == t.percent || (percent != normalPercent && percent > t.percent*3/4 && percent < t.percent*4/3) {
+		return
+	}
+	t.percent = percent
+	t.set(percent)
 }

@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -424,7 +425,7 @@ func (h *handover) take(key string, rev int64) client.Object {
 	delete(h.m, key)
 	for i, k := range h.keys {
 		if k == key {
-			h.keys = append(h.keys[:i:i], h.keys[i+1:]...)
+			h.keys = slices.Delete(h.keys, i, i+1)
 			break
 		}
 	}

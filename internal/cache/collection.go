@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"reflect"
 	"sort"
 	"strconv"
 	"strings"
@@ -35,7 +36,10 @@ func (e *Event) Gone() *Item {
 	if old == nil {
 		return nil
 	}
-	obj := old.DeepCopyObject().(client.Object)
+	// Of its own is only what differs.
+	v := reflect.New(reflect.TypeOf(old).Elem())
+	v.Elem().Set(reflect.ValueOf(old).Elem())
+	obj := v.Interface().(client.Object)
 	obj.SetResourceVersion(strconv.FormatInt(e.Rev, 10))
 	it := &Item{Key: e.Key, Rev: e.Rev, CreateRev: e.Old.CreateRev, col: e.Old.col, obj: obj, size: e.Old.size}
 	if e.Old.col.c.cfg.Verify {

@@ -183,6 +183,9 @@ func (c *comparison) record(p *plan, l, r reflect.Value, skip *exclusion, s *set
 		}
 		kid := set{element: f.path}
 		if c.compare(f.plan, lf, rf, below, &kid) {
+			if s.kids == nil {
+				s.kids = make([]set, 0, min(8, len(p.fields)-i))
+			}
 			s.kids = append(s.kids, kid)
 		}
 		if c.failed {

@@ -2,7 +2,6 @@ package fields
 
 import (
 	"cmp"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -126,17 +125,6 @@ func (s *set) empty() bool {
 	return true
 }
 
-// sort brings the nodes below s in order; false where two are the same.
-func (s *set) sort() bool {
-	slices.SortFunc(s.kids, func(a, b set) int { return a.compare(&b.element) })
-	for i := 1; i < len(s.kids); i++ {
-		if s.kids[i-1].text == s.kids[i].text {
-			return false
-		}
-	}
-	return true
-}
-
 // without returns s less what d marks, in or gone; the same s where that is
 // nothing.
 func (s *set) without(d *set) *set {
@@ -173,7 +161,8 @@ func (s *set) without(d *set) *set {
 	return &out
 }
 
-// with returns s and what d marks as in; the same s where that has it all.
+// with returns s and what d marks as in; the same s where that has it all. It uses
+// d up.
 func (s *set) with(d *set) *set {
 	out := *s
 	changed := false
@@ -198,7 +187,8 @@ func (s *set) with(d *set) *set {
 			i++
 			continue
 		}
-		kids = append(kids, k.members())
+		k.prune()
+		kids = append(kids, *k)
 		changed = true
 	}
 	if !changed {
@@ -208,15 +198,21 @@ func (s *set) with(d *set) *set {
 	return &out
 }
 
-// members is a comparison's node as a set of what is in.
-func (s *set) members() set {
-	out := set{element: s.element, in: s.in}
+// prune makes of a comparison's node the set of what is in.
+func (s *set) prune() {
+	s.gone = false
+	n := 0
 	for i := range s.kids {
-		if !s.kids[i].empty() {
-			out.kids = append(out.kids, s.kids[i].members())
+		if s.kids[i].empty() {
+			continue
 		}
+		if n != i {
+			s.kids[n] = s.kids[i]
+		}
+		s.kids[n].prune()
+		n++
 	}
-	return out
+	s.kids = s.kids[:n]
 }
 
 // appendJSON writes what is below s as FieldsV1.

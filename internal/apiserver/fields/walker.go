@@ -1,6 +1,7 @@
 package fields
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -11,10 +12,13 @@ import (
 	"skiff/internal/api/resource"
 )
 
-// hot are the kinds that are written often enough to be worth a walker.
-var hot = map[string]bool{
-	"pods": true, "nodes": true, "leases": true, "events": true, "endpointslices": true,
-	"replicasets": true, "deployments": true, "configmaps": true, "endpoints": true,
+// hot tells the kinds that are written often enough to be worth a walker.
+func hot(plural string) bool {
+	switch plural {
+	case "pods", "nodes", "leases", "events", "endpointslices", "endpoints", "replicasets", "deployments", "configmaps":
+		return true
+	}
+	return false
 }
 
 // walker does what the library's Update does for one door of one kind, on Go
@@ -22,6 +26,7 @@ var hot = map[string]bool{
 // names that JSON quotes, managed fields that it did not write) it leaves to the
 // library, whose bytes it must equal.
 type walker struct {
+	of         reflect.Type
 	plan       *plan
 	skip       *exclusion
 	apiVersion string
@@ -39,7 +44,7 @@ func (m *Managers) walkerFor(r *resource.Resource, sub *resource.Subresource) *w
 		}
 		s, w.sub = sub.Status, sub.Name
 	}
-	if !hot[r.Plural] || len(s.KeepFields) > 0 {
+	if !hot(r.Plural) || len(s.KeepFields) > 0 {
 		return nil
 	}
 	gvk := r.GVK()
@@ -50,6 +55,7 @@ func (m *Managers) walkerFor(r *resource.Resource, sub *resource.Subresource) *w
 		}
 		m.plans[gvk] = &planned{plan: p, sets: newInterned()}
 	}
+	w.of = reflect.TypeOf(r.New())
 	w.plan, w.sets = m.plans[gvk].plan, m.plans[gvk].sets
 	w.skip = exclude(s.ResetFields)
 	return w
@@ -75,7 +81,7 @@ type entry struct {
 func (w *walker) update(live, obj Object, manager string) bool {
 	given := obj.GetManagedFields()
 	entries, ok := w.entries(live.GetManagedFields(), given)
-	if !ok || !plain(manager) {
+	if !ok || !plain(manager) || reflect.TypeOf(live) != w.of || reflect.TypeOf(obj) != w.of {
 		return false
 	}
 	if len(entries) == 0 && live.GetUID() != "" {

@@ -232,7 +232,7 @@ func TestWalkerEqualsLibrary(t *testing.T) {
 	}
 	all := api.All()
 	for _, r := range all {
-		if !hot[r.Plural] {
+		if !hot(r.Plural) {
 			continue
 		}
 		t.Run(r.GVR().String(), func(t *testing.T) {
