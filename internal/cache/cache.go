@@ -46,8 +46,9 @@ type Config struct {
 	// WindowBytes bounds each collection's window of changes by the memory that
 	// the replaced objects in it take, as estimated; 0 means 16 MiB.
 	WindowBytes int64
-	// EncodingBytes bounds the encodings kept for objects; 0 means 64 MiB: both
-	// encodings of 10,000 pods.
+	// EncodingBytes bounds the encodings kept for current objects, for lists; 0
+	// means 64 MiB: both encodings of 10,000 pods. Those of changes, which
+	// watchers share, have 4 MiB of their own.
 	EncodingBytes int64
 	// Verify keeps a hash of every object and panics when one was modified: for
 	// tests.
