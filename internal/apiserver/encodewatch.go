@@ -184,7 +184,7 @@ func (e *frameWriter) flush() error {
 func (e *frameWriter) append(f frame) error {
 	k := e.rq.kind
 	if e.a.media == codec.Protobuf {
-		bare, err := e.bare(f)
+		bare, err := e.object(f, cache.Protobuf)
 		if err != nil {
 			return err
 		}
@@ -194,7 +194,7 @@ func (e *frameWriter) append(f frame) error {
 		}
 		return e.proto(f.typ, env)
 	}
-	obj, err := e.object(f)
+	obj, err := e.object(f, cache.JSON)
 	if err != nil {
 		return err
 	}
@@ -202,30 +202,22 @@ func (e *frameWriter) append(f frame) error {
 	return nil
 }
 
-// bare and object return the bytes of a frame's object. Those of a change are not
-// kept for lists: the frame is.
-func (e *frameWriter) bare(f frame) ([]byte, error) {
+// object returns the bytes of a frame's object. Those of a change are not kept for
+// lists: the frame is.
+func (e *frameWriter) object(f frame, enc cache.Encoding) ([]byte, error) {
+	encode, item := codec.Object, e.s.itemJSON
+	if enc == cache.Protobuf {
+		encode, item = codec.Bare, e.s.itemProto
+	}
 	switch {
 	case f.item == nil:
-		return codec.Bare(e.st.bookmark(f))
-	case f.event != nil && e.rq.kind.Twin == nil && f.item.Kept(cache.Protobuf) == nil:
+		return encode(e.st.bookmark(f))
+	case f.event != nil && e.rq.kind.Twin == nil && f.item.Kept(enc) == nil:
 		if obj := f.item.Object(); obj != nil {
-			return codec.Bare(obj)
+			return encode(obj)
 		}
 	}
-	return e.s.itemProto(e.rq.kind, f.item)
-}
-
-func (e *frameWriter) object(f frame) ([]byte, error) {
-	switch {
-	case f.item == nil:
-		return codec.Object(e.st.bookmark(f))
-	case f.event != nil && e.rq.kind.Twin == nil && f.item.Kept(cache.JSON) == nil:
-		if obj := f.item.Object(); obj != nil {
-			return codec.Object(obj)
-		}
-	}
-	return e.s.itemJSON(e.rq.kind, f.item)
+	return item(e.rq.kind, f.item)
 }
 
 // json appends one JSON frame; object has no type yet.
