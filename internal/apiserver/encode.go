@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -111,6 +112,14 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // send encodes and writes one object that is not an item of the cache.
 func (s *Server) send(w http.ResponseWriter, a answer, code int, obj runtime.Object, gvk schema.GroupVersionKind) {
+	if a.media == codec.JSON && !a.pretty {
+		buf := s.buffers.get()
+		defer s.buffers.put(buf)
+		if err := codec.AppendTyped(buf, gvk, obj); err == nil {
+			s.sendBytes(w, a, code, buf.Bytes())
+			return
+		}
+	}
 	body, err := encode(a, obj, gvk)
 	if err != nil {
 		s.Log.Error("encode answer", "kind", gvk.Kind, "err", err)
@@ -149,6 +158,26 @@ func finishJSON(a answer, b []byte) ([]byte, error) {
 		return out.Bytes(), nil
 	}
 	return append(b, '\n'), nil
+}
+
+// buffers are for answers on their way out.
+type buffers struct{ pool sync.Pool }
+
+// mostPooled is the size from which a buffer is not worth keeping, bytes.
+const mostPooled = 64 << 10
+
+func (p *buffers) get() *bytes.Buffer {
+	if b, ok := p.pool.Get().(*bytes.Buffer); ok {
+		return b
+	}
+	return &bytes.Buffer{}
+}
+
+func (p *buffers) put(b *bytes.Buffer) {
+	if b.Cap() <= mostPooled {
+		b.Reset()
+		p.pool.Put(b)
+	}
 }
 
 // gzipFrom is the size, bytes, from which an answer is compressed (upstream's).
@@ -230,6 +259,16 @@ func (s *Server) writeItem(w http.ResponseWriter, r *http.Request, rq *request, 
 		b, err := s.itemJSON(rq.kind, it)
 		if err != nil {
 			return apierrors.NewInternalError(err)
+		}
+		if a.media == codec.JSON && !a.pretty && len(b) > len("{}") {
+			s.writeWarnings(w, rq)
+			buf := s.buffers.get()
+			defer s.buffers.put(buf)
+			buf.Write(codec.TypeHead(rq.kind.gvk))
+			buf.Write(b[1:])
+			buf.WriteByte('\n')
+			s.sendBytes(w, a, http.StatusOK, buf.Bytes())
+			return nil
 		}
 		if body, err = finishJSON(a, codec.WithType(rq.kind.gvk, b)); err != nil {
 			return apierrors.NewInternalError(err)

@@ -107,6 +107,8 @@ type Server struct {
 	kinds  map[schema.GroupVersionResource]*kind
 	order  []*kind
 	system *client.Client
+
+	buffers buffers
 }
 
 // New builds a server; Run fills its cache.

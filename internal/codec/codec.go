@@ -139,6 +139,25 @@ func WithType(gvk schema.GroupVersionKind, object []byte) []byte {
 	return append(head, object[1:]...)
 }
 
+// AppendTyped writes an object's JSON with its type, and a final newline.
+func AppendTyped(buf *bytes.Buffer, gvk schema.GroupVersionKind, obj runtime.Object) error {
+	head := TypeHead(gvk)
+	buf.Write(head[:len(head)-1])
+	at := buf.Len()
+	if err := json.NewEncoder(buf).Encode(obj); err != nil {
+		return err
+	}
+	b := buf.Bytes()
+	if len(b) == at+len("{}\n") {
+		// Nothing but its type.
+		buf.Truncate(at)
+		buf.WriteString("}\n")
+		return nil
+	}
+	b[at] = ',' // in the place of its brace
+	return nil
+}
+
 // TypeHead is the beginning of a JSON object with its type: it ends in a comma.
 func TypeHead(gvk schema.GroupVersionKind) []byte {
 	return appendTypeHead(make([]byte, 0, 128), gvk)
