@@ -109,6 +109,7 @@ type Server struct {
 	system *client.Client
 
 	buffers buffers
+	shared  shared
 }
 
 // New builds a server; Run fills its cache.
@@ -167,16 +168,7 @@ func (s *Server) collection(r *resource.Resource) cache.CollectionConfig {
 	cfg := cache.CollectionConfig{
 		Prefix: r.Prefix,
 		Lazy:   r.Plural == "events",
-		Decode: func(_ string, value []byte, rev int64) (client.Object, error) {
-			obj := r.New()
-			if err := codec.FromStored(value, rev, obj); err != nil {
-				return nil, err
-			}
-			if r.Default != nil {
-				r.Default(obj)
-			}
-			return obj, nil
-		},
+		Decode: func(_ string, value []byte, rev int64) (client.Object, error) { return s.decodeStored(r, value, rev) },
 	}
 	if r.Plural == "pods" {
 		cfg.Node = nodeOf

@@ -74,6 +74,7 @@ func (s *Server) decodeStored(r *resource.Resource, value []byte, rev int64) (Ob
 	if r.Default != nil {
 		r.Default(obj)
 	}
+	s.shared.in(obj)
 	return obj, nil
 }
 
