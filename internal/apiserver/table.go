@@ -193,8 +193,8 @@ func (e *frameWriter) bookmarkRow(f frame, obj Object, gv schema.GroupVersion) (
 	return runtime.RawExtension{Raw: codec.WithType(e.rq.kind.gvk, b)}, err
 }
 
-// writeTransformed writes a watch event as a Table or as metadata.
-func (e *frameWriter) writeTransformed(f frame) error {
+// transformed appends a watch event as a Table or as metadata.
+func (e *frameWriter) transformed(f frame) error {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: e.a.v}
 	var obj Object
 	if f.item == nil {
@@ -223,7 +223,8 @@ func (e *frameWriter) writeTransformed(f frame) error {
 		if err != nil {
 			return err
 		}
-		return e.json(f.typ, gvk, b)
+		e.json(f.typ, gvk, b)
+		return nil
 	}
 	include, err := includePolicy(e.q)
 	if err != nil {
@@ -245,5 +246,6 @@ func (e *frameWriter) writeTransformed(f frame) error {
 	if err != nil {
 		return err
 	}
-	return e.json(f.typ, gv.WithKind("Table"), b)
+	e.json(f.typ, gv.WithKind("Table"), b)
+	return nil
 }
