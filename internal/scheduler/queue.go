@@ -136,7 +136,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		kind := podChange(old.Pod, p.Pod)
 		qu.put(q, nowhere)
 		q.pod = p
-		if kind != 0 && qu.hinted(p.Class, q.refused, framework.Event{Kind: kind, Pod: p}) {
+		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p}) {
 			qu.requeue(q, now)
 		} else {
 			qu.put(q, unschedulable)
@@ -242,13 +242,14 @@ func (qu *queue) requeue(q *queued, now time.Time) {
 // happened tries again the unschedulable pods that an event may help.
 func (qu *queue) happened(e framework.Event, now time.Time) {
 	var wake []*queued
-	for class, pods := range qu.byClass {
+	for _, pods := range qu.byClass {
 		var asked []string
+		var kin *framework.Kin
 		var answer, known bool
 		for _, q := range pods {
-			if !known || !slices.Equal(asked, q.refused) {
-				asked, known = q.refused, true
-				answer = qu.hinted(class, q.refused, e)
+			if !known || kin != q.pod.Kin || !slices.Equal(asked, q.refused) {
+				asked, kin, known = q.refused, q.pod.Kin, true
+				answer = qu.hinted(q.pod, q.refused, e)
 			}
 			if answer {
 				wake = append(wake, q)
@@ -260,15 +261,15 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 	}
 }
 
-// hinted tells whether any plugin that refused the class thinks that e may help.
-func (qu *queue) hinted(c *framework.Class, refused []string, e framework.Event) bool {
+// hinted tells whether any plugin that refused the pod thinks that e may help.
+func (qu *queue) hinted(p *framework.Pod, refused []string, e framework.Event) bool {
 	if len(refused) == 0 {
 		// There was no node at all.
 		return e.Kind&framework.NodeAdded != 0
 	}
 	for _, name := range refused {
 		h := qu.hints[name]
-		if h == nil || h.Events()&e.Kind != 0 && h.Hint(c, e) {
+		if h == nil || h.Events()&e.Kind != 0 && h.Hint(p, e) {
 			return true
 		}
 	}

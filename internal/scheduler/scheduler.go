@@ -303,11 +303,10 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		} else {
 			s.queue.remove(p.UID)
 		}
-		old, _, had := s.snapshot.Placed(p.UID)
+		old, _, _ := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
-		changed := s.snapshot.SetPod(pod, p.Spec.NodeName)
-		if changed && had && old.Spec.NodeName == p.Spec.NodeName {
-			s.queue.happened(framework.Event{Kind: framework.PodShrunk, Pod: old}, s.d.Now())
+		if news := s.snapshot.SetPod(pod, p.Spec.NodeName); news != 0 {
+			s.queue.happened(framework.Event{Kind: news, Pod: pod, OldPod: old}, s.d.Now())
 		}
 		return
 	}
@@ -366,6 +365,7 @@ func (s *Scheduler) forget(uid types.UID) {
 func (s *Scheduler) applyNode(c client.Change[*corev1.Node]) {
 	if c.New == nil {
 		s.snapshot.RemoveNode(c.Old.Name)
+		s.queue.happened(framework.Event{Kind: framework.NodeRemoved, OldNode: c.Old}, s.d.Now())
 		return
 	}
 	n := s.snapshot.Node(c.New.Name)

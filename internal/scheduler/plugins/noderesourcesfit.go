@@ -168,7 +168,8 @@ func (NodeResourcesFit) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (f NodeResourcesFit) Hint(c *framework.Class, e framework.Event) bool {
+func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	if e.Kind&(framework.PodDeleted|framework.PodShrunk) != 0 {
 		// A pod's place is always freed.
 		return e.Kind&framework.PodDeleted != 0 || sharesResource(&c.Requests, &e.Pod.Class.Requests)
