@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,14 +121,33 @@ func (w *EventWriter) Event(regarding, related *corev1.Pod, eventType, reason, a
 		e.Related = &ref
 	}
 	if len(w.known) >= eventsKnown {
-		for k, v := range w.known {
-			if now.Sub(v.at) >= eventSeries || len(w.known) >= eventsKnown {
-				delete(w.known, k)
-			}
-		}
+		w.forget(now)
 	}
 	w.known[key] = &knownEvent{event: e, count: 1, at: now, written: now}
 	w.enqueue(e)
+}
+
+// forget drops the series that are over, and if that leaves many, those of the
+// older half: it is called once for many events.
+func (w *EventWriter) forget(now time.Time) {
+	times := make([]time.Time, 0, len(w.known))
+	for k, v := range w.known {
+		if now.Sub(v.at) >= eventSeries {
+			delete(w.known, k)
+			continue
+		}
+		times = append(times, v.at)
+	}
+	if len(times) <= eventsKnown/2 {
+		return
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	middle := times[len(times)/2]
+	for k, v := range w.known {
+		if !v.at.After(middle) {
+			delete(w.known, k)
+		}
+	}
 }
 
 func podReference(p *corev1.Pod) corev1.ObjectReference {
