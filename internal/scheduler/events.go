@@ -28,6 +28,8 @@ const (
 	eventSeries   = 6 * time.Minute  // silence that ends a series
 	eventRefresh  = 30 * time.Minute // between two writes of a series that goes on
 	eventsKnown   = 4096             // events remembered for series
+	eventQuiet    = 10 * time.Millisecond
+	eventLatest   = time.Second
 )
 
 // EventWriter is an EventRecorder that writes events.k8s.io/v1 events. The same
@@ -180,13 +182,18 @@ func (w *EventWriter) enqueue(e *eventsv1.Event) {
 	}
 }
 
-// Run writes events until ctx ends.
+// Run writes events until ctx ends. It begins when none has come for eventQuiet,
+// or the first has waited for eventLatest: events must not keep the pods waiting
+// that they tell of.
 func (w *EventWriter) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-w.wake:
+		}
+		if !w.settle(ctx) {
+			return nil
 		}
 		w.mu.Lock()
 		batch := w.queue
@@ -201,6 +208,26 @@ func (w *EventWriter) Run(ctx context.Context) error {
 			g.Go(func() error { w.write(ctx, e); return nil })
 		}
 		_ = g.Wait()
+	}
+}
+
+// settle waits for the end of a burst; false when ctx ended.
+func (w *EventWriter) settle(ctx context.Context) bool {
+	latest := time.NewTimer(eventLatest)
+	defer latest.Stop()
+	quiet := time.NewTimer(eventQuiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.wake:
+			quiet.Reset(eventQuiet)
+		case <-quiet.C:
+			return true
+		case <-latest.C:
+			return true
+		}
 	}
 }
 
