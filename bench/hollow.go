@@ -49,7 +49,7 @@ type hollowDeps struct {
 	// renewals of one node's lease, 10 s as a kubelet's.
 	Writers   int
 	Heartbeat time.Duration
-	// Closed registers the nodes with a taint that no pod tolerates, until open.
+	// Closed registers the nodes with a taint that no pod tolerates, until they are opened.
 	Closed bool
 	Now    func() time.Time
 }
@@ -144,21 +144,11 @@ func (h *hollow) schedulable(ctx context.Context, most time.Duration) error {
 	return nil
 }
 
-// open takes closedTaint off the nodes, as many at a time as there are writers of
-// pods. The writes are the same on either side, and within what is measured.
-func (h *hollow) open(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(h.d.Writers)
-	nodes := client.For[*corev1.Node](h.d.Client)
-	for i := range h.d.Nodes {
-		g.Go(func() error {
-			if _, err := nodes.Patch(ctx, h.node(i), types.MergePatchType, []byte(`{"spec":{"taints":null}}`), ""); err != nil {
-				return fmt.Errorf("open node: %w", err)
-			}
-			return nil
-		})
+// open is the request that takes closedTaint off a node.
+func (h *hollow) open(i int) request {
+	return request{
+		http.MethodPatch, "/api/v1/nodes/" + h.node(i), "application/merge-patch+json", asProtobuf, []byte(`{"spec":{"taints":null}}`),
 	}
-	return g.Wait()
 }
 
 func (h *hollow) nodeObject(i int) *corev1.Node {

@@ -91,6 +91,9 @@ func createPods(ctx context.Context, s *side, z sizes, ns string) (outcome, erro
 	return o, err
 }
 
+// openClients open the nodes of the bind scenario.
+const openClients = 32
+
 // settleBefore is how long a side is left alone between the last pod that was
 // found unschedulable and the opening of the nodes: the first back-off of a
 // scheduler, here as upstream, is 1 s.
@@ -125,15 +128,13 @@ func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]f
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	before, err := s.cpu()
+	o, err := load{Clients: openClients, Count: z.Nodes, For: z.Patience, Request: h.open}.run(ctx, s)
+	if err == nil && o.Done < z.Nodes {
+		err = fmt.Errorf("%d of %d nodes opened; the first error: %v", o.Done, z.Nodes, o.First)
+	}
 	if err != nil {
 		return nil, err
 	}
-	start := time.Now()
-	if err := h.open(ctx); err != nil {
-		return nil, err
-	}
-	opened := time.Since(start)
 	boundAt, readyAt, err := h.wait(ctx, z.Bind)
 	if err != nil {
 		return nil, err
@@ -145,12 +146,12 @@ func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]f
 	n := float64(z.Bind)
 	title := fmt.Sprintf("%d waiting pods on %d nodes", z.Bind, z.Nodes)
 	out := []figure{
-		{title + ", nodes opened", "s", true, opened.Seconds()},
-		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(start).Seconds()},
-		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(start).Seconds()},
+		{title + ", nodes opened", "s", true, o.Took.Seconds()},
+		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
+		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()},
 	}
 	if s.knowsServer() {
-		out = append(out, figure{title + ", server CPU a pod", "us", true, float64((after - before).Microseconds()) / n})
+		out = append(out, figure{title + ", server CPU a pod", "us", true, float64((after - o.cpuBefore).Microseconds()) / n})
 	}
 	return out, nil
 }

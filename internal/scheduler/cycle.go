@@ -40,7 +40,7 @@ type Cycle struct {
 // node, about.
 const (
 	tableMemory = 64 << 20
-	tableSlot   = 64
+	tableSlot   = 96
 )
 
 // NewCycle returns a cycle with the plugins given, asked in that order.

@@ -33,7 +33,8 @@ type Snapshot struct {
 	// images counts the nodes that hold an image.
 	images map[string]int
 
-	// terms counts the pods on nodes by their affinity terms; termsVersion grows
+	// terms counts the pods on nodes, those that wait for one too, by their
+	// affinity terms; termsVersion grows
 	// when one comes or the last of one goes. mentions are the labels they ask
 	// for, nil until asked.
 	terms        map[*PodTerms]int
@@ -264,8 +265,8 @@ func (s *Snapshot) countTerms(t *PodTerms, by int) {
 	s.mentions = nil
 }
 
-// Terms iterates over the affinity terms of the pods on nodes, each set once, in
-// no order. TermsVersion is another one after the set changed.
+// Terms iterates over the affinity terms of the pods on nodes and of those that
+// wait for one, each set once, in no order. TermsVersion is another one after the set changed.
 func (s *Snapshot) Terms() iter.Seq[*PodTerms] { return maps.Keys(s.terms) }
 
 // TermsVersion is described at Terms.
@@ -359,7 +360,13 @@ func (s *Snapshot) Nominate(p *Pod, node string) {
 	if ok {
 		delete(s.nominated, p.UID)
 		n := s.change(at)
-		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID })
+		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool {
+			if o.UID != p.UID {
+				return false
+			}
+			s.countTerms(o.Terms, -1)
+			return true
+		})
 		s.release(at)
 	}
 	if node == "" {
@@ -368,6 +375,7 @@ func (s *Snapshot) Nominate(p *Pod, node string) {
 	i := s.slotFor(node)
 	n := s.change(i)
 	n.Nominated = append(n.Nominated, p)
+	s.countTerms(p.Terms, 1)
 	s.nominated[p.UID] = i
 }
 

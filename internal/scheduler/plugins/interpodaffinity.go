@@ -242,22 +242,30 @@ func (InterPodAffinity) NormalizeDomains(raw, least, greatest int64) int64 {
 
 // Explain implements framework.Explainer.
 func (InterPodAffinity) Explain(c *framework.Class, n *framework.Node) string {
+	var near, apart []corev1.PodAffinityTerm
 	if a := c.Template.Spec.Affinity; a != nil {
 		if a.PodAffinity != nil {
-			for i := range a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution {
-				key := a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution[i].TopologyKey
-				v, ok := n.Obj.Labels[key]
-				if !ok {
-					return fmt.Sprintf("the pod must be near others by the label %s, which node %s lacks", key, n.Name)
-				}
-				if a.PodAntiAffinity == nil {
-					return fmt.Sprintf("the pod must be near pods that its affinity selects: there are none in %s=%s, where node %s is", key, v, n.Name)
-				}
-			}
+			near = a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution
 		}
 		if a.PodAntiAffinity != nil {
-			return fmt.Sprintf("near node %s is a pod that the pod's anti-affinity, or whose anti-affinity, keeps it apart from, or none that its affinity needs", n.Name)
+			apart = a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution
 		}
+	}
+	for i := range near {
+		key := near[i].TopologyKey
+		v, ok := n.Obj.Labels[key]
+		if !ok {
+			return fmt.Sprintf("the pod must be near others by the label %s, which node %s lacks", key, n.Name)
+		}
+		if len(apart) == 0 {
+			return fmt.Sprintf("the pod must be near pods that its affinity selects, and none runs in %s=%s, where node %s is", key, v, n.Name)
+		}
+	}
+	switch {
+	case len(near) > 0:
+		return fmt.Sprintf("near node %s runs no pod that the pod must be near, or one that it must be apart from", n.Name)
+	case len(apart) > 0:
+		return fmt.Sprintf("near node %s runs a pod that the pod must be apart from, by its own anti-affinity or by the other's", n.Name)
 	}
 	return fmt.Sprintf("near node %s runs a pod whose anti-affinity keeps this pod away", n.Name)
 }
