@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -68,8 +67,6 @@ type hollow struct {
 	boundAt time.Time // of the last one
 	readyAt time.Time
 	changed chan struct{} // closed and replaced with each change
-
-	rewatched atomic.Int32 // watches that the server ended
 }
 
 type hollowPod struct{ bound, ready, ending bool }
@@ -220,8 +217,6 @@ func (h *hollow) follow(ctx context.Context, tasks *tasks, ready func()) error {
 		}
 		if first {
 			ready()
-		} else {
-			h.rewatched.Add(1)
 		}
 		for e := range w.Events() {
 			if e.Err != nil {

@@ -135,6 +135,13 @@ func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]f
 	if err != nil {
 		return nil, err
 	}
+	title := fmt.Sprintf("%d waiting pods on %d nodes", z.Bind, z.Nodes)
+	return boundSince(ctx, s, z, h, title, o, figure{title + ", nodes opened", "s", true, o.Took.Seconds()})
+}
+
+// boundSince waits until the pods are bound and Ready, and says how many that were
+// per second since the first request of a load, after a figure of the load's own.
+func boundSince(ctx context.Context, s *side, z sizes, h *hollow, title string, o outcome, own figure) ([]figure, error) {
 	boundAt, readyAt, err := h.wait(ctx, z.Bind)
 	if err != nil {
 		return nil, err
@@ -144,9 +151,8 @@ func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]f
 		return nil, err
 	}
 	n := float64(z.Bind)
-	title := fmt.Sprintf("%d waiting pods on %d nodes", z.Bind, z.Nodes)
 	out := []figure{
-		{title + ", nodes opened", "s", true, o.Took.Seconds()},
+		own,
 		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
 		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()},
 	}
@@ -171,25 +177,8 @@ func scheduleRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) 
 	if err != nil {
 		return nil, err
 	}
-	boundAt, readyAt, err := h.wait(ctx, z.Bind)
-	if err != nil {
-		return nil, err
-	}
-	after, err := s.cpu()
-	if err != nil {
-		return nil, err
-	}
-	n := float64(z.Bind)
 	title := fmt.Sprintf("%d pods on %d nodes", z.Bind, z.Nodes)
-	out := []figure{
-		{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
-		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
-		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()},
-	}
-	if s.knowsServer() {
-		out = append(out, figure{title + ", server CPU a pod", "us", true, float64((after - o.cpuBefore).Microseconds()) / n})
-	}
-	return out, nil
+	return boundSince(ctx, s, z, h, title, o, figure{Name: title + ", created", Unit: "1/s", Value: o.perSecond()})
 }
 
 func prepareDeployment(_ context.Context, s *side, z sizes) (runner, error) {
