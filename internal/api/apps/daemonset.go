@@ -116,15 +116,19 @@ func defaultDaemonSet(d *appsv1.DaemonSet) {
 	if u.Type == "" {
 		u.Type = appsv1.RollingUpdateDaemonSetStrategyType
 	}
+	unavailable := int32(0)
 	if u.Type == appsv1.RollingUpdateDaemonSetStrategyType {
+		unavailable = 1
 		if u.RollingUpdate == nil {
 			u.RollingUpdate = &appsv1.RollingUpdateDaemonSet{}
 		}
-		if u.RollingUpdate.MaxUnavailable == nil {
-			u.RollingUpdate.MaxUnavailable = new(intstr.FromInt32(1))
+	}
+	if r := u.RollingUpdate; r != nil {
+		if r.MaxUnavailable == nil {
+			r.MaxUnavailable = new(intstr.FromInt32(unavailable))
 		}
-		if u.RollingUpdate.MaxSurge == nil {
-			u.RollingUpdate.MaxSurge = new(intstr.FromInt32(0))
+		if r.MaxSurge == nil {
+			r.MaxSurge = new(intstr.FromInt32(0))
 		}
 	}
 	unset(&d.Spec.RevisionHistoryLimit, 10)

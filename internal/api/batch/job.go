@@ -3,7 +3,6 @@ package batch
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"strconv"
 	"time"
@@ -65,6 +64,7 @@ func Job() *resource.Resource {
 		Default:             defaultJob,
 		UnconditionalUpdate: true,
 		OrphanByDefault:     true,
+		DeleteWarnings:      deleteWarnings,
 		ResetFields:         []string{"status"},
 		PrepareCreate: func(env resource.Env, j *batchv1.Job) {
 			if !*j.Spec.ManualSelector {
@@ -97,6 +97,13 @@ func Job() *resource.Resource {
 	})
 }
 
+func deleteWarnings(o *metav1.DeleteOptions) []string {
+	if o.PropagationPolicy != nil || o.OrphanDependents != nil { //nolint:staticcheck // still accepted, as upstream
+		return nil
+	}
+	return []string{"child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"}
+}
+
 func unset[T any](v **T, def T) {
 	if *v == nil {
 		*v = &def
@@ -114,7 +121,8 @@ func defaultJob(j *batchv1.Job) {
 	}
 	unset(&s.BackoffLimit, 6)
 	if s.Template.Labels != nil && len(j.Labels) == 0 {
-		j.Labels = maps.Clone(s.Template.Labels)
+		// The same map: labels that selectOwnPods adds become the job's too.
+		j.Labels = s.Template.Labels
 	}
 	unset(&s.CompletionMode, batchv1.NonIndexedCompletion)
 	unset(&s.Suspend, false)

@@ -156,6 +156,8 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// DeleteWarnings returns texts for the Warning header of a deletion.
+	DeleteWarnings func(o *metav1.DeleteOptions) []string
 	// NoDependents: nothing depends on these objects; a deletion asks the garbage
 	// collector for nothing, whatever its options say.
 	NoDependents bool
@@ -349,7 +351,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	out := Strategy{
 		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
-		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
+		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, DeleteWarnings: s.DeleteWarnings,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }
