@@ -56,16 +56,11 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 // insert does the part of a creation after mutating admission.
 func (s *Server) insert(ctx context.Context, rq *request, st *resource.Strategy, env resource.Env, obj Object, a *Attributes) (Object, error) {
 	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
-	var spare Object // what the next try starts from
 	for try := 0; ; try++ {
 		o := obj
 		if generate {
-			if try == 0 {
-				spare = obj.DeepCopyObject().(Object)
-			} else {
-				o = spare.DeepCopyObject().(Object)
-			}
-			o.SetName(generateName(o.GetGenerateName()))
+			o = obj.DeepCopyObject().(Object)
+			o.SetName(generateName(obj.GetGenerateName()))
 		}
 		out, err := s.insertOnce(ctx, rq, st, env, o, a)
 		if generate && apierrors.IsAlreadyExists(err) && try < 7 {

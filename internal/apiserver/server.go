@@ -152,6 +152,11 @@ func New(d Deps) (*Server, error) {
 		if r.New != nil {
 			scheme.AddKnownTypeWithName(r.GVK(), r.New())
 		}
+		for _, sub := range r.Subresources {
+			for _, gv := range sub.BodyVersions {
+				scheme.AddKnownTypeWithName(gv.WithKind(sub.Kind.Kind), sub.NewBody())
+			}
+		}
 		if r.NewList != nil {
 			scheme.AddKnownTypeWithName(r.GroupVersion.WithKind(r.Kind+"List"), r.NewList())
 		}

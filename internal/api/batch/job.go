@@ -40,8 +40,9 @@ func Job() *resource.Resource {
 	return resource.Define(resource.Resource{
 		GroupVersion: batchv1.SchemeGroupVersion, Kind: "Job", Plural: "jobs", Singular: "job",
 		Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/jobs/",
-		New:     func() resource.Object { return &batchv1.Job{} },
-		NewList: func() runtime.Object { return &batchv1.JobList{} },
+		New:          func() resource.Object { return &batchv1.Job{} },
+		UnknownField: func(name string) string { return fmt.Sprintf("field label %q not supported for Job", name) },
+		NewList:      func() runtime.Object { return &batchv1.JobList{} },
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Status", "string", "Status of the job.", 0),

@@ -62,6 +62,9 @@ type Resource struct {
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
 	ReturnDeleted bool
+	// UnknownField says that a field cannot be selected by, where a kind has words
+	// of its own for it.
+	UnknownField func(name string) string
 	// Verbs allowed; nil means create, delete, deletecollection, get, list, patch,
 	// update, watch.
 	Verbs []string
@@ -213,7 +216,10 @@ type Subresource struct {
 	// Post, where set, answers a create (binding, token, eviction). ops writes
 	// the parent. No object answers with a Status of success.
 	NewBody func() Object
-	Post    func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// BodyVersions are the versions besides Kind's that the body may be in; it has
+	// the same fields there.
+	BodyVersions []schema.GroupVersion
+	Post         func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.
