@@ -148,12 +148,7 @@ func validateDaemonSetSpec(s *appsv1.DaemonSetSpec, o pod.Options, lax bool) fie
 		errs = append(errs, field.Invalid(sp, s.Selector, "empty selector is invalid for daemonset"))
 	}
 	errs = append(errs, pod.ValidateTemplate(&s.Template, tp, o)...)
-	if r := s.Template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if s.Template.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in DaemonSet is not Supported"))
-	}
+	errs = append(errs, pod.ValidateEndless(tp, &s.Template, "DaemonSet")...)
 	errs = append(errs, resource.NotNegative(specPath, resource.N("minReadySeconds", s.MinReadySeconds))...)
 	errs = append(errs, validateDaemonSetStrategy(specPath.Child("updateStrategy"), &s.UpdateStrategy)...)
 	return append(errs, resource.NotNegative(specPath, resource.N("revisionHistoryLimit", number(s.RevisionHistoryLimit)))...)

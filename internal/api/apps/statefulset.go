@@ -285,13 +285,7 @@ func (c setRules) selected(p *field.Path, s *appsv1.StatefulSetSpec) field.Error
 			errs = append(errs, pod.ValidateTemplate(t, tp, c.Options)...)
 		}
 	}
-	if r := s.Template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if s.Template.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported"))
-	}
-	return errs
+	return append(errs, pod.ValidateEndless(tp, &s.Template, "StatefulSet")...)
 }
 
 // asCreated is the template as the pods made from it have it: host names are the

@@ -142,13 +142,7 @@ func validateControllerSpec(s *corev1.ReplicationControllerSpec, o pod.Options) 
 		errs = append(errs, field.Invalid(tp.Child("metadata", "labels"), t.Labels, "`selector` does not match template `labels`"))
 	}
 	errs = append(errs, pod.ValidateTemplate(t, tp, o)...)
-	if r := t.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if t.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicationController is not Supported"))
-	}
-	return errs
+	return append(errs, pod.ValidateEndless(tp, t, "ReplicationController")...)
 }
 
 // validateConvertible keeps what an annotation says that other kinds cannot
