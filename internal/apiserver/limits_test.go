@@ -86,7 +86,6 @@ func TestQuotaRefusals(t *testing.T) {
 	if err := s.config("c"); err == nil || err.Error() != `configmaps "c" is forbidden: status unknown for quota: q, resources: count/configmaps` {
 		t.Errorf("uncounted: %v", err)
 	}
-	must(client.For[*corev1.ServiceAccount](s.client).In("default").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default", Namespace: "default"}}))(t)
 	pod := func(cpu string) error {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "default"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
 		if cpu != "" {
@@ -108,7 +107,6 @@ func TestQuotaRefusals(t *testing.T) {
 
 func TestLimitRanges(t *testing.T) {
 	s := secure(t)
-	must(client.For[*corev1.ServiceAccount](s.client).In("default").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default", Namespace: "default"}}))(t)
 	must(client.For[*corev1.LimitRange](s.client).In("default").Create(t.Context(), &corev1.LimitRange{ObjectMeta: metav1.ObjectMeta{Name: "l", Namespace: "default"},
 		Spec: corev1.LimitRangeSpec{Limits: []corev1.LimitRangeItem{
 			{Type: "Container", Default: amount("cpu", "1"), DefaultRequest: amount("cpu", "500m"), Max: amount("cpu", "2"), MaxLimitRequestRatio: amount("cpu", "4")},
