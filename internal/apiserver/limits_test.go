@@ -139,3 +139,19 @@ func TestLimitRanges(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadable: an annotation that stands for a number is one.
+func TestUnreadable(t *testing.T) {
+	f := start(t)
+	for _, c := range []struct{ plural, kind, key, want string }{
+		{"daemonsets", "DaemonSet", "deprecated.daemonset.template.generation",
+			`DaemonSet in version "v1" cannot be handled as a DaemonSet: strconv.ParseInt: parsing "x": invalid syntax`},
+		{"deployments", "Deployment", "deprecated.deployment.rollback.to",
+			`Deployment in version "v1" cannot be handled as a Deployment: failed to parse annotation[deprecated.deployment.rollback.to]=x as int64: strconv.ParseInt: parsing "x": invalid syntax`},
+	} {
+		body := fmt.Sprintf(`{"apiVersion":"apps/v1","kind":%q,"metadata":{"name":"d","annotations":{%q:"x"}}}`, c.kind, c.key)
+		if got := f.want(400, "POST", "/apis/apps/v1/namespaces/default/"+c.plural, "application/json", body)["message"]; got != c.want {
+			t.Errorf("got %v, want %s", got, c.want)
+		}
+	}
+}

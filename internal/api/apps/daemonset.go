@@ -26,6 +26,14 @@ func DaemonSet() *resource.Resource {
 		ShortNames: []string{"ds"}, Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/daemonsets/",
 		New:     func() resource.Object { return &appsv1.DaemonSet{} },
 		NewList: func() runtime.Object { return &appsv1.DaemonSetList{} },
+		Readable: func(o resource.Object) error {
+			v, ok := o.GetAnnotations()[appsv1.DeprecatedTemplateGeneration]
+			if !ok {
+				return nil
+			}
+			_, err := strconv.ParseInt(v, 10, 64)
+			return err
+		},
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Desired", "integer", status["desiredNumberScheduled"], 0),

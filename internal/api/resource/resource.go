@@ -62,6 +62,9 @@ type Resource struct {
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
 	ReturnDeleted bool
+	// Readable, where set, says why a body cannot be taken for an object although it
+	// decodes: an annotation that stands for a number is none.
+	Readable func(obj Object) error
 	// UnknownField says that a field cannot be selected by, where a kind has words
 	// of its own for it.
 	UnknownField func(name string) string
