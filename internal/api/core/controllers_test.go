@@ -72,6 +72,10 @@ func TestReplicationController(t *testing.T) {
 		t.Errorf("cells %v", got)
 	}
 
+	long := replicationController()
+	long.Name = strings.Repeat("x", 254)
+	check(t, r.ValidateCreate(testEnv(), long), `metadata.name: Invalid value: "`+long.Name+`": must be no more than 253 bytes`)
+
 	old := replicationController()
 	old.Annotations = map[string]string{"non-convertible.kubernetes.io/selector": "x", "non-convertible.kubernetes.io/y": "z"}
 	rc = old.DeepCopy()
