@@ -70,7 +70,11 @@ func (s *server) openStore(ctx context.Context) error {
 		s.g.atStop("store", st.Close)
 		return nil
 	}
-	st, err := etcd.Open(ctx, etcd.Config{Dir: s.set.Instance.Data("etcd"), Name: s.set.NodeName, Log: s.log})
+	dir := s.set.Instance.Data("etcd")
+	st, err := etcd.Open(ctx, etcd.Config{Dir: dir, Name: s.set.NodeName, Log: s.log})
+	if err != nil && ctx.Err() == nil {
+		return &StartError{err.Error(), fmt.Sprintf("put a copy of %s back, or move it away to begin with an empty cluster", dir)}
+	}
 	if err != nil {
 		return err
 	}
