@@ -22,6 +22,7 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
+		NodeFeatures{}, PodResize{},
 		NewResourceQuota(),
 	}
 }
