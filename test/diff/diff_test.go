@@ -385,7 +385,7 @@ func TestAnswers(t *testing.T) {
 	kinds := 0
 	for _, k := range r.known {
 		kinds++
-		if k.met == 0 && only == nil {
+		if k.met == 0 && only == nil && !k.Sometimes {
 			t.Errorf("known.yaml: %s: %s: no longer occurs: remove the entry", k.Case, k.Difference)
 		}
 	}
