@@ -94,11 +94,11 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		}
 		defer func() { end(err) }()
 	}
+	obj.SetUID(types.UID(uuid.NewUUID()))
+	obj.SetCreationTimestamp(s.now())
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
-	obj.SetUID(types.UID(uuid.NewUUID()))
-	obj.SetCreationTimestamp(s.now())
 	if st.ValidateCreate != nil {
 		if errs := st.ValidateCreate(env, obj); len(errs) > 0 {
 			return nil, invalid(k, obj.GetName(), errs)
