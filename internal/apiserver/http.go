@@ -215,6 +215,9 @@ func allowed(rq *request, in info) bool {
 
 func (s *Server) verb(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, in info) error {
 	q := r.URL.Query()
+	if rq.kind.Live != nil {
+		return s.httpLive(ctx, w, r, rq, q)
+	}
 	switch in.verb {
 	case "get":
 		return s.httpGet(ctx, w, r, rq, q)

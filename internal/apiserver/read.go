@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -129,7 +130,7 @@ func parseFilter(rq *request, o *metav1.ListOptions) (*filter, error) {
 		if rq.kind.Selectable == nil {
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("%q is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", r.Field))
 		}
-		return nil, apierrors.NewBadRequest("field label not supported: " + r.Field)
+		return nil, apierrors.NewBadRequest(cmp.Or(rq.kind.NotSelectable, "field label not supported: ") + r.Field)
 	}
 	if sel.Empty() {
 		return f, nil

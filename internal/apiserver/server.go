@@ -53,6 +53,8 @@ type Deps struct {
 
 	Tokens   resource.TokenIssuer
 	Services resource.ServiceAllocator
+	// Usage tells what nodes and pods use; nil where nobody knows.
+	Usage resource.UsageSource
 
 	// Version is the answer of /version.
 	Version Version
@@ -192,9 +194,9 @@ func (s *Server) System() *client.Client { return s.system }
 
 func (s *Server) env(rq *request, dryRun bool) resource.Env {
 	return resource.Env{
-		Now: s.Now, Features: s.Features, User: rq.user, DryRun: dryRun, Warn: rq.warn, Client: s.system,
+		Now: s.Now, Features: s.Features, User: rq.user, Verb: rq.verb, DryRun: dryRun, Warn: rq.warn, Client: s.system,
 		Authorize: s.Authorizer.Authorize, Authenticate: s.Authenticator.Token, Rules: s.Authorizer.Rules,
-		Tokens: s.Tokens, Services: s.Services,
+		Tokens: s.Tokens, Services: s.Services, Usage: s.Usage,
 	}
 }
 

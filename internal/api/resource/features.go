@@ -55,5 +55,6 @@ func DefaultFeatures() Features {
 		"VolumeAttributesClass":                          true,
 		"NodeDeclaredFeatures":                           true,
 		"KubeletInUserNamespace":                         true,
+		"DRAConsumableCapacity":                          true,
 	}
 }
