@@ -6,20 +6,26 @@ import (
 	"skiff/internal/api/apps"
 	"skiff/internal/api/authentication"
 	"skiff/internal/api/authorization"
+	"skiff/internal/api/certificates"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
 	"skiff/internal/api/core/service"
 	"skiff/internal/api/discovery"
+	"skiff/internal/api/dra"
+	"skiff/internal/api/metrics"
 	"skiff/internal/api/networking"
 	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
 	"skiff/internal/api/scheduling"
+	"skiff/internal/api/storage"
 )
 
 // All returns the built-in resources, in the order of discovery.
 func All() []*resource.Resource {
 	events, newEvents := core.Events()
+	nodeMetrics, nodeMetricsBeta := metrics.NodeMetrics()
+	podMetrics, podMetricsBeta := metrics.PodMetrics()
 	return []*resource.Resource{
 		pod.Binding(),
 		core.ConfigMap(),
@@ -27,6 +33,8 @@ func All() []*resource.Resource {
 		events,
 		core.Namespace(),
 		core.Node(),
+		core.PersistentVolumeClaim(),
+		core.PersistentVolume(),
 		pod.Pod(),
 		core.Secret(),
 		core.ServiceAccount(),
@@ -39,6 +47,9 @@ func All() []*resource.Resource {
 		authorization.SelfSubjectAccessReview(),
 		authorization.SelfSubjectRulesReview(),
 		authorization.SubjectAccessReview(),
+		certificates.CertificateSigningRequest(),
+		certificates.ClusterTrustBundle(),
+		certificates.PodCertificateRequest(),
 		coordination.Lease(),
 		discovery.EndpointSlice(),
 		newEvents,
@@ -49,5 +60,20 @@ func All() []*resource.Resource {
 		scheduling.PriorityClass(),
 		networking.IPAddress(),
 		networking.ServiceCIDR(),
+		nodeMetrics,
+		podMetrics,
+		nodeMetricsBeta,
+		podMetricsBeta,
+		dra.DeviceClass(),
+		dra.DeviceTaintRule(),
+		dra.ResourceClaim(),
+		dra.ResourceClaimTemplate(),
+		dra.ResourceSlice(),
+		storage.CSIDriver(),
+		storage.CSINode(),
+		storage.CSIStorageCapacity(),
+		storage.StorageClass(),
+		storage.VolumeAttachment(),
+		storage.VolumeAttributesClass(),
 	}
 }
