@@ -61,6 +61,11 @@ func TestStorageRules(t *testing.T) {
 		}},
 		"claim shrinks a little": {gvk: "v1/PersistentVolumeClaim", old: claim, obj: strings.Replace(claim, `"2Gi"`, `"1.5Gi"`, 1)},
 		"claim gets its class":   {gvk: "v1/PersistentVolumeClaim", old: claim, obj: strings.Replace(claim, `"accessModes"`, `"storageClassName":"c","accessModes"`, 1)},
+		"claim gets its class, and another annotation": {gvk: "v1/PersistentVolumeClaim",
+			old: strings.Replace(claim, `"name":"a"`, `"name":"a","annotations":{"volume.beta.kubernetes.io/storage-class":"c"}`, 1),
+			obj: strings.Replace(strings.Replace(claim, `"name":"a"`, `"name":"a","annotations":{"volume.beta.kubernetes.io/storage-class":"d"}`, 1),
+				`"accessModes"`, `"storageClassName":"c","accessModes"`, 1), want: []string{
+				`metadata.annotations.volume.beta.kubernetes.io/storage-class: Invalid value: "d": field is immutable`}},
 		"claim status": {gvk: "v1/PersistentVolumeClaim", sub: "status", old: claim,
 			obj: strings.Replace(claim, `"phase"`, `"allocatedResources":{"cpu":"1","storage":"-1"},"allocatedResourceStatuses":{"storage":"X"},"phase"`, 1), want: []string{
 				`status.allocatedResourceStatuses: Unsupported value: "storage": supported values: "ControllerResizeInProgress", "ControllerResizeInfeasible", "NodeResizeInProgress", "NodeResizeInfeasible", "NodeResizePending"`,

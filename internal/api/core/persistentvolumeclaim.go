@@ -149,7 +149,7 @@ func validateClaimUpdate(_ resource.Env, c, old *corev1.PersistentVolumeClaim) f
 		if class != oldClass {
 			errs = append(errs, field.Invalid(field.NewPath("metadata", "annotations", corev1.BetaStorageClassAnnotation), class, apivalidation.FieldImmutableErrorMsg))
 		}
-		if named && !hadClass {
+		if named && (!hadClass || *is.StorageClassName == oldClass) {
 			is.StorageClassName = nil
 		}
 	}
