@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,10 +36,8 @@ type NodeConnector interface {
 // connect joins a request to a node or a pod: logs, exec, attach, port-forward
 // and the proxies.
 func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in info) {
-	ok := false
-	for _, v := range rq.sub.Verbs {
-		ok = ok || v == in.verb
-	}
+	// A proxy passes OPTIONS on too, which is no verb of the API.
+	ok := slices.Contains(rq.sub.Verbs, in.verb) || rq.sub.Name == "proxy" && r.Method == http.MethodOptions
 	if !ok {
 		s.fail(w, r, apierrors.NewMethodNotSupported(rq.gr(), in.verb))
 		return

@@ -51,7 +51,9 @@ type Deps struct {
 	// Nodes reaches kubelets, for logs, exec and proxies.
 	Nodes NodeConnector
 
-	Tokens   resource.TokenIssuer
+	Tokens resource.TokenIssuer
+	// Issuer serves how others verify the tokens; nil answers 404.
+	Issuer   http.Handler
 	Services resource.ServiceAllocator
 	// Usage tells what nodes and pods use; nil where nobody knows.
 	Usage resource.UsageSource

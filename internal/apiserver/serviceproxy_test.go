@@ -84,6 +84,13 @@ func TestServiceProxy(t *testing.T) {
 			}
 		}
 	}
+	rq, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, f.url+services+"pod:http/proxy/a", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := http.DefaultClient.Do(rq); err != nil || resp.StatusCode != http.StatusOK || resp.Body.Close() != nil {
+		t.Errorf("OPTIONS through the proxy: %v %v", resp, err)
+	}
 	for path, want := range map[string]string{
 		"pod:82/proxy/":         `no service port 82 found for service "pod"`,
 		"pod:b/proxy/":          `no endpoints available for service "pod"`,

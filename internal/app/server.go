@@ -70,7 +70,11 @@ func (s *server) openStore(ctx context.Context) error {
 		s.g.atStop("store", st.Close)
 		return nil
 	}
-	st, err := etcd.Open(ctx, etcd.Config{Dir: s.set.Instance.Data("etcd"), Name: s.set.NodeName, Log: s.log})
+	dir := s.set.Instance.Data("etcd")
+	st, err := etcd.Open(ctx, etcd.Config{Dir: dir, Name: s.set.NodeName, Log: s.log})
+	if err != nil && ctx.Err() == nil {
+		return &StartError{err.Error(), fmt.Sprintf("put a copy of %s back, or move it away to begin with an empty cluster", dir)}
+	}
 	if err != nil {
 		return err
 	}
@@ -118,6 +122,10 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	discovery, err := tokens.Discovery("https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)))
+	if err != nil {
+		return err
+	}
 	s.alloc, err = alloc.New(alloc.Deps{
 		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
@@ -137,6 +145,7 @@ func (s *server) newAPI() error {
 		Admission:     admission.Default(),
 		Nodes:         newNodeConnector(s.pki),
 		Tokens:        tokens,
+		Issuer:        discovery,
 		FieldManagers: fields.New(all),
 		Services:      s.alloc,
 		Bootstrapped:  s.bootstrapped,

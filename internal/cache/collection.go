@@ -216,13 +216,18 @@ func (col *Collection) apply(key string, it *Item, rev int64) {
 	e := &Event{Rev: rev, Key: key, Old: old, New: it}
 	col.window = append(col.window, e)
 	col.windowBytes += e.bytes()
+	col.trim()
+	col.watchers.dispatch(col.cfg.Node, e)
+}
+
+// trim keeps the window to its size; the caller holds c.mu.
+func (col *Collection) trim() {
 	for col.windowBytes > col.c.cfg.WindowBytes && len(col.window) > 100 {
 		col.windowStart = col.window[0].Rev
 		col.windowBytes -= col.window[0].bytes()
 		col.window[0] = nil
 		col.window = col.window[1:]
 	}
-	col.watchers.dispatch(col.cfg.Node, e)
 }
 
 // bytes estimates what an event keeps in memory: the window holds the object that
@@ -267,8 +272,12 @@ type Scope struct {
 }
 
 // Watch starts a watcher with the changes after revision after. ErrExpired where
-// that is older than the window. End it with Stop.
+// that is older than the window. End it with Stop. Just after the start it waits
+// until the window has what was before the start.
 func (col *Collection) Watch(s Scope, after int64) (*Watcher, error) {
+	if after < col.WindowStart() {
+		<-col.c.recalled
+	}
 	col.c.mu.Lock()
 	defer col.c.mu.Unlock()
 	past, err := col.since(after)

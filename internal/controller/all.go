@@ -78,6 +78,7 @@ func All(d Deps) []*control.Controller {
 		newReplicaSet(d),
 		newRootCA(d),
 		newServiceAccount(d),
+		newServiceCIDR(d),
 		newTaintEviction(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
