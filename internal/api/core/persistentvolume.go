@@ -5,7 +5,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -75,17 +74,7 @@ func defaultVolume(v *corev1.PersistentVolume) {
 		v.Spec.VolumeMode = &m
 	}
 	pod.DefaultVolumeSource(&v.Spec.PersistentVolumeSource)
-	wholeMillis(v.Spec.Capacity)
-}
-
-// wholeMillis rounds quantities up to thousandths, the finest the API keeps.
-func wholeMillis(lists ...corev1.ResourceList) {
-	for _, l := range lists {
-		for n, q := range l {
-			q.RoundUp(apiresource.Milli)
-			l[n] = q
-		}
-	}
+	pod.WholeMillis(v.Spec.Capacity)
 }
 
 // prepareVolumeStatus notes when the phase changed, where the client does not say.

@@ -85,7 +85,7 @@ func defaultClaim(c *corev1.PersistentVolumeClaim) {
 		m := corev1.PersistentVolumeFilesystem
 		c.Spec.VolumeMode = &m
 	}
-	wholeMillis(c.Spec.Resources.Limits, c.Spec.Resources.Requests, c.Status.Capacity, c.Status.AllocatedResources)
+	pod.WholeMillis(c.Spec.Resources.Limits, c.Spec.Resources.Requests, c.Status.Capacity, c.Status.AllocatedResources)
 }
 
 // dropSources drops a data source that may not be named, and brings dataSource and

@@ -66,9 +66,9 @@ func DefaultSpec(spec *corev1.PodSpec) {
 	for ctr := range containers(spec, nil) {
 		defaultContainer(ctr)
 	}
-	wholeMillis(spec.Overhead)
+	WholeMillis(spec.Overhead)
 	if spec.Resources != nil {
-		wholeMillis(spec.Resources.Limits, spec.Resources.Requests)
+		WholeMillis(spec.Resources.Limits, spec.Resources.Requests)
 	}
 }
 
@@ -90,8 +90,8 @@ func unset[T any](v **T, def T) {
 	}
 }
 
-// wholeMillis rounds quantities up to thousandths, the finest the API keeps.
-func wholeMillis(lists ...corev1.ResourceList) {
+// WholeMillis rounds quantities up to thousandths, the finest the API keeps.
+func WholeMillis(lists ...corev1.ResourceList) {
 	for _, l := range lists {
 		for n, q := range l {
 			q.RoundUp(apiresource.Milli)
@@ -149,7 +149,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
 		claim := &v.Ephemeral.VolumeClaimTemplate.Spec
 		unset(&claim.VolumeMode, corev1.PersistentVolumeFilesystem)
-		wholeMillis(claim.Resources.Limits, claim.Resources.Requests)
+		WholeMillis(claim.Resources.Limits, claim.Resources.Requests)
 	}
 }
 
@@ -215,7 +215,7 @@ func defaultContainer(c *corev1.Container) {
 			}
 		}
 	}
-	wholeMillis(c.Resources.Limits, c.Resources.Requests)
+	WholeMillis(c.Resources.Limits, c.Resources.Requests)
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 		if p == nil {
 			continue
@@ -256,14 +256,14 @@ func defaultStatus(s *corev1.PodStatus) {
 	}
 	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
-			wholeMillis(list[i].AllocatedResources)
+			WholeMillis(list[i].AllocatedResources)
 			if r := list[i].Resources; r != nil {
-				wholeMillis(r.Limits, r.Requests)
+				WholeMillis(r.Limits, r.Requests)
 			}
 		}
 	}
-	wholeMillis(s.AllocatedResources)
+	WholeMillis(s.AllocatedResources)
 	if s.Resources != nil {
-		wholeMillis(s.Resources.Limits, s.Resources.Requests)
+		WholeMillis(s.Resources.Limits, s.Resources.Requests)
 	}
 }
