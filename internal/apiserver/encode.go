@@ -3,6 +3,7 @@ package apiserver
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,13 +54,13 @@ func negotiate(r *http.Request) (answer, error) {
 		return a, nil
 	}
 	known := false
-	for clause := range strings.SplitSeq(header, ",") {
-		mt, params, err := mime.ParseMediaType(strings.TrimSpace(clause))
+	for _, clause := range byPreference(header) {
+		mt, params, err := mime.ParseMediaType(clause)
 		if err != nil {
 			continue
 		}
 		switch mt {
-		case codec.JSON, "application/*", "*/*":
+		case codec.JSON, "*/*":
 			a.media = codec.JSON
 		case codec.YAML:
 			a.media = codec.YAML
@@ -77,18 +79,45 @@ func negotiate(r *http.Request) (answer, error) {
 			continue
 		}
 		switch as {
-		case "Table", "PartialObjectMetadata", "PartialObjectMetadataList":
+		case "Table":
+			if a.media == codec.Protobuf {
+				continue // there is none
+			}
+			fallthrough
+		case "PartialObjectMetadata", "PartialObjectMetadataList":
 			a.as, a.v = as, params["v"]
 			return a, nil
 		}
 	}
 	if !known {
-		return a, noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(accepted, ", "))
+		return a, errUnknownMedia
 	}
-	return a, &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
-		Message: fmt.Sprintf("only the following media types are accepted: %v", strings.Join(accepted, ", ")),
-	}}
+	return a, notAcceptable()
+}
+
+// errUnknownMedia answers an Accept header of which no media type is known.
+var errUnknownMedia = noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(accepted, ", "))
+
+// byPreference returns the clauses of an Accept header, those of a higher quality
+// (RFC 9110, 12.4.2) first.
+func byPreference(header string) []string {
+	clauses := strings.Split(header, ",")
+	for i, c := range clauses {
+		clauses[i] = strings.TrimSpace(c)
+	}
+	if !strings.Contains(header, "q=") {
+		return clauses
+	}
+	quality := func(clause string) float64 {
+		_, params, err := mime.ParseMediaType(clause)
+		q, qerr := strconv.ParseFloat(params["q"], 64)
+		if err != nil || qerr != nil {
+			return 1
+		}
+		return q
+	}
+	slices.SortStableFunc(clauses, func(a, b string) int { return cmp.Compare(quality(b), quality(a)) })
+	return clauses
 }
 
 // fail answers with an error.
@@ -163,6 +192,7 @@ func (s *Server) sendBytes(w http.ResponseWriter, a answer, code int, body []byt
 	w.Header().Set("Content-Type", a.media)
 	if a.gzip && len(body) > gzipFrom {
 		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Add("Vary", "Accept-Encoding")
 		w.WriteHeader(code)
 		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 		if err == nil {
@@ -331,6 +361,7 @@ func (s *Server) streamList(w http.ResponseWriter, a answer, gvk schema.GroupVer
 	var z *gzip.Writer
 	if a.gzip && size > gzipFrom {
 		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Add("Vary", "Accept-Encoding")
 		var err error
 		if z, err = gzip.NewWriterLevel(w, gzip.BestSpeed); err != nil {
 			return err

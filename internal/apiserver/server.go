@@ -58,6 +58,9 @@ type Deps struct {
 	// Usage tells what nodes and pods use; nil where nobody knows.
 	Usage resource.UsageSource
 
+	// PublicAddress is the host:port that discovery names; where empty, the one
+	// that the request went to.
+	PublicAddress string
 	// Version is the answer of /version.
 	Version Version
 	// Bootstrapped is closed when the objects that every cluster has are there,
@@ -110,6 +113,8 @@ type Server struct {
 	kinds  map[schema.GroupVersionResource]*kind
 	order  []*kind
 	system *client.Client
+
+	impersonation *impersonation
 }
 
 // New builds a server; Run fills its cache.
@@ -137,7 +142,8 @@ func New(d Deps) (*Server, error) {
 	}
 	s := &Server{
 		Deps: d, codec: codec.New(scheme), kinds: map[schema.GroupVersionResource]*kind{},
-		cache: cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache}),
+		cache:         cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache}),
+		impersonation: newImpersonation(d.Authorizer),
 	}
 	cols := map[*resource.Resource]*cache.Collection{}
 	for _, r := range d.Resources {

@@ -33,6 +33,7 @@ type stream struct {
 	bookmarks bool
 	nextMark  time.Time
 	seen      int64
+	after     int64 // what happened until then is known to the client
 	deadline  time.Time
 }
 
@@ -73,6 +74,8 @@ func (s *Server) openWatch(ctx context.Context, rq *request, o *metav1.ListOptio
 			return nil, err
 		}
 		st.snap, st.w = rq.kind.col.WatchFrom(f.scope)
+		// A watch from nowhere begins with all there is: the end of that is told, too.
+		st.mark = o.AllowWatchBookmarks && !silent && o.ResourceVersionMatch == ""
 		if silent {
 			st.snap = nil
 		}
@@ -81,10 +84,9 @@ func (s *Server) openWatch(ctx context.Context, rq *request, o *metav1.ListOptio
 		if err != nil {
 			return nil, err
 		}
-		if err := s.awaitRev(ctx, n); err != nil {
-			return nil, err
-		}
-		st.w, err = rq.kind.col.Watch(f.scope, n)
+		// What is to come begins after n, even where the server is not there yet.
+		st.after, st.seen = n, n
+		st.w, err = rq.kind.col.Watch(f.scope, min(n, s.cache.Revision()))
 		if errors.Is(err, cache.ErrExpired) {
 			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", n, rq.kind.col.WindowStart()))
 		}
@@ -162,6 +164,9 @@ func (st *stream) next(ctx context.Context) ([]frame, error) {
 func (st *stream) frames(q []*cache.Event) []frame {
 	var out []frame
 	for _, e := range q {
+		if e.Rev <= st.after {
+			continue
+		}
 		st.seen = e.Rev
 		was, is := st.f.matches(e.Old), st.f.matches(e.New)
 		switch {

@@ -64,6 +64,9 @@ func (m *Managers) at(r *resource.Resource, sub *resource.Subresource) (*managed
 	case sub != nil && sub.NewView != nil:
 		k = &kind{gvk: sub.Kind, fresh: sub.NewView, types: m.types}
 		s = &resource.Strategy{}
+	case sub != nil && sub.NewBody != nil:
+		k = &kind{gvk: sub.Kind, fresh: sub.NewBody, types: m.types}
+		s = &resource.Strategy{}
 	case sub != nil && sub.Status != nil:
 		s = sub.Status
 	}
@@ -133,8 +136,11 @@ func (m *Managers) Update(r *resource.Resource, sub string, live, obj Object, ma
 		return nil, err
 	}
 	was := r.New()
-	if live != nil {
+	switch {
+	case live != nil:
 		was = shallow(live)
+	case s != nil && s.NewBody != nil:
+		was = s.NewBody()
 	}
 	if _, err := f.Update(was, obj, manager); err != nil {
 		obj.SetManagedFields(nil)
