@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/pprof"
 	"slices"
 	"strings"
 
@@ -47,9 +48,28 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.sendBytes(w, answer{media: "application/json"}, http.StatusOK, b)
+	case strings.HasPrefix(r.URL.Path, "/debug/pprof/") || p == "/debug/pprof":
+		serveProfile(w, r)
 	case s.serveDiscovery(w, r):
 	default:
 		notServed(w)
+	}
+}
+
+// serveProfile answers with profiles of this process (net/http/pprof's paths). Who
+// may get them is the authorizer's, as of every path.
+func serveProfile(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/debug/pprof":
+		http.Redirect(w, r, "/debug/pprof/", http.StatusFound)
+	case "/debug/pprof/profile":
+		pprof.Profile(w, r)
+	case "/debug/pprof/symbol":
+		pprof.Symbol(w, r)
+	case "/debug/pprof/trace":
+		pprof.Trace(w, r)
+	default:
+		pprof.Index(w, r)
 	}
 }
 

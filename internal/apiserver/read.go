@@ -172,6 +172,10 @@ func (f *filter) matches(it *cache.Item) bool {
 	if obj == nil {
 		return false
 	}
+	// Before all, what costs nothing: a node's pods are few of many.
+	if f.scope.Node != "" && nodeOf(obj) != f.scope.Node {
+		return false
+	}
 	if f.labels != nil && !f.labels.Matches(labels.Set(obj.GetLabels())) {
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -115,6 +116,8 @@ type Server struct {
 	system *client.Client
 
 	impersonation *impersonation
+	buffers       buffers
+	shared        shared
 }
 
 // New builds a server; Run fills its cache.
@@ -174,21 +177,20 @@ func (s *Server) collection(r *resource.Resource) cache.CollectionConfig {
 	cfg := cache.CollectionConfig{
 		Prefix: r.Prefix,
 		Lazy:   r.Plural == "events",
-		Decode: func(_ string, value []byte, rev int64) (client.Object, error) {
-			obj := r.New()
-			if err := codec.FromStored(value, rev, obj); err != nil {
-				return nil, err
-			}
-			if r.Default != nil {
-				r.Default(obj)
-			}
-			return obj, nil
-		},
+		Decode: func(_ string, value []byte, rev int64) (client.Object, error) { return s.decodeStored(r, value, rev) },
 	}
-	if f := r.Selectable; f != nil && r.Plural == "pods" {
-		cfg.Node = func(o client.Object) string { return f(o)["spec.nodeName"] }
+	if r.Plural == "pods" {
+		cfg.Node = nodeOf
 	}
 	return cfg
+}
+
+// nodeOf is the node of a pod.
+func nodeOf(o client.Object) string {
+	if p, ok := o.(*corev1.Pod); ok {
+		return p.Spec.NodeName
+	}
+	return ""
 }
 
 // Run follows the store until ctx ends.

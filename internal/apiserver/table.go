@@ -206,8 +206,8 @@ func (e *frameWriter) bookmarkRow(f frame, obj Object, gv schema.GroupVersion) (
 	return runtime.RawExtension{Raw: codec.WithType(e.rq.kind.gvk, b)}, err
 }
 
-// writeTransformed writes a watch event as a Table or as metadata.
-func (e *frameWriter) writeTransformed(f frame) error {
+// transformed appends a watch event as a Table or as metadata.
+func (e *frameWriter) transformed(f frame) error {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: e.a.v}
 	var obj Object
 	if f.item == nil {
@@ -236,7 +236,8 @@ func (e *frameWriter) writeTransformed(f frame) error {
 		if err != nil {
 			return err
 		}
-		return e.json(f.typ, gvk, b)
+		e.json(f.typ, gvk, b)
+		return nil
 	}
 	include, err := includePolicy(e.q)
 	if err != nil {
@@ -258,5 +259,6 @@ func (e *frameWriter) writeTransformed(f frame) error {
 	if err != nil {
 		return err
 	}
-	return e.json(f.typ, gv.WithKind("Table"), b)
+	e.json(f.typ, gv.WithKind("Table"), b)
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -230,7 +231,10 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 func (s *Server) unchanged(ctx context.Context, k *kind, key string, cur *current, value []byte) (bool, error) {
 	raw := cur.raw
 	if raw == nil {
-		enc, err := s.encodeStored(k, cur.obj.DeepCopyObject().(Object))
+		if cur.size > 0 && cur.size != len(value) {
+			return false, nil
+		}
+		enc, err := s.encodeStored(k, shallow(cur.obj))
 		if err != nil {
 			return false, err
 		}
@@ -250,6 +254,14 @@ func (s *Server) unchanged(ctx context.Context, k *kind, key string, cur *curren
 		return false, &store.ConflictError{Current: kv}
 	}
 	return bytes.Equal(kv.Value, value), nil
+}
+
+// shallow copies the outermost struct of an object, whose metadata may then be
+// set. What lies below is shared.
+func shallow(obj Object) Object {
+	v := reflect.New(reflect.TypeOf(obj).Elem())
+	v.Elem().Set(reflect.ValueOf(obj).Elem())
+	return v.Interface().(Object)
 }
 
 // prepareUpdate applies the rules of every update of metadata, then the door's.

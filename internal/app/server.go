@@ -187,6 +187,9 @@ func version() apiserver.Version {
 func (s *server) serve(l net.Listener) {
 	cfg := s.pki.Pair("apiserver").ServerTLS(s.pki.Pool(pki.ClusterCA))
 	cfg.NextProtos = []string{"h2", "http/1.1"}
+	// Small records at a connection's start are for pages that show while they
+	// load: a client of the API needs the whole of an answer.
+	cfg.DynamicRecordSizingDisabled = true
 	h := &http.Server{
 		Handler: s.api.Handler(), TLSConfig: cfg, ReadHeaderTimeout: 32 * time.Second, IdleTimeout: 90 * time.Second,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
