@@ -106,6 +106,9 @@ type kind struct {
 	gvk    schema.GroupVersionKind
 }
 
+// hasObjects tells whether there are objects to name: kept, or measured.
+func (k *kind) hasObjects() bool { return k.col != nil || k.Live != nil }
+
 // Server is the API server. Use New.
 type Server struct {
 	Deps
