@@ -19,7 +19,7 @@ type known struct {
 	// Each, where given, makes one entry of each name: the word EACH in the
 	// patterns stands for it. So a name that is none any more is found.
 	Each []string `json:"each,omitempty"`
-	// Sometimes: upstream answers as its maps go, and at times as skiff does.
+	// Sometimes: upstream answers by chance (its maps' order, say), at times as skiff does.
 	Sometimes bool `json:"sometimes,omitempty"`
 	// Reason why it stays.
 	Reason string `json:"reason"`
