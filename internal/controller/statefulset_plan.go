@@ -86,9 +86,13 @@ type setView struct {
 	now                             time.Time
 }
 
-func (v *setView) available(p *corev1.Pod) bool { return podAvailable(p, v.set.Spec.MinReadySeconds, v.now) }
+func (v *setView) available(p *corev1.Pod) bool {
+	return podAvailable(p, v.set.Spec.MinReadySeconds, v.now)
+}
 
-func (v *setView) unavailable(p *corev1.Pod) bool { return p.DeletionTimestamp != nil || !v.available(p) }
+func (v *setView) unavailable(p *corev1.Pod) bool {
+	return p.DeletionTimestamp != nil || !v.available(p)
+}
 
 // setAction is a kind of step.
 type setAction string
