@@ -76,7 +76,7 @@ race: programs
 e2e: build
 	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 15m ./test/e2e/...
 
-include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk)
+include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk)
 
 clean:
 	rm -rf bin out $(BIN)/*.zst

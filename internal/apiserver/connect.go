@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/proxy"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"skiff/internal/api/resource"
 	streaming "skiff/internal/apiserver/stream"
@@ -33,10 +36,8 @@ type NodeConnector interface {
 // connect joins a request to a node or a pod: logs, exec, attach, port-forward
 // and the proxies.
 func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in info) {
-	ok := false
-	for _, v := range rq.sub.Verbs {
-		ok = ok || v == in.verb
-	}
+	// A proxy passes OPTIONS on too, which is no verb of the API.
+	ok := slices.Contains(rq.sub.Verbs, in.verb) || rq.sub.Name == "proxy" && r.Method == http.MethodOptions
 	if !ok {
 		s.fail(w, r, apierrors.NewMethodNotSupported(rq.gr(), in.verb))
 		return
@@ -205,6 +206,13 @@ func (s *Server) podLog(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		}
 		return apierrors.NewBadRequest(strings.TrimSpace(string(b)))
 	}
+	if wsstream.IsWebSocketRequest(r) {
+		// Buffered: the copy drops what comes together with the end.
+		if err := wsstream.NewReader(bufio.NewReader(resp.Body), true, wsstream.NewDefaultReaderProtocols()).Copy(w, r); err != nil {
+			s.sent(err)
+		}
+		return nil
+	}
 	w.Header().Set("Content-Type", "text/plain")
 	w.WriteHeader(http.StatusOK)
 	flush, _ := w.(http.Flusher)
@@ -320,9 +328,11 @@ func (p responder) Error(w http.ResponseWriter, r *http.Request, err error) {
 	p.s.fail(w, r, err)
 }
 
+// upgradeAware passes a request on. One that must be a stream is upgraded;
+// otherwise links and redirects in what comes back are made to lead through the
+// proxy too.
 func (s *Server) upgradeAware(w http.ResponseWriter, r *http.Request, u *url.URL, rt http.RoundTripper, upgrade bool) {
-	h := proxy.NewUpgradeAwareHandler(u, rt, false, upgrade, responder{s})
-	h.UseLocationHost = true
+	h := proxy.NewUpgradeAwareHandler(u, rt, !upgrade, upgrade, responder{s})
 	r.Header.Del("Authorization")
 	h.ServeHTTP(w, r)
 }

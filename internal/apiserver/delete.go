@@ -25,6 +25,7 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 	if errs := metav1validation.ValidateDeleteOptions(o); len(errs) > 0 {
 		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
 	}
+	warnOfDelete(rq, o)
 	cur := s.cached(rq.kind, rq.key())
 	for {
 		// The rules write to the options: each try gets its own.
@@ -53,6 +54,14 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, false, storeError(err)
+		}
+	}
+}
+
+func warnOfDelete(rq *request, o *metav1.DeleteOptions) {
+	if f := rq.kind.DeleteWarnings; f != nil {
+		for _, w := range f(o) {
+			rq.warn(w)
 		}
 	}
 }
@@ -260,6 +269,7 @@ func (s *Server) deleted(rq *request, obj Object) runtime.Object {
 // deleteCollection deletes what a list selects, several at a time, and returns
 // what it listed.
 func (s *Server) deleteCollection(ctx context.Context, rq *request, o *metav1.DeleteOptions, lo *metav1.ListOptions) (*listResult, error) {
+	warnOfDelete(rq, o)
 	l, err := s.list(ctx, rq, lo)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -486,8 +487,13 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s.%s): unknown conversion",
 			got.Kind, got.Version, gvk.Kind, got.Version, got.Kind, internalPackage(gvk.Group), gvk.Kind))
 	}
-	if got.GroupVersion() != gvk.GroupVersion() {
+	if gv := got.GroupVersion(); gv != gvk.GroupVersion() && !(rq.sub != nil && slices.Contains(rq.sub.BodyVersions, gv)) {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
+	}
+	if f := rq.kind.Readable; f != nil && gvk == rq.kind.gvk {
+		if err := f(into); err != nil {
+			return nil, bad(err)
+		}
 	}
 	return into, nil
 }

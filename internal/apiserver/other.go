@@ -22,6 +22,9 @@ func storageVersionHash(group, version, kind string) string {
 	return base64.StdEncoding.EncodeToString(sum[:8])
 }
 
+// issuerPaths are Issuer's (OpenID Connect Discovery 1.0; RFC 7517).
+var issuerPaths = []string{"/.well-known/openid-configuration", "/openid/v1/jwks"}
+
 // serveOther answers requests that are not for a resource.
 func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 	p := strings.TrimSuffix(r.URL.Path, "/")
@@ -37,6 +40,8 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 		s.serveHealth(w, r, p)
 	case strings.HasPrefix(p, "/openapi/") && s.OpenAPI != nil:
 		s.OpenAPI.ServeHTTP(w, r)
+	case s.Issuer != nil && slices.Contains(issuerPaths, p):
+		s.Issuer.ServeHTTP(w, r)
 	case p == "":
 		b, err := json.MarshalIndent(map[string][]string{"paths": s.paths()}, "", "  ")
 		if err != nil {
@@ -52,6 +57,9 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) paths() []string {
 	out := []string{"/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"}
+	if s.Issuer != nil {
+		out = append(out, issuerPaths...)
+	}
 	order, versions := s.groups()
 	for _, g := range order {
 		if g == "" {

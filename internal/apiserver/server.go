@@ -51,7 +51,9 @@ type Deps struct {
 	// Nodes reaches kubelets, for logs, exec and proxies.
 	Nodes NodeConnector
 
-	Tokens   resource.TokenIssuer
+	Tokens resource.TokenIssuer
+	// Issuer serves how others verify the tokens; nil answers 404.
+	Issuer   http.Handler
 	Services resource.ServiceAllocator
 
 	// Version is the answer of /version.
@@ -151,6 +153,11 @@ func New(d Deps) (*Server, error) {
 		s.order = append(s.order, k)
 		if r.New != nil {
 			scheme.AddKnownTypeWithName(r.GVK(), r.New())
+		}
+		for _, sub := range r.Subresources {
+			for _, gv := range sub.BodyVersions {
+				scheme.AddKnownTypeWithName(gv.WithKind(sub.Kind.Kind), sub.NewBody())
+			}
 		}
 		if r.NewList != nil {
 			scheme.AddKnownTypeWithName(r.GroupVersion.WithKind(r.Kind+"List"), r.NewList())

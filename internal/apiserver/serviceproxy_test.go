@@ -40,6 +40,11 @@ func put(t *testing.T, st store.Store, kind, key, body string) {
 
 func TestServiceProxy(t *testing.T) {
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/page" {
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprint(w, `<a href="/next">next</a>`) //nolint:errcheck // the test sees what arrives
+			return
+		}
 		fmt.Fprintf(w, "here %s", r.URL.Path) //nolint:errcheck // the test sees what arrives
 	}))
 	defer backend.Close()
@@ -61,20 +66,30 @@ func TestServiceProxy(t *testing.T) {
 	f := startOn(t, st)
 	const services = "/api/v1/namespaces/default/services/"
 	for _, by := range []string{"pod:http", "pod:80", "http:pod:80"} {
-		resp, err := http.Get(f.url + services + by + "/proxy/a/b")
-		if err != nil {
-			t.Fatal(err)
+		// A page's links lead through the proxy too.
+		for path, want := range map[string]string{"a/b": "here /a/b", "page": `<a href="` + services + by + `/proxy/next">next</a>`} {
+			resp, err := http.Get(f.url + services + by + "/proxy/" + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := resp.Body.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if string(b) != want {
+				t.Errorf("%s/%s: %d %s", by, path, resp.StatusCode, b)
+			}
 		}
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := resp.Body.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if string(b) != "here /a/b" {
-			t.Errorf("%s: %d %s", by, resp.StatusCode, b)
-		}
+	}
+	rq, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, f.url+services+"pod:http/proxy/a", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := http.DefaultClient.Do(rq); err != nil || resp.StatusCode != http.StatusOK || resp.Body.Close() != nil {
+		t.Errorf("OPTIONS through the proxy: %v %v", resp, err)
 	}
 	for path, want := range map[string]string{
 		"pod:82/proxy/":         `no service port 82 found for service "pod"`,

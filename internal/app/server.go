@@ -118,6 +118,10 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	discovery, err := tokens.Discovery("https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)))
+	if err != nil {
+		return err
+	}
 	s.alloc, err = alloc.New(alloc.Deps{
 		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
@@ -137,6 +141,7 @@ func (s *server) newAPI() error {
 		Admission:     admission.Default(),
 		Nodes:         newNodeConnector(s.pki),
 		Tokens:        tokens,
+		Issuer:        discovery,
 		FieldManagers: fields.New(all),
 		Services:      s.alloc,
 		Bootstrapped:  s.bootstrapped,

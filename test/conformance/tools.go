@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package conformance names the programs of upstream that are built here; see
-// build.sh.
+// Package conformance names what of upstream is built here: see build.sh, suite.sh
+// and images/build.sh.
 package conformance
 
 import (
@@ -9,4 +9,9 @@ import (
 	_ "k8s.io/kubernetes/cmd/kube-apiserver"
 	_ "k8s.io/kubernetes/cmd/kube-controller-manager"
 	_ "k8s.io/kubernetes/cmd/kube-scheduler"
+
+	_ "github.com/onsi/ginkgo/v2/ginkgo"
+	_ "k8s.io/kubernetes/test/e2e"
+	_ "k8s.io/kubernetes/test/images/agnhost"
+	_ "k8s.io/sample-apiserver"
 )

@@ -81,11 +81,14 @@ func (r *run) both(rq request, um, sm *memory) (up, sk answer) {
 	go ask(r.pair.upstream, um, uc)
 	go ask(r.pair.skiff, sm, sc)
 	u, s := <-uc, <-sc
-	if u.err != nil {
+	if r.t.Context().Err() != nil {
 		r.t.Fatalf("%s: %v", rq.name, u.err)
 	}
+	// A connection that is cut is a difference like any other.
+	if u.err != nil {
+		u.a.text = "no answer"
+	}
 	if s.err != nil {
-		// A connection that skiff cuts is a difference like any other.
 		s.a.text = "no answer: " + s.err.Error()
 	}
 	r.asked++
@@ -242,7 +245,7 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 		// The rules of metadata that all kinds share are tried on one of them.
 		shallow := map[string]bool{"metadata": res.Kind != "ConfigMap"}
 		if res.Kind != "Pod" {
-			shallow["spec.template.spec"] = true
+			shallow["spec.template.spec"], shallow["template.spec"], shallow["spec.jobTemplate.spec.template.spec"] = true, true, true
 		}
 		for _, mu := range mutations(t, d, shallow) {
 			if untouched[strings.SplitN(mu.name, "=", 2)[0]] {

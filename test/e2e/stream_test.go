@@ -11,7 +11,45 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
+
+// logsOverWebSocket reads a pod's log as clients do that speak nothing else.
+func (c *cluster) logsOverWebSocket(pod, want string) {
+	c.t.Helper()
+	cmd := c.kubectlCmd(c.t.Context(), "proxy", "--port=0")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	var at string
+	if _, err := fmt.Fscanf(out, "Starting to serve on %s\n", &at); err != nil {
+		c.t.Fatal(err)
+	}
+	d := websocket.Dialer{Subprotocols: []string{"binary.k8s.io"}}
+	ws, resp, err := d.DialContext(c.t.Context(), "ws://"+at+"/api/v1/namespaces/default/pods/"+pod+"/log", nil)
+	if err != nil {
+		c.t.Fatalf("open %s's log: %v %v", pod, err, resp)
+	}
+	defer ws.Close()
+	var got string
+	for err == nil {
+		var b []byte
+		_, b, err = ws.ReadMessage()
+		got += string(b)
+	}
+	if got != want || !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+		c.t.Errorf("log over a WebSocket: %q, %v; want %q", got, err, want)
+	}
+}
 
 // TestStreams drives exec, attach and port-forward as kubectl asks for them:
 // WebSocket first. A fall-back to SPDY would show in its log.
@@ -28,7 +66,7 @@ spec:
   - name: main
     image: busybox:1
     stdin: true
-    command: [sh, -c, 'echo ok > /tmp/index.html; httpd -p 8080 -h /tmp; while read l; do echo "read $l"; done; sleep 1000']
+    command: [sh, -c, 'echo attached; echo ok > /tmp/index.html; httpd -p 8080 -h /tmp; while read l; do echo "read $l"; done; sleep 1000']
 `)
 	c.waitPod("box", ".status.phase", "Running")
 	direct := func(out string) {
@@ -47,6 +85,8 @@ spec:
 	if out, err := c.kubectlIn(bytes.NewReader(big), "exec", "-i", "box", "--", "cat"); err != nil || out != string(big) {
 		t.Errorf("cat of %d bytes: %d came back, %v", len(big), len(out), err)
 	}
+
+	c.logsOverWebSocket("box", "attached\n")
 
 	// script gives kubectl a terminal.
 	if script, err := exec.LookPath("script"); err == nil {

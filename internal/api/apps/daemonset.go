@@ -26,6 +26,14 @@ func DaemonSet() *resource.Resource {
 		ShortNames: []string{"ds"}, Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/daemonsets/",
 		New:     func() resource.Object { return &appsv1.DaemonSet{} },
 		NewList: func() runtime.Object { return &appsv1.DaemonSetList{} },
+		Readable: func(o resource.Object) error {
+			v, ok := o.GetAnnotations()[appsv1.DeprecatedTemplateGeneration]
+			if !ok {
+				return nil
+			}
+			_, err := strconv.ParseInt(v, 10, 64)
+			return err
+		},
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Desired", "integer", status["desiredNumberScheduled"], 0),
@@ -116,15 +124,19 @@ func defaultDaemonSet(d *appsv1.DaemonSet) {
 	if u.Type == "" {
 		u.Type = appsv1.RollingUpdateDaemonSetStrategyType
 	}
+	unavailable := int32(0)
 	if u.Type == appsv1.RollingUpdateDaemonSetStrategyType {
+		unavailable = 1
 		if u.RollingUpdate == nil {
 			u.RollingUpdate = &appsv1.RollingUpdateDaemonSet{}
 		}
-		if u.RollingUpdate.MaxUnavailable == nil {
-			u.RollingUpdate.MaxUnavailable = new(intstr.FromInt32(1))
+	}
+	if r := u.RollingUpdate; r != nil {
+		if r.MaxUnavailable == nil {
+			r.MaxUnavailable = new(intstr.FromInt32(unavailable))
 		}
-		if u.RollingUpdate.MaxSurge == nil {
-			u.RollingUpdate.MaxSurge = new(intstr.FromInt32(0))
+		if r.MaxSurge == nil {
+			r.MaxSurge = new(intstr.FromInt32(0))
 		}
 	}
 	unset(&d.Spec.RevisionHistoryLimit, 10)
@@ -144,12 +156,7 @@ func validateDaemonSetSpec(s *appsv1.DaemonSetSpec, o pod.Options, lax bool) fie
 		errs = append(errs, field.Invalid(sp, s.Selector, "empty selector is invalid for daemonset"))
 	}
 	errs = append(errs, pod.ValidateTemplate(&s.Template, tp, o)...)
-	if r := s.Template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if s.Template.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in DaemonSet is not Supported"))
-	}
+	errs = append(errs, pod.ValidateEndless(tp, &s.Template, "DaemonSet")...)
 	errs = append(errs, resource.NotNegative(specPath, resource.N("minReadySeconds", s.MinReadySeconds))...)
 	errs = append(errs, validateDaemonSetStrategy(specPath.Child("updateStrategy"), &s.UpdateStrategy)...)
 	return append(errs, resource.NotNegative(specPath, resource.N("revisionHistoryLimit", number(s.RevisionHistoryLimit)))...)

@@ -27,6 +27,16 @@ func Deployment() *resource.Resource {
 		ShortNames: []string{"deploy"}, Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/deployments/",
 		New:     func() resource.Object { return &appsv1.Deployment{} },
 		NewList: func() runtime.Object { return &appsv1.DeploymentList{} },
+		Readable: func(o resource.Object) error {
+			v := o.GetAnnotations()[rollbackAnnotation]
+			if v == "" {
+				return nil
+			}
+			if _, err := strconv.ParseInt(v, 10, 64); err != nil {
+				return fmt.Errorf("failed to parse annotation[%s]=%s as int64: %w", rollbackAnnotation, v, err)
+			}
+			return nil
+		},
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Ready", "string", "Number of the pod with ready state", 0),

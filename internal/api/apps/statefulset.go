@@ -2,6 +2,7 @@ package apps
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -91,10 +92,10 @@ func defaultStatefulSet(s *appsv1.StatefulSet) {
 			u.RollingUpdate = &appsv1.RollingUpdateStatefulSetStrategy{}
 		}
 	}
-	if u.Type == appsv1.RollingUpdateStatefulSetStrategyType && u.RollingUpdate != nil {
-		unset(&u.RollingUpdate.Partition, 0)
-		if u.RollingUpdate.MaxUnavailable == nil {
-			u.RollingUpdate.MaxUnavailable = new(intstr.FromInt32(1))
+	if r := u.RollingUpdate; r != nil {
+		unset(&r.Partition, 0)
+		if u.Type == appsv1.RollingUpdateStatefulSetStrategyType && r.MaxUnavailable == nil {
+			r.MaxUnavailable = new(intstr.FromInt32(1))
 		}
 	}
 	if s.Spec.PersistentVolumeClaimRetentionPolicy == nil {
@@ -163,7 +164,11 @@ func validateStatefulSetUpdate(env resource.Env, s, old *appsv1.StatefulSet) fie
 	}
 	same("selector", s.Spec.Selector, old.Spec.Selector)
 	if !equal(s.Spec.VolumeClaimTemplates, old.Spec.VolumeClaimTemplates) {
-		errs = append(errs, field.Invalid(specPath.Child("volumeClaimTemplates"), resource.Shown(s.Spec.VolumeClaimTemplates), "field is immutable"))
+		shown := slices.Clone(s.Spec.VolumeClaimTemplates)
+		for i := range shown {
+			shown[i].TypeMeta = metav1.TypeMeta{}
+		}
+		errs = append(errs, field.Invalid(specPath.Child("volumeClaimTemplates"), resource.Shown(shown), "field is immutable"))
 	}
 	same("serviceName", s.Spec.ServiceName, old.Spec.ServiceName)
 	same("podManagementPolicy", s.Spec.PodManagementPolicy, old.Spec.PodManagementPolicy)
@@ -280,13 +285,7 @@ func (c setRules) selected(p *field.Path, s *appsv1.StatefulSetSpec) field.Error
 			errs = append(errs, pod.ValidateTemplate(t, tp, c.Options)...)
 		}
 	}
-	if r := s.Template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if s.Template.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported"))
-	}
-	return errs
+	return append(errs, pod.ValidateEndless(tp, &s.Template, "StatefulSet")...)
 }
 
 // asCreated is the template as the pods made from it have it: host names are the

@@ -61,11 +61,5 @@ func validateSelected(s *metav1.LabelSelector, t *corev1.PodTemplateSpec, o pod.
 		errs = append(errs, field.Invalid(tp.Child("metadata", "labels"), t.Labels, "`selector` does not match template `labels`"))
 	}
 	errs = append(errs, pod.ValidateTemplate(t, tp, o)...)
-	if r := t.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if t.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported"))
-	}
-	return errs
+	return append(errs, pod.ValidateEndless(tp, t, "ReplicaSet")...)
 }

@@ -94,16 +94,7 @@ func segment(p *field.Path, v, detail string) field.ErrorList {
 
 func (r rules) spec(s *autoscalingv2.HorizontalPodAutoscalerSpec) field.ErrorList {
 	var errs field.ErrorList
-	if n := s.MinReplicas; n != nil && *n < r.fewest {
-		errs = append(errs, field.Invalid(specPath.Child("minReplicas"), *n, fmt.Sprintf("must be greater than or equal to %d", r.fewest)))
-	}
 	most := specPath.Child("maxReplicas")
-	switch {
-	case s.MaxReplicas == 0:
-		errs = append(errs, field.Required(most, "must be set and greater than 0"))
-	case s.MaxReplicas < 0:
-		errs = append(errs, field.Invalid(most, s.MaxReplicas, "must be greater than or equal to 1"))
-	}
 	if n := s.MinReplicas; n != nil && s.MaxReplicas < *n {
 		errs = append(errs, field.Invalid(most, s.MaxReplicas, "must be greater than or equal to `minReplicas`"))
 	}
@@ -113,6 +104,16 @@ func (r rules) spec(s *autoscalingv2.HorizontalPodAutoscalerSpec) field.ErrorLis
 		p := specPath.Child("behavior")
 		errs = append(errs, validateScaling(p.Child("scaleUp"), b.ScaleUp)...)
 		errs = append(errs, validateScaling(p.Child("scaleDown"), b.ScaleDown)...)
+	}
+	// Upstream's rules of these are declared with the fields, and come last.
+	if n := s.MinReplicas; n != nil && *n < r.fewest {
+		errs = append(errs, field.Invalid(specPath.Child("minReplicas"), *n, fmt.Sprintf("must be greater than or equal to %d", r.fewest)))
+	}
+	switch {
+	case s.MaxReplicas == 0:
+		errs = append(errs, field.Required(most, ""))
+	case s.MaxReplicas < 0:
+		errs = append(errs, field.Invalid(most, s.MaxReplicas, "must be greater than or equal to 1"))
 	}
 	return errs
 }

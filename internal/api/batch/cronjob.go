@@ -70,11 +70,12 @@ func CronJob() *resource.Resource {
 			if len(c.Name) > mostCronJobName {
 				errs = append(errs, field.Invalid(field.NewPath("metadata", "name"), c.Name, fmt.Sprintf("must be no more than %d characters", mostCronJobName)))
 			}
-			return errs
+			return append(errs, validateScheduled(&c.Spec)...)
 		},
 		ValidateUpdate: func(env resource.Env, c, old *batchv1.CronJob) field.ErrorList {
-			return append(resource.ValidateMetaUpdate(c, old),
+			errs := append(resource.ValidateMetaUpdate(c, old),
 				validateCronJobSpec(&c.Spec, &old.Spec, pod.TemplateOptions(env.Features, &old.Spec.JobTemplate.Spec.Template))...)
+			return append(errs, validateScheduled(&c.Spec)...)
 		},
 		Warnings: func(_ resource.Env, c, old *batchv1.CronJob) []string {
 			var out []string
@@ -103,9 +104,7 @@ func defaultCronJob(c *batchv1.CronJob) {
 // validateCronJobSpec: old is nil for a new object.
 func validateCronJobSpec(s, old *batchv1.CronJobSpec, o pod.Options) field.ErrorList {
 	var errs field.ErrorList
-	if s.Schedule == "" {
-		errs = append(errs, field.Required(specPath.Child("schedule"), ""))
-	} else {
+	if s.Schedule != "" {
 		errs = append(errs, validateSchedule(s, old != nil && strings.Contains(old.Schedule, "TZ"))...)
 	}
 	if n := s.StartingDeadlineSeconds; n != nil {
@@ -139,6 +138,14 @@ func validateCronJobSpec(s, old *batchv1.CronJobSpec, o pod.Options) field.Error
 		}
 	}
 	return errs
+}
+
+// validateScheduled: upstream's rule is declared with the field, and comes last.
+func validateScheduled(s *batchv1.CronJobSpec) field.ErrorList {
+	if s.Schedule == "" {
+		return field.ErrorList{field.Required(specPath.Child("schedule"), "")}
+	}
+	return nil
 }
 
 // ParseSchedule parses the schedule of a cron job: the five fields, or one of the

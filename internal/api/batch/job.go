@@ -3,7 +3,6 @@ package batch
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"strconv"
 	"time"
@@ -41,8 +40,9 @@ func Job() *resource.Resource {
 	return resource.Define(resource.Resource{
 		GroupVersion: batchv1.SchemeGroupVersion, Kind: "Job", Plural: "jobs", Singular: "job",
 		Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/jobs/",
-		New:     func() resource.Object { return &batchv1.Job{} },
-		NewList: func() runtime.Object { return &batchv1.JobList{} },
+		New:          func() resource.Object { return &batchv1.Job{} },
+		UnknownField: func(name string) string { return fmt.Sprintf("field label %q not supported for Job", name) },
+		NewList:      func() runtime.Object { return &batchv1.JobList{} },
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Status", "string", "Status of the job.", 0),
@@ -65,6 +65,7 @@ func Job() *resource.Resource {
 		Default:             defaultJob,
 		UnconditionalUpdate: true,
 		OrphanByDefault:     true,
+		DeleteWarnings:      deleteWarnings,
 		ResetFields:         []string{"status"},
 		PrepareCreate: func(env resource.Env, j *batchv1.Job) {
 			if !*j.Spec.ManualSelector {
@@ -97,6 +98,13 @@ func Job() *resource.Resource {
 	})
 }
 
+func deleteWarnings(o *metav1.DeleteOptions) []string {
+	if o.PropagationPolicy != nil || o.OrphanDependents != nil { //nolint:staticcheck // still accepted, as upstream
+		return nil
+	}
+	return []string{"child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"}
+}
+
 func unset[T any](v **T, def T) {
 	if *v == nil {
 		*v = &def
@@ -114,7 +122,8 @@ func defaultJob(j *batchv1.Job) {
 	}
 	unset(&s.BackoffLimit, 6)
 	if s.Template.Labels != nil && len(j.Labels) == 0 {
-		j.Labels = maps.Clone(s.Template.Labels)
+		// The same map: labels that selectOwnPods adds become the job's too.
+		j.Labels = s.Template.Labels
 	}
 	unset(&s.CompletionMode, batchv1.NonIndexedCompletion)
 	unset(&s.Suspend, false)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -79,7 +80,7 @@ func ReplicationController() *resource.Resource {
 			}
 		},
 		ValidateCreate: func(env resource.Env, rc *corev1.ReplicationController) field.ErrorList {
-			return append(resource.ValidateMeta(rc, true, resource.DNSSubdomain),
+			return append(resource.ValidateMeta(rc, true, controllerName),
 				validateControllerSpec(&rc.Spec, pod.TemplateOptions(env.Features, nil))...)
 		},
 		ValidateUpdate: func(env resource.Env, rc, old *corev1.ReplicationController) field.ErrorList {
@@ -109,6 +110,14 @@ func ReplicationController() *resource.Resource {
 				resource.Age(rc.CreationTimestamp, now)}, pod.TemplateCells(rc.Spec.Template)...), labels.FormatLabels(rc.Spec.Selector))
 		},
 	})
+}
+
+// controllerName is the usual rule in newer words.
+func controllerName(name string, prefix bool) []string {
+	if prefix {
+		return resource.DNSSubdomain(name, true)
+	}
+	return content.IsDNS1123Subdomain(name)
 }
 
 func defaultReplicationController(rc *corev1.ReplicationController) {
@@ -142,13 +151,7 @@ func validateControllerSpec(s *corev1.ReplicationControllerSpec, o pod.Options) 
 		errs = append(errs, field.Invalid(tp.Child("metadata", "labels"), t.Labels, "`selector` does not match template `labels`"))
 	}
 	errs = append(errs, pod.ValidateTemplate(t, tp, o)...)
-	if r := t.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
-		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
-	}
-	if t.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicationController is not Supported"))
-	}
-	return errs
+	return append(errs, pod.ValidateEndless(tp, t, "ReplicationController")...)
 }
 
 // validateConvertible keeps what an annotation says that other kinds cannot

@@ -62,6 +62,12 @@ type Resource struct {
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
 	ReturnDeleted bool
+	// Readable, where set, says why a body cannot be taken for an object although it
+	// decodes: an annotation that stands for a number is none.
+	Readable func(obj Object) error
+	// UnknownField says that a field cannot be selected by, where a kind has words
+	// of its own for it.
+	UnknownField func(name string) string
 	// Verbs allowed; nil means create, delete, deletecollection, get, list, patch,
 	// update, watch.
 	Verbs []string
@@ -156,6 +162,8 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// DeleteWarnings returns texts for the Warning header of a deletion.
+	DeleteWarnings func(o *metav1.DeleteOptions) []string
 	// NoDependents: nothing depends on these objects; a deletion asks the garbage
 	// collector for nothing, whatever its options say.
 	NoDependents bool
@@ -211,7 +219,10 @@ type Subresource struct {
 	// Post, where set, answers a create (binding, token, eviction). ops writes
 	// the parent. No object answers with a Status of success.
 	NewBody func() Object
-	Post    func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// BodyVersions are the versions besides Kind's that the body may be in; it has
+	// the same fields there.
+	BodyVersions []schema.GroupVersion
+	Post         func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.
@@ -349,7 +360,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	out := Strategy{
 		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
-		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
+		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, DeleteWarnings: s.DeleteWarnings,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }

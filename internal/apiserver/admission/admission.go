@@ -21,7 +21,8 @@ import (
 // Default returns the plugins in upstream's order.
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
-		NewNamespaceLifecycle(), ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
+		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
+		NewResourceQuota(),
 	}
 }
 

@@ -66,20 +66,12 @@ func NewTokens(c TokensConfig) (*Tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	alg := jose.ES256
-	switch k := c.Key.Public().(type) {
-	case *rsa.PublicKey:
-		alg = jose.RS256
-	case *ecdsa.PublicKey:
-		switch k.Curve.Params().BitSize {
-		case 384:
-			alg = jose.ES384
-		case 521:
-			alg = jose.ES512
-		}
+	switch c.Key.Public().(type) {
+	case *rsa.PublicKey, *ecdsa.PublicKey:
 	default:
 		return nil, fmt.Errorf("service account key: a %T cannot sign tokens", c.Key)
 	}
+	alg := algorithmOf(c.Key.Public())
 	t.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: c.Key, KeyID: id, Algorithm: string(alg), Use: "sig"}}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("service account key: %w", err)
@@ -274,27 +266,6 @@ func read[T metav1.Object](o T, err error) (T, error) {
 	}
 	return o, err
 }
-
-// JWKS is the document of the keys that verify tokens (RFC 7517).
-func (t *Tokens) JWKS() jose.JSONWebKeySet {
-	var set jose.JSONWebKeySet
-	ids := make([]string, 0, len(t.keys))
-	for id := range t.keys {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	for _, id := range ids {
-		alg := jose.ES256
-		if _, ok := t.keys[id].(*rsa.PublicKey); ok {
-			alg = jose.RS256
-		}
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: t.keys[id], KeyID: id, Algorithm: string(alg), Use: "sig"})
-	}
-	return set
-}
-
-// Issuer returns the iss claim.
-func (t *Tokens) Issuer() string { return t.issuer }
 
 const protocolPrefix = "base64url.bearer.authorization.k8s.io."
 

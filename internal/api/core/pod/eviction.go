@@ -23,8 +23,9 @@ import (
 func evictionDoor() resource.Subresource {
 	return resource.Subresource{
 		Name: "eviction", Kind: policyv1.SchemeGroupVersion.WithKind("Eviction"), Verbs: []string{"create"},
-		NewBody: func() resource.Object { return &policyv1.Eviction{} },
-		Post:    evict,
+		NewBody:      func() resource.Object { return &policyv1.Eviction{} },
+		BodyVersions: []schema.GroupVersion{{Group: policyv1.GroupName, Version: "v1beta1"}},
+		Post:         evict,
 	}
 }
 

@@ -48,3 +48,16 @@ func WorkloadWarnings(p *field.Path, obj metav1.Object, created bool, t *corev1.
 	}
 	return append(out, TemplateWarnings(p, t)...)
 }
+
+// ValidateEndless checks that the pods of a template, at p, run until they are
+// deleted, which pods of the kind named must.
+func ValidateEndless(p *field.Path, t *corev1.PodTemplateSpec, kind string) field.ErrorList {
+	var errs field.ErrorList
+	if r := t.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
+		errs = append(errs, field.NotSupported(p.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
+	}
+	if t.Spec.ActiveDeadlineSeconds != nil {
+		errs = append(errs, field.Forbidden(p.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in "+kind+" is not Supported"))
+	}
+	return errs
+}

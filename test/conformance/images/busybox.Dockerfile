@@ -1,0 +1,2 @@
+FROM conformance/busybox:1
+CMD ["sh"]

@@ -1,0 +1,3 @@
+FROM conformance/base:1
+COPY coredns /coredns
+CMD ["bash"]

@@ -1,0 +1,3 @@
+FROM conformance/busybox:1
+USER 1234
+CMD ["sh"]

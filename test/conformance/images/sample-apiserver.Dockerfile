@@ -1,0 +1,3 @@
+FROM scratch
+COPY sample-apiserver /sample-apiserver
+ENTRYPOINT ["/sample-apiserver"]
