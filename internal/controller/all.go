@@ -69,15 +69,23 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
 		newCollector(d),
+		newCronJob(d),
+		newDaemonSet(d),
 		newDeployment(d),
+		newDisruption(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
+		newJob(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodGC(d),
 		newReplicaSet(d),
+		newReplicationController(d),
+		newResourceQuota(d),
 		newRootCA(d),
 		newServiceAccount(d),
+		newStatefulSet(d),
+		newTTLAfterFinished(d),
 		newTaintEviction(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
