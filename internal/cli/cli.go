@@ -342,6 +342,10 @@ func (c *command) kubectl() *cobra.Command {
 			k := exec.CommandContext(cmd.Context(), bin, args...)
 			k.Stdin, k.Stdout, k.Stderr = os.Stdin, os.Stdout, os.Stderr
 			k.Env = append(os.Environ(), "KUBECONFIG="+r.Kubeconfig)
+			if os.Getenv("KUBECACHEDIR") == "" {
+				// kubectl knows servers by their port: another cluster had this one.
+				k.Env = append(k.Env, "KUBECACHEDIR="+i.Data("kubectl-cache"))
+			}
 			return k.Run()
 		},
 	}

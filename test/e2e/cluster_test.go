@@ -154,7 +154,8 @@ func (c *cluster) kubectlCmd(ctx context.Context, args ...string) *exec.Cmd {
 	if _, err := exec.LookPath("kubectl"); err != nil || c.carried {
 		cmd = exec.CommandContext(ctx, c.bin, append([]string{"kubectl", "--name", c.name, "--data-dir", c.data}, args...)...)
 	}
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig")
+	// What kubectl remembers of a server, by its port, is of this cluster alone.
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig", "KUBECACHEDIR="+c.data+".kubectl")
 	return cmd
 }
 
