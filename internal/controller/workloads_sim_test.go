@@ -97,8 +97,8 @@ func TestSimulatedStatefulSets(t *testing.T) {
 		defer w.stop()
 		f := w.faults(seed)
 		w.kubelet(2*time.Second, newRand(seed+100), nil)
-		// The server would refuse two pods of a name; a pod must never be made
-		// beyond what is wanted, nor, in order, before its predecessors are there.
+		// The server would refuse two pods of a name. In order, a pod must not be made
+		// before its predecessors are ready.
 		pods := client.InformerFor[*corev1.Pod](w.deps.Informers)
 		pods.OnChange(func(ch client.Change[*corev1.Pod]) {
 			if ch.Old != nil || ch.Deleted() || !ordered {
@@ -110,8 +110,8 @@ func TestSimulatedStatefulSets(t *testing.T) {
 				first = firstOrdinal(s)
 			}
 			for i := first; i < n; i++ {
-				if _, ok := pods.Get("ns", "db-"+strconv.Itoa(i)); !ok {
-					t.Errorf("pod %d was made before %d", n, i)
+				if p, ok := pods.Get("ns", "db-"+strconv.Itoa(i)); !ok || !podReady(p) {
+					t.Errorf("pod %d was made before %d was ready", n, i)
 				}
 			}
 		})
@@ -138,7 +138,7 @@ func TestSimulatedStatefulSets(t *testing.T) {
 					ready++
 				}
 			}
-			return ready == *s.Spec.Replicas && s.Status.Replicas == ready && s.Status.AvailableReplicas == ready && s.Status.CurrentReplicas+s.Status.UpdatedReplicas >= ready
+			return ready == *s.Spec.Replicas && s.Status.Replicas == ready && s.Status.AvailableReplicas == ready
 		}
 		w.until("first", settled)
 		for range 6 {
