@@ -10,10 +10,13 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -100,6 +103,20 @@ func newCollector(d Deps) *control.Controller {
 	follow[*coordinationv1.Lease](g)
 	follow[*appsv1.ReplicaSet](g)
 	follow[*appsv1.Deployment](g)
+	follow[*appsv1.StatefulSet](g)
+	follow[*appsv1.DaemonSet](g)
+	follow[*appsv1.ControllerRevision](g)
+	follow[*corev1.ReplicationController](g)
+	follow[*corev1.PodTemplate](g)
+	follow[*corev1.ResourceQuota](g)
+	follow[*corev1.LimitRange](g)
+	follow[*batchv1.Job](g)
+	follow[*batchv1.CronJob](g)
+	follow[*policyv1.PodDisruptionBudget](g)
+	follow[*autoscalingv2.HorizontalPodAutoscaler](g)
+	if client.KindFor(claimResource) != nil {
+		follow[*corev1.PersistentVolumeClaim](g)
+	}
 	follow[*discoveryv1.EndpointSlice](g)
 	follow[*networkingv1.IPAddress](g)
 	follow[*networkingv1.ServiceCIDR](g)
