@@ -94,15 +94,20 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		}
 		defer func() { end(err) }()
 	}
+	obj.SetUID(types.UID(uuid.NewUUID()))
+	obj.SetCreationTimestamp(s.now())
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
-	obj.SetUID(types.UID(uuid.NewUUID()))
-	obj.SetCreationTimestamp(s.now())
+	var errs field.ErrorList
+	if st.Check != nil {
+		errs = st.Check(ctx, env, obj, nil)
+	}
 	if st.ValidateCreate != nil {
-		if errs := st.ValidateCreate(env, obj); len(errs) > 0 {
-			return nil, invalid(k, obj.GetName(), errs)
-		}
+		errs = append(errs, st.ValidateCreate(env, obj)...)
+	}
+	if len(errs) > 0 {
+		return nil, invalid(k, obj.GetName(), errs)
 	}
 	// What holds for every kind, where its own rules do not say it.
 	if errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata")); len(errs) > 0 {

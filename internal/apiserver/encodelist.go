@@ -27,7 +27,7 @@ func (s *Server) writeList(w http.ResponseWriter, r *http.Request, rq *request, 
 	}
 	s.writeWarnings(w, rq)
 	if a.as != "" {
-		return s.writeTransformedList(w, r, rq, a, l)
+		return s.writeTransformedList(w, r, a, l)
 	}
 	gvk := l.kind.GroupVersion.WithKind(l.kind.Kind + "List")
 	if a.media == codec.YAML || a.pretty {

@@ -169,7 +169,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 	if k.Deprecated != "" {
 		rq.warn(k.Deprecated)
 	}
-	if k.col == nil && in.name != "" && rq.sub == nil {
+	if !k.hasObjects() && in.name != "" && rq.sub == nil {
 		s.notFound(w, r, in)
 		return
 	}
@@ -181,7 +181,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
 		return
 	}
-	if msgs := pathvalidation.IsValidPathSegmentName(in.name); k.col != nil && len(msgs) > 0 {
+	if msgs := pathvalidation.IsValidPathSegmentName(in.name); k.hasObjects() && len(msgs) > 0 {
 		s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", in.name, strings.Join(msgs, ";"))))
 		return
 	}
@@ -212,7 +212,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 // anything is done. Where there is no Table of the answer, clauses that ask for one
 // do not count.
 func (rq *request) acceptable(r *http.Request) error {
-	noTable := rq.kind.col == nil || rq.sub != nil && rq.sub.Post != nil
+	noTable := !rq.kind.hasObjects() || rq.sub != nil && rq.sub.Post != nil
 	if rq.verb == "watch" {
 		return watchable(r)
 	}
@@ -269,6 +269,9 @@ func allowed(rq *request, in info) bool {
 
 func (s *Server) verb(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, in info) error {
 	q := r.URL.Query()
+	if rq.kind.Live != nil {
+		return s.httpLive(ctx, w, r, rq, q)
+	}
 	switch in.verb {
 	case "get":
 		return s.httpGet(ctx, w, r, rq, q)
@@ -563,6 +566,11 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 	}
 	if got.GroupVersion() != gvk.GroupVersion() {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
+	}
+	if f := rq.kind.Readable; f != nil && gvk == rq.kind.gvk {
+		if err := f(into); err != nil {
+			return nil, bad(err)
+		}
 	}
 	return into, nil
 }

@@ -130,7 +130,11 @@ func parseFilter(rq *request, o *metav1.ListOptions) (*filter, error) {
 		if rq.kind.Selectable == nil {
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("%q is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", r.Field))
 		}
-		return nil, apierrors.NewBadRequest("field label not supported: " + r.Field)
+		text := "field label not supported: " + r.Field
+		if f := rq.kind.UnknownField; f != nil {
+			text = f(r.Field)
+		}
+		return nil, apierrors.NewBadRequest(text)
 	}
 	if sel.Empty() {
 		return f, nil

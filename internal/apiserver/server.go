@@ -56,6 +56,8 @@ type Deps struct {
 	// Issuer serves how others verify the tokens; nil answers 404.
 	Issuer   http.Handler
 	Services resource.ServiceAllocator
+	// Usage tells what nodes and pods use; nil where nobody knows.
+	Usage resource.UsageSource
 
 	// PublicAddress is the host:port that discovery names; where empty, the one
 	// that the request went to.
@@ -103,6 +105,9 @@ type kind struct {
 	col    *cache.Collection
 	gvk    schema.GroupVersionKind
 }
+
+// hasObjects tells whether there are objects to name: kept, or measured.
+func (k *kind) hasObjects() bool { return k.col != nil || k.Live != nil }
 
 // Server is the API server. Use New.
 type Server struct {
@@ -202,9 +207,9 @@ func (s *Server) System() *client.Client { return s.system }
 
 func (s *Server) env(rq *request, dryRun bool) resource.Env {
 	return resource.Env{
-		Now: s.Now, Features: s.Features, User: rq.user, DryRun: dryRun, Warn: rq.warn, Client: s.system,
+		Now: s.Now, Features: s.Features, User: rq.user, Verb: rq.verb, DryRun: dryRun, Warn: rq.warn, Client: s.system,
 		Authorize: s.Authorizer.Authorize, Authenticate: s.Authenticator.Token, Rules: s.Authorizer.Rules,
-		Tokens: s.Tokens, Services: s.Services,
+		Tokens: s.Tokens, Services: s.Services, Usage: s.Usage,
 	}
 }
 

@@ -150,16 +150,22 @@ func wrongForm(as string, gvk schema.GroupVersionKind, list bool) error {
 	return notAcceptableFor(fmt.Sprintf("you requested %s, but the requested object is %s (*%s.%s)", as, what, internalPackage(gvk.Group), kind))
 }
 
-func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, rq *request, a answer, l *listResult) error {
-	gv := schema.GroupVersion{Group: metav1.GroupName, Version: a.v}
+func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, a answer, l *listResult) error {
 	objs := make([]Object, 0, len(l.items))
 	for _, it := range l.items {
 		if o := it.Object(); o != nil {
 			objs = append(objs, s.fromStored(l.kind, o))
 		}
 	}
+	return s.writeTransformedObjects(w, r, l.kind, a, objs, l.meta())
+}
+
+// writeTransformedObjects answers with a list of objects as a Table or as their
+// metadata.
+func (s *Server) writeTransformedObjects(w http.ResponseWriter, r *http.Request, k *kind, a answer, objs []Object, lm metav1.ListMeta) error {
+	gv := schema.GroupVersion{Group: metav1.GroupName, Version: a.v}
 	if a.as == "PartialObjectMetadataList" {
-		out := &metav1.PartialObjectMetadataList{ListMeta: l.meta(), Items: make([]metav1.PartialObjectMetadata, 0, len(objs))}
+		out := &metav1.PartialObjectMetadataList{ListMeta: lm, Items: make([]metav1.PartialObjectMetadata, 0, len(objs))}
 		for _, o := range objs {
 			out.Items = append(out.Items, *partial(o, gv))
 		}
@@ -167,17 +173,24 @@ func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, rq
 		return nil
 	}
 	if a.as != "Table" {
-		return wrongForm(a.as, l.kind.gvk, true)
+		return wrongForm(a.as, k.gvk, true)
 	}
 	include, err := includePolicy(r.URL.Query().Get("includeObject"))
 	if err != nil {
 		return err
 	}
-	t, err := s.table(l.kind, objs, include, gv, true)
+	t, err := s.table(k, objs, include, gv, true)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
-	t.ListMeta = l.meta()
+	if k.ListCells != nil {
+		cells := make([][]any, len(t.Rows))
+		for i := range t.Rows {
+			cells[i] = t.Rows[i].Cells
+		}
+		k.ListCells(objs, cells)
+	}
+	t.ListMeta = lm
 	s.send(w, jsonOnly(a), http.StatusOK, t, gv.WithKind("Table"))
 	return nil
 }

@@ -153,6 +153,9 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	}
 	errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata"))
 	errs = append(errs, apivalidation.ValidateObjectMetaAccessorUpdate(obj, cur.obj, field.NewPath("metadata"))...)
+	if st.Check != nil {
+		errs = append(errs, st.Check(ctx, env, obj, cur.obj)...)
+	}
 	if st.ValidateUpdate != nil {
 		errs = append(errs, st.ValidateUpdate(env, obj, cur.obj)...)
 	}

@@ -26,11 +26,11 @@ const (
 	release
 )
 
-// claimOf decides about one object: an owner keeps what it controls and selects,
-// releases what it no longer selects, and adopts what it selects and nobody
-// controls. An owner that is being deleted changes nothing.
-func claimOf(owner, o metav1.Object, sel labels.Selector) claim {
-	match := sel.Matches(labels.Set(o.GetLabels()))
+// claimOf decides about one object, which the owner selects or does not (match): an
+// owner keeps what it controls and selects, releases what it no longer selects, and
+// adopts what it selects and nobody controls. An owner that is being deleted changes
+// nothing.
+func claimOf(owner, o metav1.Object, match bool) claim {
 	if ref := metav1.GetControllerOfNoCopy(o); ref != nil {
 		switch {
 		case ref.UID != owner.GetUID():
@@ -57,6 +57,11 @@ type claimer[T client.Object] struct {
 	gvk   schema.GroupVersionKind
 	// fresh reads the owner live: an owner deleted a moment ago must not adopt.
 	fresh func(ctx context.Context) (metav1.Object, error)
+	// member, where set, must hold beside the selector.
+	member func(T) bool
+	// change, where set, is asked for more to write with an adoption (adopted) or a
+	// release: a part of metadata.
+	change func(o T, adopted bool) map[string]any
 
 	checked  bool
 	checkErr error
@@ -67,7 +72,8 @@ func (m *claimer[T]) claim(ctx context.Context, objects []T, sel labels.Selector
 	var mine []T
 	var errs []error
 	for _, o := range objects {
-		switch claimOf(m.owner, o, sel) {
+		match := sel.Matches(labels.Set(o.GetLabels())) && (m.member == nil || m.member(o))
+		switch claimOf(m.owner, o, match) {
 		case keep:
 			mine = append(mine, o)
 		case adopt:
@@ -109,11 +115,11 @@ func (m *claimer[T]) adopt(ctx context.Context, o T) (T, error) {
 	if err := m.canAdopt(ctx); err != nil {
 		return zero, fmt.Errorf("can't adopt %s/%s (%s): %w", o.GetNamespace(), o.GetName(), o.GetUID(), err)
 	}
-	return m.patch(ctx, o, []any{metav1.NewControllerRef(m.owner, m.gvk)})
+	return m.patch(ctx, o, []any{metav1.NewControllerRef(m.owner, m.gvk)}, true)
 }
 
 func (m *claimer[T]) release(ctx context.Context, o T) error {
-	_, err := m.patch(ctx, o, []any{map[string]any{"$patch": "delete", "uid": m.owner.GetUID()}})
+	_, err := m.patch(ctx, o, []any{map[string]any{"$patch": "delete", "uid": m.owner.GetUID()}}, false)
 	// Gone, or no longer the object that was meant: nothing is left to release.
 	if apierrors.IsNotFound(err) || apierrors.IsInvalid(err) {
 		return nil
@@ -121,9 +127,14 @@ func (m *claimer[T]) release(ctx context.Context, o T) error {
 	return err
 }
 
-func (m *claimer[T]) patch(ctx context.Context, o T, owners []any) (T, error) {
+func (m *claimer[T]) patch(ctx context.Context, o T, owners []any, adopted bool) (T, error) {
 	var zero T
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": o.GetUID(), "ownerReferences": owners}})
+	meta := map[string]any{}
+	if m.change != nil {
+		meta = m.change(o, adopted)
+	}
+	meta["uid"], meta["ownerReferences"] = o.GetUID(), owners
+	patch, err := json.Marshal(map[string]any{"metadata": meta})
 	if err != nil {
 		return zero, err
 	}

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"reflect"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -30,12 +30,20 @@ const (
 
 var replicaSetKind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
 
-// replicaSets keeps the number of pods of every ReplicaSet at spec.replicas.
-type replicaSets struct {
+// replicaSets keeps the number of pods of every object of kind T at spec.replicas: of
+// ReplicaSets, and of ReplicationControllers, which are seen as ReplicaSets.
+type replicaSets[T client.Object] struct {
 	*control.Controller
 	now  func() time.Time
-	sets *client.Informer[*appsv1.ReplicaSet]
-	pods *client.Informer[*corev1.Pod]
+	kind schema.GroupVersionKind
+	// as is a T as a ReplicaSet, of which the parts may be shared; withStatus is a
+	// copy of a T with a status.
+	as         func(T) *appsv1.ReplicaSet
+	withStatus func(T, appsv1.ReplicaSetStatus) T
+	// counted tells which parts of a status T has.
+	counted func(appsv1.ReplicaSetStatus) appsv1.ReplicaSetStatus
+	sets    *client.Informer[T]
+	pods    *client.Informer[*corev1.Pod]
 
 	mu      sync.Mutex
 	written map[control.Key]time.Time // last status write
@@ -43,26 +51,41 @@ type replicaSets struct {
 }
 
 func newReplicaSet(d Deps) *control.Controller {
-	c := control.New("replicaset-controller", d.Deps)
-	r := &replicaSets{Controller: c, now: d.Clock(), written: map[control.Key]time.Time{}, skipped: map[control.Key]bool{}}
+	r := &replicaSets[*appsv1.ReplicaSet]{
+		Controller: control.New("replicaset-controller", d.Deps), kind: replicaSetKind,
+		as: func(rs *appsv1.ReplicaSet) *appsv1.ReplicaSet { return rs },
+		withStatus: func(rs *appsv1.ReplicaSet, s appsv1.ReplicaSetStatus) *appsv1.ReplicaSet {
+			rs = rs.DeepCopy()
+			rs.Status = s
+			return rs
+		},
+		counted: func(s appsv1.ReplicaSetStatus) appsv1.ReplicaSetStatus { return s },
+	}
+	return r.declare(d, "apps", "replicasets")
+}
+
+// declare is the declaration that both kinds share.
+func (r *replicaSets[T]) declare(d Deps, group, resource string) *control.Controller {
+	c := r.Controller
+	r.now, r.written, r.skipped = d.Clock(), map[control.Key]time.Time{}, map[control.Key]bool{}
 	r.sets = control.Watch(c, r.changed)
 	indexOwners(r.sets)
-	r.pods = control.Watch(c, enqueueOwners[*corev1.Pod](c, r.sets, "ReplicaSet", func(rs *appsv1.ReplicaSet) (labels.Selector, error) {
-		return metav1.LabelSelectorAsSelector(rs.Spec.Selector)
+	r.pods = control.Watch(c, enqueueOwners[*corev1.Pod](c, r.sets, r.kind.Kind, func(o T) (labels.Selector, error) {
+		return metav1.LabelSelectorAsSelector(r.as(o).Spec.Selector)
 	}))
 	indexOwners(r.pods)
 	c.Workers = 10
 	c.Writes = append(c.Writes,
-		control.Rule("apps", []string{"replicasets"}, "get", "list", "watch", "update"),
-		control.Rule("apps", []string{"replicasets/status"}, "update"),
-		control.Rule("apps", []string{"replicasets/finalizers"}, "update"),
+		control.Rule(group, []string{resource}, "get", "list", "watch", "update"),
+		control.Rule(group, []string{resource + "/status"}, "update"),
+		control.Rule(group, []string{resource + "/finalizers"}, "update"),
 		control.Rule("", []string{"pods"}, "list", "watch", "create", "patch", "delete"),
 	)
 	c.Reconcile = r.reconcile
 	return c
 }
 
-func (r *replicaSets) changed(ch client.Change[*appsv1.ReplicaSet]) {
+func (r *replicaSets[T]) changed(ch client.Change[T]) {
 	k := control.KeyOf(ch.Object())
 	if ch.Deleted() {
 		r.mu.Lock()
@@ -73,14 +96,15 @@ func (r *replicaSets) changed(ch client.Change[*appsv1.ReplicaSet]) {
 	r.Queue.Add(k)
 }
 
-func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
-	rs, ok := r.sets.Get(k.Namespace, k.Name)
+func (r *replicaSets[T]) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
+	o, ok := r.sets.Get(k.Namespace, k.Name)
 	if !ok {
 		return control.Result{}, nil
 	}
+	rs := r.as(o)
 	sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
-		r.Log.Error("invalid selector", "ns", k.Namespace, "replicaset", k.Name, "err", err)
+		r.Log.Error("invalid selector", "ns", k.Namespace, "name", k.Name, "err", err)
 		return control.Result{}, nil
 	}
 	owned := r.pods.ByIndex(byController, string(rs.UID))
@@ -99,9 +123,9 @@ func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Res
 		}
 	}
 	m := &claimer[*corev1.Pod]{
-		c: r.Controller, key: k, inf: r.pods, owner: rs, gvk: replicaSetKind,
+		c: r.Controller, key: k, inf: r.pods, owner: rs, gvk: r.kind,
 		fresh: func(ctx context.Context) (metav1.Object, error) {
-			return client.For[*appsv1.ReplicaSet](r.Client).In(rs.Namespace).Get(ctx, rs.Name)
+			return client.For[T](r.Client).In(rs.Namespace).Get(ctx, rs.Name)
 		},
 	}
 	active, err = m.claim(ctx, active, sel)
@@ -111,10 +135,10 @@ func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Res
 	var manageErr error
 	changed := false
 	if rs.DeletionTimestamp == nil {
-		changed, manageErr = r.manage(ctx, k, rs, active)
+		changed, manageErr = r.manage(ctx, k, o, active)
 	}
 	now := r.now()
-	status := replicaSetStatus(rs, active, terminating, manageErr, now)
+	status := r.counted(replicaSetStatus(rs, active, terminating, manageErr, now))
 	if !reflect.DeepEqual(status, rs.Status) {
 		if changed && manageErr == nil && r.skip(k) {
 			return control.Result{After: time.Second}, nil
@@ -122,7 +146,7 @@ func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Res
 		if wait := r.statusDue(k, now); wait > 0 && manageErr == nil && onlyCounts(rs.Status, status) && unsettled(rs, status) {
 			return control.Result{After: wait}, nil
 		}
-		if err := r.writeStatus(ctx, k, rs, status); err != nil {
+		if err := r.writeStatus(ctx, k, o, status); err != nil {
 			return control.Result{}, err
 		}
 	}
@@ -139,51 +163,29 @@ func (r *replicaSets) reconcile(ctx context.Context, k control.Key) (control.Res
 }
 
 // manage makes or deletes pods; it tells whether it did.
-func (r *replicaSets) manage(ctx context.Context, k control.Key, rs *appsv1.ReplicaSet, active []*corev1.Pod) (bool, error) {
+func (r *replicaSets[T]) manage(ctx context.Context, k control.Key, o T, active []*corev1.Pod) (bool, error) {
+	rs := r.as(o)
 	diff := len(active) - int(*rs.Spec.Replicas)
-	pods := client.For[*corev1.Pod](r.Client).In(rs.Namespace)
+	w := podWrites{c: r.Controller, key: k, inf: r.pods, owner: o}
 	still := func() bool {
 		now, ok := r.sets.Get(k.Namespace, k.Name)
-		return ok && now.UID == rs.UID && now.Generation == rs.Generation && now.DeletionTimestamp == nil
+		return ok && now.GetUID() == rs.UID && now.GetGeneration() == rs.Generation && now.GetDeletionTimestamp() == nil
 	}
 	switch {
 	case diff < 0:
-		_, err := slowStart(-diff, still, func() error {
-			p, err := pods.Create(ctx, podFromTemplate(&rs.Spec.Template, rs, replicaSetKind))
-			if err != nil {
-				if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-					return nil // every creation there fails from now on
-				}
-				r.Events.Event(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
-				return err
-			}
-			control.Wrote(r.Pending, k, r.pods, p)
-			r.Events.Event(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", p.Name)
-			return nil
+		_, err := slowStart(-diff, still, func(int) error {
+			_, err := w.create(ctx, podFromTemplate(&rs.Spec.Template, o, r.kind))
+			return err
 		})
 		return true, err
 	case diff > 0:
 		var related []*corev1.Pod
 		if diff < len(active) {
-			related = r.related(rs)
+			related = r.related(o)
 		}
 		chosen := chooseVictims(active, related, diff, r.now())
 		chosen = chosen[:min(len(chosen), batch)] // the rest with the next reconciliation
-		_, err := parallel(len(chosen), func(i int) error {
-			p := chosen[i]
-			uid := p.UID
-			err := pods.Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
-			if err != nil {
-				r.Events.Event(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", err)
-				return fmt.Errorf("unable to delete pods: %w", err)
-			}
-			control.Removed(r.Pending, k, r.pods, p)
-			r.Events.Event(rs, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", p.Name)
-			return nil
-		})
+		_, err := parallel(len(chosen), func(i int) error { return w.delete(ctx, chosen[i]) })
 		return true, err
 	}
 	return false, nil
@@ -191,28 +193,28 @@ func (r *replicaSets) manage(ctx context.Context, k control.Key, rs *appsv1.Repl
 
 // related are the pods of all ReplicaSets with the same controller: where they
 // crowd a node, its pods are deleted first.
-func (r *replicaSets) related(rs *appsv1.ReplicaSet) []*corev1.Pod {
-	sets := []*appsv1.ReplicaSet{rs}
-	if ref := metav1.GetControllerOfNoCopy(rs); ref != nil {
+func (r *replicaSets[T]) related(o T) []*corev1.Pod {
+	sets := []T{o}
+	if ref := metav1.GetControllerOfNoCopy(o); ref != nil {
 		sets = r.sets.ByIndex(byController, string(ref.UID))
 	}
 	var all []*corev1.Pod
 	for _, s := range sets {
-		all = append(all, r.pods.ByIndex(byController, string(s.UID))...)
+		all = append(all, r.pods.ByIndex(byController, string(s.GetUID()))...)
 	}
 	return all
 }
 
 // skip tells whether the status may be left to the next reconciliation, which the
 // pods just made or deleted bring about; never twice in a row.
-func (r *replicaSets) skip(k control.Key) bool {
+func (r *replicaSets[T]) skip(k control.Key) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.skipped[k] = !r.skipped[k]
 	return r.skipped[k]
 }
 
-func (r *replicaSets) statusDue(k control.Key, now time.Time) time.Duration {
+func (r *replicaSets[T]) statusDue(k control.Key, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.written[k].Add(statusPause).Sub(now)
@@ -227,23 +229,19 @@ func unsettled(rs *appsv1.ReplicaSet, s appsv1.ReplicaSetStatus) bool {
 	return s.Replicas != *rs.Spec.Replicas || s.AvailableReplicas != s.Replicas || s.TerminatingReplicas != nil && *s.TerminatingReplicas > 0
 }
 
-func (r *replicaSets) writeStatus(ctx context.Context, k control.Key, rs *appsv1.ReplicaSet, s appsv1.ReplicaSetStatus) error {
-	sets := client.For[*appsv1.ReplicaSet](r.Client).In(rs.Namespace)
-	next := rs.DeepCopy()
-	next.Status = s
-	got, err := sets.UpdateStatus(ctx, next)
+func (r *replicaSets[T]) writeStatus(ctx context.Context, k control.Key, o T, s appsv1.ReplicaSetStatus) error {
+	sets := client.For[T](r.Client).In(k.Namespace)
+	got, err := sets.UpdateStatus(ctx, r.withStatus(o, s))
 	if apierrors.IsConflict(err) {
 		// The generation acted on stays what it was: a newer spec is not observed.
-		fresh, getErr := sets.Get(ctx, rs.Name)
+		fresh, getErr := sets.Get(ctx, k.Name)
 		if getErr != nil {
 			return getErr
 		}
-		if fresh.UID != rs.UID {
+		if fresh.GetUID() != o.GetUID() {
 			return err
 		}
-		next = fresh.DeepCopy()
-		next.Status = s
-		got, err = sets.UpdateStatus(ctx, next)
+		got, err = sets.UpdateStatus(ctx, r.withStatus(fresh, s))
 	}
 	if err != nil {
 		if apierrors.IsNotFound(err) {
@@ -308,13 +306,14 @@ func replicaSetStatus(rs *appsv1.ReplicaSet, active, terminating []*corev1.Pod, 
 	return s
 }
 
-// slowStart calls f n times, in batches of 1, 2, 4, ... that run in parallel, and
+// slowStart calls f for 0..n-1, in batches of 1, 2, 4, ... that run in parallel, and
 // stops after a batch with an error: what fails for one pod fails for most. It
 // stops too when still, asked between batches, says no.
-func slowStart(n int, still func() bool, f func() error) (int, error) {
+func slowStart(n int, still func() bool, f func(i int) error) (int, error) {
 	done := 0
 	for size := min(n, 1); size > 0; size = min(2*size, n-done, batch) {
-		ok, err := parallel(size, func(int) error { return f() })
+		from := done
+		ok, err := parallel(size, func(i int) error { return f(from + i) })
 		done += ok
 		if err != nil {
 			return done, err

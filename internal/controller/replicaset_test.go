@@ -66,7 +66,7 @@ func TestClaim(t *testing.T) {
 		if c.owner != nil {
 			c.owner(rs)
 		}
-		if got := claimOf(rs, p, sel); got != c.want {
+		if got := claimOf(rs, p, sel.Matches(labels.Set(p.Labels))); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
@@ -128,7 +128,7 @@ func TestSlowStart(t *testing.T) {
 	} {
 		var mu sync.Mutex
 		calls := 0
-		ok, err := slowStart(c.n, func() bool { return true }, func() error {
+		ok, err := slowStart(c.n, func() bool { return true }, func(int) error {
 			mu.Lock()
 			defer mu.Unlock()
 			calls++
@@ -145,7 +145,7 @@ func TestSlowStart(t *testing.T) {
 
 func TestSlowStartStopsWhenNoLongerWanted(t *testing.T) {
 	left := 3
-	ok, err := slowStart(100, func() bool { left--; return left > 0 }, func() error { return nil })
+	ok, err := slowStart(100, func() bool { left--; return left > 0 }, func(int) error { return nil })
 	if ok != 7 || err != nil {
 		t.Errorf("%d calls, %v, want those of three batches", ok, err)
 	}

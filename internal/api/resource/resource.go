@@ -10,7 +10,7 @@
 //
 // decode, Default, managedFields, mutating admission (Default again after
 // webhooks), Prepare (which drops disabled fields and resets what this door may
-// not write), Validate, Canonicalize, validating admission, Begin (with
+// not write), Check, Validate, Canonicalize, validating admission, Begin (with
 // BeginFirst: before Prepare), store. For update and patch everything from the patch on is repeated in the
 // compare-and-swap retry, against the then current object.
 //
@@ -62,11 +62,19 @@ type Resource struct {
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
 	ReturnDeleted bool
+	// Readable, where set, says why a body cannot be taken for an object although it
+	// decodes: an annotation that stands for a number is none.
+	Readable func(obj Object) error
+	// UnknownField says that a field cannot be selected by, where a kind has words
+	// of its own for it.
+	UnknownField func(name string) string
 	// Verbs allowed; nil means create, delete, deletecollection, get, list, patch,
 	// update, watch.
 	Verbs []string
 
 	Strategy
+	// Live makes the objects of a resource that is not stored when they are read.
+	Live *Live
 	// Post answers a create of a resource that is not stored.
 	Post func(ctx context.Context, env Env, obj Object) (Object, error)
 
@@ -125,6 +133,10 @@ type StrategyOf[T Object] struct {
 	ValidateCreate func(env Env, obj T) field.ErrorList
 	ValidateUpdate func(env Env, obj, old T) field.ErrorList
 
+	// Check returns the mistakes that only other objects, or the authorizer, can
+	// tell; old is the zero T on create. They come before those of Validate.
+	Check func(ctx context.Context, env Env, obj, old T) field.ErrorList
+
 	// Warnings returns texts for the Warning header; old is nil on create.
 	Warnings func(env Env, obj, old T) []string
 
@@ -156,6 +168,8 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// DeleteWarnings returns texts for the Warning header of a deletion.
+	DeleteWarnings func(o *metav1.DeleteOptions) []string
 	// NoDependents: nothing depends on these objects; a deletion asks the garbage
 	// collector for nothing, whatever its options say.
 	NoDependents bool
@@ -188,6 +202,9 @@ type StrategyOf[T Object] struct {
 
 	// Row returns the cells of a Table row.
 	Row func(obj T, now time.Time) []any
+	// ListCells changes the cells of the rows of a list, where they depend on each
+	// other; cells[i] belongs to objs[i].
+	ListCells func(objs []T, cells [][]any)
 	// RowConditions returns a row's conditions (a finished pod is Completed).
 	RowConditions func(obj T) []metav1.TableRowCondition
 }
@@ -246,7 +263,9 @@ type Env struct {
 	Now      func() time.Time
 	Features Features
 	User     User
-	DryRun   bool
+	// Verb is the request's, as authorization has it.
+	Verb   string
+	DryRun bool
 	// Warn sends a text in the Warning header, for rules that find something
 	// while they change the object; nil drops it.
 	Warn func(text string)
@@ -261,6 +280,8 @@ type Env struct {
 	Tokens TokenIssuer
 	// Services allocates cluster addresses and node ports.
 	Services ServiceAllocator
+	// Usage tells what nodes and pods use; nil where nobody knows.
+	Usage UsageSource
 }
 
 // User is who asks.
@@ -367,7 +388,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	out := Strategy{
 		OrphanByDefault: s.OrphanByDefault, StoredPreconditions: s.StoredPreconditions, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
-		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst,
+		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, DeleteWarnings: s.DeleteWarnings,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }
@@ -383,6 +404,9 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	}
 	if f := s.ValidateUpdate; f != nil {
 		out.ValidateUpdate = func(e Env, o, old Object) field.ErrorList { return f(e, cast(o), cast(old)) }
+	}
+	if f := s.Check; f != nil {
+		out.Check = func(ctx context.Context, e Env, o, old Object) field.ErrorList { return f(ctx, e, cast(o), cast(old)) }
 	}
 	if f := s.Warnings; f != nil {
 		out.Warnings = func(e Env, o, old Object) []string { return f(e, cast(o), cast(old)) }
@@ -415,6 +439,15 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	}
 	if f := s.Row; f != nil {
 		out.Row = func(o Object, now time.Time) []any { return f(cast(o), now) }
+	}
+	if f := s.ListCells; f != nil {
+		out.ListCells = func(objs []Object, cells [][]any) {
+			list := make([]T, len(objs))
+			for i, o := range objs {
+				list[i] = cast(o)
+			}
+			f(list, cells)
+		}
 	}
 	if f := s.RowConditions; f != nil {
 		out.RowConditions = func(o Object) []metav1.TableRowCondition { return f(cast(o)) }

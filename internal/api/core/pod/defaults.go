@@ -66,9 +66,9 @@ func DefaultSpec(spec *corev1.PodSpec) {
 	for ctr := range containers(spec, nil) {
 		defaultContainer(ctr)
 	}
-	wholeMillis(spec.Overhead)
+	WholeMillis(spec.Overhead)
 	if spec.Resources != nil {
-		wholeMillis(spec.Resources.Limits, spec.Resources.Requests)
+		WholeMillis(spec.Resources.Limits, spec.Resources.Requests)
 	}
 }
 
@@ -90,8 +90,8 @@ func unset[T any](v **T, def T) {
 	}
 }
 
-// wholeMillis rounds quantities up to thousandths, the finest the API keeps.
-func wholeMillis(lists ...corev1.ResourceList) {
+// WholeMillis rounds quantities up to thousandths, the finest the API keeps.
+func WholeMillis(lists ...corev1.ResourceList) {
 	for _, l := range lists {
 		for n, q := range l {
 			q.RoundUp(apiresource.Milli)
@@ -110,9 +110,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 	if v.Image != nil {
 		empty(&v.Image.PullPolicy, pullPolicyFor(v.Image.Reference))
 	}
-	if v.HostPath != nil {
-		unset(&v.HostPath.Type, corev1.HostPathUnset)
-	}
+	defaultHostPath(v.HostPath)
 	if v.Secret != nil {
 		unset(&v.Secret.DefaultMode, defaultFileMode)
 	}
@@ -143,20 +141,52 @@ func defaultVolume(v *corev1.VolumeSource) {
 		empty(&v.RBD.RadosUser, "admin")
 		empty(&v.RBD.Keyring, "/etc/ceph/keyring")
 	}
-	if v.AzureDisk != nil {
-		unset(&v.AzureDisk.CachingMode, corev1.AzureDataDiskCachingReadWrite)
-		unset(&v.AzureDisk.FSType, "ext4")
-		unset(&v.AzureDisk.ReadOnly, false)
-		unset(&v.AzureDisk.Kind, corev1.AzureSharedBlobDisk)
-	}
+	defaultAzureDisk(v.AzureDisk)
 	if v.ScaleIO != nil {
 		empty(&v.ScaleIO.StorageMode, "ThinProvisioned")
 		empty(&v.ScaleIO.FSType, "xfs")
 	}
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
-		claim := &v.Ephemeral.VolumeClaimTemplate.Spec
-		unset(&claim.VolumeMode, corev1.PersistentVolumeFilesystem)
-		wholeMillis(claim.Resources.Limits, claim.Resources.Requests)
+		DefaultClaimSpec(&v.Ephemeral.VolumeClaimTemplate.Spec)
+	}
+}
+
+// DefaultClaimSpec fills in what the spec of a PersistentVolumeClaim leaves out.
+func DefaultClaimSpec(s *corev1.PersistentVolumeClaimSpec) {
+	unset(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
+	WholeMillis(s.Resources.Limits, s.Resources.Requests)
+}
+
+// DefaultVolumeSource fills in what the source of a PersistentVolume leaves out.
+func DefaultVolumeSource(v *corev1.PersistentVolumeSource) {
+	defaultHostPath(v.HostPath)
+	defaultAzureDisk(v.AzureDisk)
+	if s := v.RBD; s != nil {
+		empty(&s.RBDPool, "rbd")
+		empty(&s.RadosUser, "admin")
+		empty(&s.Keyring, "/etc/ceph/keyring")
+	}
+	if s := v.ISCSI; s != nil {
+		empty(&s.ISCSIInterface, "default")
+	}
+	if s := v.ScaleIO; s != nil {
+		empty(&s.StorageMode, "ThinProvisioned")
+		empty(&s.FSType, "xfs")
+	}
+}
+
+func defaultHostPath(v *corev1.HostPathVolumeSource) {
+	if v != nil {
+		unset(&v.Type, corev1.HostPathUnset)
+	}
+}
+
+func defaultAzureDisk(v *corev1.AzureDiskVolumeSource) {
+	if v != nil {
+		unset(&v.CachingMode, corev1.AzureDataDiskCachingReadWrite)
+		unset(&v.FSType, "ext4")
+		unset(&v.ReadOnly, false)
+		unset(&v.Kind, corev1.AzureSharedBlobDisk)
 	}
 }
 
@@ -189,7 +219,7 @@ func defaultContainer(c *corev1.Container) {
 			}
 		}
 	}
-	wholeMillis(c.Resources.Limits, c.Resources.Requests)
+	WholeMillis(c.Resources.Limits, c.Resources.Requests)
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 		if p == nil {
 			continue
@@ -230,14 +260,14 @@ func defaultStatus(s *corev1.PodStatus) {
 	}
 	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
-			wholeMillis(list[i].AllocatedResources)
+			WholeMillis(list[i].AllocatedResources)
 			if r := list[i].Resources; r != nil {
-				wholeMillis(r.Limits, r.Requests)
+				WholeMillis(r.Limits, r.Requests)
 			}
 		}
 	}
-	wholeMillis(s.AllocatedResources)
+	WholeMillis(s.AllocatedResources)
 	if s.Resources != nil {
-		wholeMillis(s.Resources.Limits, s.Resources.Requests)
+		WholeMillis(s.Resources.Limits, s.Resources.Requests)
 	}
 }

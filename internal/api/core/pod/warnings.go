@@ -169,10 +169,7 @@ func (w *advice) volume(p *field.Path, v *corev1.Volume) {
 		}
 	}
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
-		r := v.Ephemeral.VolumeClaimTemplate.Spec.Resources
-		rp := p.Child("ephemeral", "volumeClaimTemplate", "spec", "resources")
-		w.fraction(rp.Child("requests"), r.Requests, corev1.ResourceStorage)
-		w.fraction(rp.Child("limits"), r.Limits, corev1.ResourceStorage)
+		w.texts = append(w.texts, ClaimWarnings(p.Child("ephemeral", "volumeClaimTemplate", "spec"), &v.Ephemeral.VolumeClaimTemplate.Spec)...)
 	}
 	const gone = "deprecated in v1.28, non-functional in v1.31+"
 	if v.CephFS != nil {
@@ -187,6 +184,14 @@ func (w *advice) fraction(p *field.Path, list corev1.ResourceList, n corev1.Reso
 	if q, ok := list[n]; ok && q.MilliValue()%1000 != 0 {
 		w.say(p.Key(string(n)), "fractional byte value %q is invalid, must be an integer", q.String())
 	}
+}
+
+// ClaimWarnings are about the spec of a PersistentVolumeClaim.
+func ClaimWarnings(p *field.Path, s *corev1.PersistentVolumeClaimSpec) []string {
+	w := &advice{}
+	w.fraction(p.Child("resources", "requests"), s.Resources.Requests, corev1.ResourceStorage)
+	w.fraction(p.Child("resources", "limits"), s.Resources.Limits, corev1.ResourceStorage)
+	return w.texts
 }
 
 // fractional looks for parts of bytes.

@@ -1,0 +1,213 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"skiff/internal/api/quota"
+	"skiff/internal/api/resource"
+	"skiff/internal/client"
+	"skiff/internal/control"
+)
+
+// quotaResync is how often every quota is counted anew, for the kinds that are not
+// watched.
+const quotaResync = 5 * time.Minute
+
+// quotas counts what every ResourceQuota limits. Admission adds up; here is counted
+// what is really there, and given back what is gone.
+type quotas struct {
+	*control.Controller
+	d        Deps
+	now      func() time.Time
+	features resource.Features
+	all      *client.Informer[*corev1.ResourceQuota]
+	// lists has the objects of a namespace, of the watched resources.
+	lists map[schema.GroupResource]func(ns string) []resource.Object
+}
+
+func newResourceQuota(d Deps) *control.Controller {
+	c := control.New("resourcequota-controller", d.Deps)
+	r := &quotas{Controller: c, d: d, now: d.Clock(), features: resource.DefaultFeatures(), lists: map[schema.GroupResource]func(string) []resource.Object{}}
+	r.all = control.Watch(c, control.Enqueue[*corev1.ResourceQuota](c))
+	watchCounted[*corev1.Pod](r)
+	watchCounted[*corev1.Service](r)
+	watchCounted[*corev1.ReplicationController](r)
+	watchCounted[*corev1.Secret](r)
+	watchCounted[*corev1.ConfigMap](r)
+	watchCounted[*appsv1.Deployment](r)
+	watchCounted[*appsv1.ReplicaSet](r)
+	watchCounted[*appsv1.StatefulSet](r)
+	watchCounted[*appsv1.DaemonSet](r)
+	watchCounted[*batchv1.Job](r)
+	watchCounted[*batchv1.CronJob](r)
+	watchCounted[*corev1.PersistentVolumeClaim](r)
+	r.lists[schema.GroupResource{Resource: "resourcequotas"}] = func(ns string) []resource.Object { return objectsOf(r.all.List(ns, nil)) }
+	c.Writes = append(c.Writes,
+		control.Rule("*", []string{"*"}, "list", "watch"),
+		control.Rule("", []string{"resourcequotas/status"}, "update"),
+	)
+	c.Reconcile = r.reconcile
+	return c
+}
+
+func objectsOf[T client.Object](list []T) []resource.Object {
+	out := make([]resource.Object, len(list))
+	for i, o := range list {
+		out[i] = o
+	}
+	return out
+}
+
+// watchCounted brings the quotas of a namespace back when what they count of T
+// changes.
+func watchCounted[T client.Object](r *quotas) {
+	gr := client.KindOf[T]().GVR.GroupResource()
+	counter := quota.For(r.features, gr)
+	inf := control.Watch(r.Controller, func(ch client.Change[T]) {
+		o := ch.Object()
+		list := r.all.List(o.GetNamespace(), nil)
+		if len(list) == 0 {
+			return
+		}
+		if !ch.Deleted() && any(ch.Old) != any(*new(T)) {
+			now := r.now()
+			if equality.Semantic.DeepEqual(counter.Usage(ch.Old, now), counter.Usage(ch.New, now)) {
+				return
+			}
+		}
+		for _, q := range list {
+			if len(counter.Matching(quota.Names(q.Spec.Hard))) > 0 {
+				r.Queue.Add(control.KeyOf(q))
+			}
+		}
+	})
+	r.lists[gr] = func(ns string) []resource.Object { return objectsOf(inf.List(ns, nil)) }
+}
+
+func (r *quotas) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
+	q, ok := r.all.Get(k.Namespace, k.Name)
+	if !ok {
+		return control.Result{}, nil
+	}
+	next := q.DeepCopy()
+	next.Status.Hard = quota.Add(corev1.ResourceList{}, q.Spec.Hard)
+	used, err := r.count(ctx, next)
+	// What could not be counted stays as it was.
+	for n, v := range next.Status.Used {
+		if _, counted := used[n]; !counted {
+			used[n] = v
+		}
+	}
+	next.Status.Used = quota.Only(used, quota.Names(q.Spec.Hard))
+	if q.Status.Hard == nil || q.Status.Used == nil || !equality.Semantic.DeepEqual(next.Status, q.Status) {
+		got, writeErr := client.For[*corev1.ResourceQuota](r.Client).UpdateStatus(ctx, next)
+		switch {
+		case writeErr == nil:
+			control.Wrote(r.Pending, k, r.all, got)
+		case !apierrors.IsNotFound(writeErr):
+			err = errors.Join(err, writeErr)
+		}
+	}
+	return control.Result{After: quotaResync}, err
+}
+
+// count adds up what is used of the names that q limits.
+func (r *quotas) count(ctx context.Context, q *corev1.ResourceQuota) (corev1.ResourceList, error) {
+	used := corev1.ResourceList{}
+	names := quota.Names(q.Status.Hard)
+	var errs []error
+	for _, gr := range r.counted(names) {
+		counter := quota.For(r.features, gr)
+		if counter == nil {
+			continue
+		}
+		mine := counter.Matching(names)
+		if len(mine) == 0 {
+			continue
+		}
+		objects, err := r.list(ctx, gr, q.Namespace)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		sum, err := countAll(counter, q, mine, objects, r.now())
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for n, v := range sum {
+			used[n] = v
+		}
+	}
+	return used, errors.Join(errs...)
+}
+
+// countAll adds up what objects use of names.
+func countAll(c *quota.Counter, q *corev1.ResourceQuota, names []corev1.ResourceName, objects []resource.Object, now time.Time) (corev1.ResourceList, error) {
+	sum := corev1.ResourceList{}
+	for _, n := range names {
+		sum[n] = *apiresource.NewQuantity(0, apiresource.DecimalSI)
+	}
+	for _, o := range objects {
+		ok, err := c.Matches(q, o)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			sum = quota.Add(sum, quota.Only(c.Usage(o, now), names))
+		}
+	}
+	return sum, nil
+}
+
+// counted are the resources of which names ask for numbers: the watched ones, and
+// those that are named as count/<resource>.<group>.
+func (r *quotas) counted(names []corev1.ResourceName) []schema.GroupResource {
+	var out []schema.GroupResource
+	for gr := range r.lists {
+		out = append(out, gr)
+	}
+	for _, n := range names {
+		if gr, ok := strings.CutPrefix(string(n), "count/"); ok {
+			if p := schema.ParseGroupResource(gr); !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+func (r *quotas) list(ctx context.Context, gr schema.GroupResource, ns string) ([]resource.Object, error) {
+	if f := r.lists[gr]; f != nil {
+		return f(ns), nil
+	}
+	all, err := r.d.resources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, res := range all {
+		if res.GVR.GroupResource() != gr || !res.Namespaced || !res.can("list") {
+			continue
+		}
+		l, err := r.Client.Transport().List(ctx, client.Ref{GVR: res.GVR, Namespace: ns}, metav1.ListOptions{ResourceVersion: "0"})
+		if err != nil {
+			return nil, fmt.Errorf("count %s: %w", gr, err)
+		}
+		return objectsOf(l.Items), nil
+	}
+	return nil, nil
+}
