@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/config"
 	"go.etcd.io/etcd/server/v3/etcdserver"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 	"go.etcd.io/etcd/server/v3/features"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/raft/v3"
@@ -233,7 +234,10 @@ func (e *embedded) lead(ctx context.Context) error {
 		}
 	}
 	// A linearizable read waits until everything in the log is applied.
-	if _, err := e.srv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true}); err != nil {
+	if err := overElection(func() error {
+		_, err := e.srv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true})
+		return err
+	}); err != nil {
 		return err
 	}
 	for _, a := range e.srv.Alarms() {
@@ -248,6 +252,16 @@ func (e *embedded) lead(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// overElection reads again while the read met an election: etcd knows its leader a
+// little before it tells those who wait that there is a new one.
+func overElection(read func() error) error {
+	for {
+		if err := read(); !errors.Is(err, etcderrors.ErrLeaderChanged) {
+			return err
+		}
+	}
 }
 
 func serverConfig(c Config, log *zap.Logger) (config.ServerConfig, error) {
