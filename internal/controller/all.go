@@ -35,6 +35,9 @@ type Deps struct {
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
 	NamespaceSettle time.Duration
+	// LocalVolumes reaches the nodes for the directories of local volumes; where it
+	// is nil, class local is not provisioned.
+	LocalVolumes LocalVolumes
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -72,17 +75,26 @@ func All(d Deps) []*control.Controller {
 		newDeployment(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
+		newEphemeralVolume(d),
+		newExpand(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
+		newPVBinder(d),
+		newPVCProtection(d),
+		newPVProtection(d),
 		newPodGC(d),
 		newReplicaSet(d),
 		newRootCA(d),
 		newServiceAccount(d),
 		newServiceCIDR(d),
 		newTaintEviction(d),
+		newVACProtection(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
 		cs = append(cs, newNodeIPAM(d))
+	}
+	if d.LocalVolumes != nil {
+		cs = append(cs, newLocalVolume(d))
 	}
 	return cs
 }
