@@ -34,7 +34,8 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 	if k.Default != nil {
 		k.Default(obj)
 	}
-	obj.SetSelfLink("")
+	wipeSystemFields(obj)
+	rq.distinctOwners(obj, false)
 	obj, err := s.manage(rq, nil, obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -47,6 +48,7 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		return nil, err
 	}
 	obj = a.Object
+	rq.distinctOwners(obj, true)
 	if k.Post != nil {
 		return k.Post(ctx, env, obj)
 	}

@@ -106,6 +106,7 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
+	g.start("memory", tendMemory)
 	if p.set.Kubeconfig != "" {
 		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName); err != nil {
 			return err

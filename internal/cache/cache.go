@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,8 +46,9 @@ type Config struct {
 	// WindowBytes bounds each collection's window of changes by the memory that
 	// the replaced objects in it take, as estimated; 0 means 16 MiB.
 	WindowBytes int64
-	// EncodingBytes bounds the encodings kept for objects; 0 means 64 MiB: both
-	// encodings of 10,000 pods.
+	// EncodingBytes bounds the encodings kept for current objects, for lists; 0
+	// means 64 MiB: both encodings of 10,000 pods. Those of changes, which
+	// watchers share, have 4 MiB of their own.
 	EncodingBytes int64
 	// Verify keeps a hash of every object and panics when one was modified: for
 	// tests.
@@ -72,6 +74,7 @@ type Cache struct {
 	watch     atomic.Pointer[store.Watch]
 	decoded   handover
 	encodings budget
+	frames    frames
 }
 
 // New returns an empty cache. Add its collections, then Run it.
@@ -408,7 +411,7 @@ func (h *handover) take(key string, rev int64) client.Object {
 	delete(h.m, key)
 	for i, k := range h.keys {
 		if k == key {
-			h.keys = append(h.keys[:i:i], h.keys[i+1:]...)
+			h.keys = slices.Delete(h.keys, i, i+1)
 			break
 		}
 	}

@@ -71,6 +71,7 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newClusterRoleAggregation(d),
 		newCollector(d),
 		newDeployment(d),
 		newEndpoints(d),

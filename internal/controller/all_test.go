@@ -31,7 +31,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 	}
 	// The names are upstream's: its bootstrap roles serve as well.
 	want := []string{
-		"system:controller:deployment-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
+		"system:controller:clusterrole-aggregation-controller", "system:controller:deployment-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
 		"system:controller:generic-garbage-collector", "system:controller:namespace-controller", "system:controller:node-controller",
 		"system:controller:pod-garbage-collector", "system:controller:replicaset-controller", "system:controller:root-ca-cert-publisher",
 		"system:controller:service-account-controller", "system:controller:service-cidr-controller",

@@ -3,6 +3,7 @@ package apps
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -114,6 +115,16 @@ func scaleDoor[T resource.Object](s scaled[T]) resource.Subresource {
 	return resource.Subresource{
 		Name: "scale", Kind: autoscalingv1.SchemeGroupVersion.WithKind("Scale"), Verbs: []string{"get", "patch", "update"},
 		NewView: func() resource.Object { return &autoscalingv1.Scale{} },
+		Columns: []metav1.TableColumnDefinition{
+			{Name: "Name", Type: "string", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"]},
+			{Name: "Desired", Type: "integer", Description: autoscalingv1.ScaleSpec{}.SwaggerDoc()["replicas"]},
+			{Name: "Available", Type: "integer", Description: autoscalingv1.ScaleStatus{}.SwaggerDoc()["replicas"]},
+			{Name: "Age", Type: "string", Description: metav1.ObjectMeta{}.SwaggerDoc()["creationTimestamp"]},
+		},
+		Row: func(view resource.Object, now time.Time) []any {
+			v := view.(*autoscalingv1.Scale)
+			return []any{v.Name, int64(v.Spec.Replicas), int64(v.Status.Replicas), resource.Age(v.CreationTimestamp, now)}
+		},
 		View: func(obj resource.Object) (resource.Object, error) {
 			t := obj.(T)
 			selector, err := metav1.LabelSelectorAsSelector(s.selector(t))

@@ -166,6 +166,10 @@ type StrategyOf[T Object] struct {
 	// collector for nothing, whatever its options say.
 	NoDependents bool
 
+	// StoredPreconditions: a deletion's preconditions that do not hold are told in
+	// the store's words.
+	StoredPreconditions bool
+
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
 	CreateOnUpdate bool
@@ -217,13 +221,23 @@ type Subresource struct {
 	// body from the object, SetView writes the body into a copy of the object,
 	// which then goes through the parent's rules.
 	NewView func() Object
+	// Columns and Row make a Table of the body, where it has one.
+	Columns []metav1.TableColumnDefinition
+	Row     func(view Object, now time.Time) []any
 	View    func(obj Object) (Object, error)
 	SetView func(obj Object, view Object) error
 
 	// Post, where set, answers a create (binding, token, eviction). ops writes
 	// the parent. No object answers with a Status of success.
 	NewBody func() Object
-	Post    func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// Echoed: the answer of Post is the body, filled in; it has managed fields.
+	Echoed bool
+	// Default fills in what the client left out of a body of Post; nil for nothing.
+	Default func(body Object)
+	// Older turns a body of an older version into one of NewBody's type, and
+	// returns nil for any other; nil where only one version is taken.
+	Older func(body runtime.Object) Object
+	Post  func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.
@@ -308,13 +322,17 @@ type NonResourceRule struct{ Verbs, NonResourceURLs []string }
 type TokenIssuer interface {
 	// Issue signs a token; bound may name a pod, node or secret.
 	Issue(ctx context.Context, t TokenSpec) (token string, expires time.Time, err error)
+	// Audiences are the server's own: those of a token that asks for none.
+	Audiences() []string
 }
 
 // TokenSpec says what a token asserts.
 type TokenSpec struct {
 	Namespace, ServiceAccount, UID string
 	Audiences                      []string
-	Lifetime                       time.Duration
+	// Lifetime after which the token is refused, and the time after which its use
+	// is noted as late; 0 notes nothing.
+	Lifetime, WarnAfter            time.Duration
 	BoundKind, BoundName, BoundUID string
 	NodeName, NodeUID              string
 }
@@ -363,7 +381,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, StoredPreconditions: s.StoredPreconditions, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
 		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, NotSelectable: s.NotSelectable,
 	}

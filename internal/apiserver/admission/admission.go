@@ -24,6 +24,7 @@ func Default() []apiserver.Admission {
 		NewNamespaceLifecycle(), ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
 		DefaultStorageClass{}, StorageObjectInUseProtection{}, PersistentVolumeClaimResize{},
 		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{},
+		NodeFeatures{}, PodResize{},
 	}
 }
 

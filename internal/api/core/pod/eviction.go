@@ -7,8 +7,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	policyv1beta1 "k8s.io/api/policy/v1beta1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -21,6 +23,13 @@ func evictionDoor() resource.Subresource {
 		Name: "eviction", Kind: policyv1.SchemeGroupVersion.WithKind("Eviction"), Verbs: []string{"create"},
 		NewBody: func() resource.Object { return &policyv1.Eviction{} },
 		Post:    evict,
+		Older: func(body runtime.Object) resource.Object {
+			old, ok := body.(*policyv1beta1.Eviction)
+			if !ok {
+				return nil
+			}
+			return &policyv1.Eviction{ObjectMeta: old.ObjectMeta, DeleteOptions: old.DeleteOptions}
+		},
 	}
 }
 
