@@ -34,7 +34,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:clusterrole-aggregation-controller", "system:controller:deployment-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
 		"system:controller:generic-garbage-collector", "system:controller:namespace-controller", "system:controller:node-controller",
 		"system:controller:pod-garbage-collector", "system:controller:replicaset-controller", "system:controller:root-ca-cert-publisher",
-		"system:controller:service-account-controller", "system:controller:service-cidr-controller",
+		"system:controller:service-account-controller", "system:controller:service-cidrs-controller",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("roles are %v", got)

@@ -37,7 +37,7 @@ type serviceCIDRs struct {
 }
 
 func newServiceCIDR(d Deps) *control.Controller {
-	c := control.New("service-cidr-controller", d.Deps)
+	c := control.New("service-cidrs-controller", d.Deps)
 	s := &serviceCIDRs{Controller: c, now: d.Clock()}
 	s.ranges = control.Watch(c, func(ch client.Change[*networkingv1.ServiceCIDR]) {
 		c.Queue.Add(control.KeyOf(ch.Object()))
