@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 	"skiff/internal/control"
 )
@@ -57,7 +58,7 @@ func planExpansion(p *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) 
 		return word{}, nil
 	}
 	kind := corev1.EventTypeWarning
-	if v.Spec.CSI != nil || v.Annotations[annProvisionedBy] == LocalProvisioner {
+	if v.Spec.CSI != nil || v.Annotations[storage.ProvisionedBy] == LocalProvisioner {
 		kind = corev1.EventTypeNormal
 	}
 	return word{kind, "ExternalExpanding", "waiting for an external controller to expand this PVC"}, nil

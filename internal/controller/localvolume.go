@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 	"skiff/internal/control"
 )
@@ -54,12 +55,12 @@ func newLocalVolume(d Deps) *control.Controller {
 	c.ReportAs(LocalProvisioner)
 	l := &localVolumes{Controller: c, dirs: d.LocalVolumes}
 	l.claims = control.Watch(c, func(ch client.Change[*corev1.PersistentVolumeClaim]) {
-		if !ch.Deleted() && ch.New.Annotations[annStorageProvisioner] == LocalProvisioner {
+		if !ch.Deleted() && ch.New.Annotations[storage.StorageProvisioner] == LocalProvisioner {
 			c.Queue.Add(control.KeyOf(ch.New))
 		}
 	})
 	l.volumes = control.Watch(c, func(ch client.Change[*corev1.PersistentVolume]) {
-		if !ch.Deleted() && ch.New.Annotations[annProvisionedBy] == LocalProvisioner {
+		if !ch.Deleted() && ch.New.Annotations[storage.ProvisionedBy] == LocalProvisioner {
 			c.Queue.Add(control.KeyOf(ch.New))
 		}
 	})
@@ -75,7 +76,7 @@ func newLocalVolume(d Deps) *control.Controller {
 		}
 		p, ok := l.claims.Get(k.Namespace, k.Name)
 		switch {
-		case !ok || p.Annotations[annStorageProvisioner] != LocalProvisioner:
+		case !ok || p.Annotations[storage.StorageProvisioner] != LocalProvisioner:
 			return control.Result{}, nil
 		case p.Spec.VolumeName == "":
 			return control.Result{}, l.provision(ctx, k, p)
@@ -91,14 +92,14 @@ var errElsewhere = errors.New("another node is needed")
 
 func (l *localVolumes) provision(ctx context.Context, k control.Key, p *corev1.PersistentVolumeClaim) error {
 	name := "pvc-" + string(p.UID)
-	class, ok := l.classes.Get("", claimClass(p))
+	class, ok := l.classes.Get("", storage.ClaimClass(p))
 	if !ok || class.Provisioner != LocalProvisioner || p.DeletionTimestamp != nil {
 		return nil
 	}
 	if _, made := l.volumes.Get("", name); made {
 		return nil
 	}
-	if _, chosen := p.Annotations[annSelectedNode]; delays(class) && !chosen {
+	if _, chosen := p.Annotations[storage.SelectedNode]; storage.Delays(class) && !chosen {
 		return nil
 	}
 	err := l.make(ctx, k, p, class, name)
@@ -107,9 +108,9 @@ func (l *localVolumes) provision(ctx context.Context, k control.Key, p *corev1.P
 		return nil
 	}
 	l.Events.Event(p, corev1.EventTypeWarning, "ProvisioningFailed", "failed to provision volume with StorageClass %q: %v", class.Name, err)
-	if _, chosen := p.Annotations[annSelectedNode]; chosen && errors.Is(err, errElsewhere) {
+	if _, chosen := p.Annotations[storage.SelectedNode]; chosen && errors.Is(err, errElsewhere) {
 		next := p.DeepCopy()
-		delete(next.Annotations, annSelectedNode)
+		delete(next.Annotations, storage.SelectedNode)
 		got, uerr := client.For[*corev1.PersistentVolumeClaim](l.Client).Update(ctx, next)
 		if uerr != nil {
 			return ignoreGone(uerr)
@@ -163,7 +164,7 @@ func cannotProvision(p *corev1.PersistentVolumeClaim, class *storagev1.StorageCl
 // it, one that is ready and that the class allows: the same for a claim at every
 // try, and spread over claims.
 func (l *localVolumes) nodeFor(p *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (*corev1.Node, error) {
-	if name, chosen := p.Annotations[annSelectedNode]; chosen {
+	if name, chosen := p.Annotations[storage.SelectedNode]; chosen {
 		n, ok := l.nodes.Get("", name)
 		if !ok {
 			return nil, fmt.Errorf("node %q not found: %w", name, errElsewhere)
@@ -176,7 +177,7 @@ func (l *localVolumes) nodeFor(p *corev1.PersistentVolumeClaim, class *storagev1
 func pickNode(all []*corev1.Node, class *storagev1.StorageClass, seed string) (*corev1.Node, error) {
 	var fit []*corev1.Node
 	for _, n := range all {
-		if nodeReady(n) == corev1.ConditionTrue && !n.Spec.Unschedulable && topologyAllows(class.AllowedTopologies, n.Labels) {
+		if nodeReady(n) == corev1.ConditionTrue && !n.Spec.Unschedulable && storage.Allows(class.AllowedTopologies, n.Labels) {
 			fit = append(fit, n)
 		}
 	}
@@ -189,12 +190,6 @@ func pickNode(all []*corev1.Node, class *storagev1.StorageClass, seed string) (*
 	return fit[h.Sum32()%uint32(len(fit))], nil
 }
 
-func topologyAllows(terms []corev1.TopologySelectorTerm, labels map[string]string) bool {
-	return len(terms) == 0 || slices.ContainsFunc(terms, func(t corev1.TopologySelectorTerm) bool {
-		return !slices.ContainsFunc(t.MatchLabelExpressions, func(r corev1.TopologySelectorLabelRequirement) bool { return !slices.Contains(r.Values, labels[r.Key]) })
-	})
-}
-
 // localVolume is the volume of a claim that is a directory of a node.
 func localVolume(p *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, node *corev1.Node, name, path string) *corev1.PersistentVolume {
 	host := node.Labels[corev1.LabelHostname]
@@ -203,10 +198,10 @@ func localVolume(p *corev1.PersistentVolumeClaim, class *storagev1.StorageClass,
 	}
 	policy := ptr.Deref(class.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
 	v := &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{annProvisionedBy: LocalProvisioner, annLocalNode: node.Name}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{storage.ProvisionedBy: LocalProvisioner, annLocalNode: node.Name}},
 		Spec: corev1.PersistentVolumeSpec{
 			AccessModes: p.Spec.AccessModes, Capacity: corev1.ResourceList{corev1.ResourceStorage: *p.Spec.Resources.Requests.Storage()},
-			ClaimRef: claimReference(p), StorageClassName: class.Name, PersistentVolumeReclaimPolicy: policy, VolumeMode: p.Spec.VolumeMode,
+			ClaimRef: storage.Reference(p), StorageClassName: class.Name, PersistentVolumeReclaimPolicy: policy, VolumeMode: p.Spec.VolumeMode,
 			VolumeAttributesClassName: p.Spec.VolumeAttributesClassName,
 			PersistentVolumeSource:    corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
@@ -223,7 +218,7 @@ func localVolume(p *corev1.PersistentVolumeClaim, class *storagev1.StorageClass,
 // disposable tells whether a volume is to be deleted: its policy wants that and its
 // claim is gone, or somebody deleted it before it was bound.
 func disposable(v *corev1.PersistentVolume) bool {
-	return v.Annotations[annProvisionedBy] == LocalProvisioner && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
+	return v.Annotations[storage.ProvisionedBy] == LocalProvisioner && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
 		(v.Status.Phase == corev1.VolumeReleased || v.Status.Phase == corev1.VolumeFailed ||
 			v.DeletionTimestamp != nil && v.Status.Phase != corev1.VolumeBound)
 }
@@ -279,7 +274,7 @@ func (l *localVolumes) letGo(ctx context.Context, k control.Key, v *corev1.Persi
 func (l *localVolumes) expand(ctx context.Context, k control.Key, p *corev1.PersistentVolumeClaim) error {
 	want := p.Spec.Resources.Requests.Storage()
 	v, ok := l.volumes.Get("", p.Spec.VolumeName)
-	if !ok || p.Status.Phase != corev1.ClaimBound || v.Annotations[annProvisionedBy] != LocalProvisioner ||
+	if !ok || p.Status.Phase != corev1.ClaimBound || v.Annotations[storage.ProvisionedBy] != LocalProvisioner ||
 		v.Spec.ClaimRef == nil || v.Spec.ClaimRef.UID != p.UID || want.Cmp(*p.Status.Capacity.Storage()) <= 0 {
 		return nil
 	}

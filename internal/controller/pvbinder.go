@@ -45,7 +45,9 @@ func newPVBinder(d Deps) *control.Controller {
 	b.claims = control.Watch(c, b.onClaim)
 	b.classes = control.Watch(c, func(ch client.Change[*storagev1.StorageClass]) {
 		if !ch.Deleted() {
-			b.wakePending(func(p *corev1.PersistentVolumeClaim) bool { return claimClass(p) == ch.New.Name || !classSaid(p) })
+			b.wakePending(func(p *corev1.PersistentVolumeClaim) bool {
+				return storage.ClaimClass(p) == ch.New.Name || !storage.NamesClass(p)
+			})
 		}
 	})
 	b.pods = control.Watch(c, func(ch client.Change[*corev1.Pod]) {
@@ -53,7 +55,7 @@ func newPVBinder(d Deps) *control.Controller {
 		// whether its volume is used, may be another now.
 		if ch.Deleted() || ch.Old == nil || podTerminal(ch.New) != podTerminal(ch.Old) {
 			for i := range ch.Object().Spec.Volumes {
-				if name := claimName(ch.Object(), &ch.Object().Spec.Volumes[i]); name != "" {
+				if name := storage.ClaimOf(ch.Object(), &ch.Object().Spec.Volumes[i]); name != "" {
 					c.Queue.Add(control.Key{Namespace: ch.Object().Namespace, Name: name})
 				}
 			}
@@ -82,7 +84,7 @@ func (b *pvBinder) onVolume(ch client.Change[*corev1.PersistentVolume]) {
 	}
 	if !ch.Deleted() && (ch.Old == nil || ch.Old.Status.Phase != v.Status.Phase || !equality.Semantic.DeepEqual(ch.Old.Spec, v.Spec) || !equality.Semantic.DeepEqual(ch.Old.Labels, v.Labels)) {
 		b.wakePending(func(p *corev1.PersistentVolumeClaim) bool {
-			return p.Spec.VolumeName == v.Name || p.Spec.VolumeName == "" && v.Status.Phase == corev1.VolumeAvailable && claimClass(p) == volumeClass(v)
+			return p.Spec.VolumeName == v.Name || p.Spec.VolumeName == "" && v.Status.Phase == corev1.VolumeAvailable && storage.ClaimClass(p) == storage.VolumeClass(v)
 		})
 	}
 }
@@ -100,7 +102,7 @@ func (b *pvBinder) onClaim(ch client.Change[*corev1.PersistentVolumeClaim]) {
 
 func (b *pvBinder) wakePending(wants func(*corev1.PersistentVolumeClaim) bool) {
 	for p := range b.claims.All() {
-		if _, done := p.Annotations[annBindCompleted]; !done && wants(p) {
+		if _, done := p.Annotations[storage.BindCompleted]; !done && wants(p) {
 			b.Queue.Add(control.KeyOf(p))
 		}
 	}
@@ -139,35 +141,35 @@ type surroundings struct {
 
 // planClaim decides about a claim.
 func planClaim(c *corev1.PersistentVolumeClaim, w surroundings) claimPlan {
-	if _, done := c.Annotations[annBindCompleted]; done {
+	if _, done := c.Annotations[storage.BindCompleted]; done {
 		return planBound(c, w)
 	}
 	if c.Spec.VolumeName != "" {
 		return planNamed(c, w)
 	}
-	class, known := w.class(claimClass(c))
-	delay := known && delays(class)
-	v, err := matchVolume(c, w.volumes, delay)
+	class, known := w.class(storage.ClaimClass(c))
+	delay := known && storage.Delays(class)
+	v, err := storage.Match(c, w.volumes, delay)
 	if err != nil {
 		return claimPlan{err: fmt.Errorf("error finding PV for claim %q: %w", claimKey(c), err)}
 	}
 	if v != nil {
 		return claimPlan{bind: v}
 	}
-	if !classSaid(c) {
+	if !storage.NamesClass(c) {
 		if d := storage.DefaultClass(w.classes); d != nil {
 			return claimPlan{class: d.Name}
 		}
 	}
-	_, chosen := c.Annotations[annSelectedNode]
+	_, chosen := c.Annotations[storage.SelectedNode]
 	switch {
 	case delay && !chosen:
 		return claimPlan{phase: corev1.ClaimPending, say: waitsForConsumer(w.pods), waits: true}
-	case claimClass(c) == "":
+	case storage.ClaimClass(c) == "":
 		return claimPlan{phase: corev1.ClaimPending, waits: true,
 			say: word{corev1.EventTypeNormal, "FailedBinding", "no persistent volumes available for this claim and no storage class is set"}}
 	case !known:
-		return claimPlan{waits: true, say: word{corev1.EventTypeWarning, "ProvisioningFailed", fmt.Sprintf("storageclass.storage.k8s.io %q not found", claimClass(c))}}
+		return claimPlan{waits: true, say: word{corev1.EventTypeWarning, "ProvisioningFailed", fmt.Sprintf("storageclass.storage.k8s.io %q not found", storage.ClaimClass(c))}}
 	}
 	who, err := provisionerOf(class)
 	if err != nil {
@@ -202,16 +204,16 @@ func planNamed(c *corev1.PersistentVolumeClaim, w surroundings) claimPlan {
 	case !ok:
 		return claimPlan{phase: corev1.ClaimPending}
 	case v.Spec.ClaimRef == nil:
-		if why := mismatch(c, v); why != "" {
+		if why := storage.Mismatch(c, v); why != "" {
 			return claimPlan{phase: corev1.ClaimPending, waits: true,
 				say: word{corev1.EventTypeWarning, "VolumeMismatch", fmt.Sprintf("Cannot bind to requested volume %q: %s", v.Name, why)}}
 		}
 		return claimPlan{bind: v}
-	case volumeIsFor(v, c):
+	case storage.IsFor(v, c):
 		return claimPlan{bind: v}
 	}
 	p := claimPlan{say: word{corev1.EventTypeWarning, "FailedBinding", fmt.Sprintf("volume %q already bound to a different claim.", v.Name)}}
-	if _, ours := c.Annotations[annBoundByController]; !ours {
+	if _, ours := c.Annotations[storage.BoundByController]; !ours {
 		p.phase, p.waits = corev1.ClaimPending, true
 		return p
 	}
@@ -262,8 +264,8 @@ func (b *pvBinder) reconcileClaim(ctx context.Context, k control.Key) (control.R
 		return control.Result{}, ignoreGone(err)
 	case p.ask != "":
 		next := c.DeepCopy()
-		annotateObject(next, annStorageProvisioner, p.ask)
-		annotateObject(next, annBetaStorageProvisioner, p.ask)
+		annotateObject(next, storage.StorageProvisioner, p.ask)
+		annotateObject(next, storage.BetaStorageProvisioner, p.ask)
 		if !equality.Semantic.DeepEqual(next.Annotations, c.Annotations) {
 			if _, err := b.updateClaim(ctx, k, next); err != nil {
 				if apierrors.IsConflict(err) {
@@ -288,7 +290,7 @@ func (b *pvBinder) reconcileClaim(ctx context.Context, k control.Key) (control.R
 
 // candidates are the volumes that a claim without one could be bound to.
 func (b *pvBinder) candidates(c *corev1.PersistentVolumeClaim) []*corev1.PersistentVolume {
-	if _, done := c.Annotations[annBindCompleted]; done || c.Spec.VolumeName != "" {
+	if _, done := c.Annotations[storage.BindCompleted]; done || c.Spec.VolumeName != "" {
 		return nil
 	}
 	return b.volumes.List("", nil)

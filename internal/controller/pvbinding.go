@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 	"skiff/internal/control"
 )
@@ -43,31 +44,25 @@ func boundVolume(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) *c
 		return nil
 	}
 	next := v.DeepCopy()
-	if !volumeIsFor(v, c) {
-		annotateObject(next, annBoundByController, "yes")
+	if !storage.IsFor(v, c) {
+		annotateObject(next, storage.BoundByController, "yes")
 	}
-	next.Spec.ClaimRef = claimReference(c)
+	next.Spec.ClaimRef = storage.Reference(c)
 	return next
-}
-
-func claimReference(c *corev1.PersistentVolumeClaim) *corev1.ObjectReference {
-	return &corev1.ObjectReference{
-		Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: c.Namespace, Name: c.Name, UID: c.UID, ResourceVersion: c.ResourceVersion,
-	}
 }
 
 // boundClaim is c with its reference to v, nil where it has that.
 func boundClaim(c *corev1.PersistentVolumeClaim, v *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
-	_, done := c.Annotations[annBindCompleted]
+	_, done := c.Annotations[storage.BindCompleted]
 	if done && c.Spec.VolumeName == v.Name {
 		return nil
 	}
 	next := c.DeepCopy()
 	if c.Spec.VolumeName != v.Name {
 		next.Spec.VolumeName = v.Name
-		annotateObject(next, annBoundByController, "yes")
+		annotateObject(next, storage.BoundByController, "yes")
 	}
-	annotateObject(next, annBindCompleted, "yes")
+	annotateObject(next, storage.BindCompleted, "yes")
 	return next
 }
 
@@ -155,9 +150,9 @@ func (b *pvBinder) setVolumePhase(ctx context.Context, k control.Key, v *corev1.
 // reserved it, still reserved.
 func unbound(v *corev1.PersistentVolume) *corev1.PersistentVolume {
 	next := v.DeepCopy()
-	if _, ours := v.Annotations[annBoundByController]; ours {
+	if _, ours := v.Annotations[storage.BoundByController]; ours {
 		next.Spec.ClaimRef = nil
-		delete(next.Annotations, annBoundByController)
+		delete(next.Annotations, storage.BoundByController)
 	} else {
 		next.Spec.ClaimRef.UID = ""
 	}

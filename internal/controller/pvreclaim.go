@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 	"skiff/internal/control"
 )
@@ -34,14 +35,14 @@ func stepVolume(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) vol
 	case c == nil || c.UID != v.Spec.ClaimRef.UID:
 		return reclaim
 	case c.Spec.VolumeName == "":
-		if !sameMode(c, v) {
+		if !storage.SameMode(c, v) {
 			return tellMismatch
 		}
 		return wakeClaim
 	case c.Spec.VolumeName == v.Name:
 		return inUse
 	}
-	if _, made := v.Annotations[annProvisionedBy]; made && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
+	if _, made := v.Annotations[storage.ProvisionedBy]; made && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
 		return reclaim
 	}
 	return unbind
@@ -104,7 +105,7 @@ func (b *pvBinder) claimOf(ctx context.Context, v *corev1.PersistentVolume) (*co
 
 // reclaim does with a released volume what its policy wants.
 func (b *pvBinder) reclaim(ctx context.Context, k control.Key, v *corev1.PersistentVolume) error {
-	if v.Annotations[annMigratedTo] != "" {
+	if v.Annotations[storage.MigratedTo] != "" {
 		return nil
 	}
 	reason, message := cannotReclaim(v)
@@ -129,7 +130,7 @@ func cannotReclaim(v *corev1.PersistentVolume) (reason, message string) {
 	case corev1.PersistentVolumeReclaimRecycle:
 		return "VolumeFailedRecycle", "No recycler plugin found for the volume!"
 	case corev1.PersistentVolumeReclaimDelete:
-		if who := v.Annotations[annProvisionedBy]; who != "" {
+		if who := v.Annotations[storage.ProvisionedBy]; who != "" {
 			if _, external := drivers[who]; external || !strings.HasPrefix(who, builtInPrefix) {
 				return "", ""
 			}

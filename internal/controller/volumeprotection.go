@@ -11,6 +11,7 @@ import (
 	"k8s.io/component-helpers/storage/ephemeral"
 	"k8s.io/utils/ptr"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 	"skiff/internal/control"
 )
@@ -129,7 +130,7 @@ func newPVCProtection(d Deps) *control.Controller {
 			return
 		}
 		for i := range o.Spec.Volumes {
-			if name := claimName(o, &o.Spec.Volumes[i]); name != "" {
+			if name := storage.ClaimOf(o, &o.Spec.Volumes[i]); name != "" {
 				c.Queue.Add(control.Key{Namespace: o.Namespace, Name: name})
 			}
 		}
