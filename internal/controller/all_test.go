@@ -32,9 +32,12 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 	// The names are upstream's: its bootstrap roles serve as well.
 	want := []string{
 		"system:controller:clusterrole-aggregation-controller", "system:controller:deployment-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
+		"system:controller:ephemeral-volume-controller", "system:controller:expand-controller",
 		"system:controller:generic-garbage-collector", "system:controller:namespace-controller", "system:controller:node-controller",
-		"system:controller:pod-garbage-collector", "system:controller:replicaset-controller", "system:controller:root-ca-cert-publisher",
+		"system:controller:persistent-volume-binder", "system:controller:pod-garbage-collector", "system:controller:pv-protection-controller",
+		"system:controller:pvc-protection-controller", "system:controller:replicaset-controller", "system:controller:root-ca-cert-publisher",
 		"system:controller:service-account-controller", "system:controller:service-cidrs-controller",
+		"system:controller:volumeattributesclass-protection-controller",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("roles are %v", got)
