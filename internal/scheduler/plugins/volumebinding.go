@@ -99,7 +99,7 @@ func refusal(code framework.Code, reason string) *framework.Status {
 
 var (
 	unboundImmediate = refusal(framework.Unresolvable, "pod has unbound immediate PersistentVolumeClaims")
-	affinityConflict = refusal(framework.Unresolvable, "node(s) didn't match PersistentVolume's node affinity")
+	volumeNodeConflict = refusal(framework.Unresolvable, "node(s) didn't match PersistentVolume's node affinity")
 	noVolumes        = refusal(framework.Unresolvable, "node(s) didn't find available persistent volumes to bind")
 	volumeNotFound   = refusal(framework.Unresolvable, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
 )
@@ -202,7 +202,7 @@ func (v *VolumeBinding) choose(p *podVolumes, n *corev1.Node) (volumeChoice, *fr
 	}
 	for _, pv := range p.bound {
 		if !storage.Reaches(pv, n) {
-			return out, affinityConflict
+			return out, volumeNodeConflict
 		}
 	}
 	if len(p.delayed) == 0 {
@@ -257,7 +257,7 @@ func (v *VolumeBinding) Explain(c *framework.Class, n *framework.Node) string {
 	switch st {
 	case nil:
 		return ""
-	case affinityConflict:
+	case volumeNodeConflict:
 		return "A volume of the pod can be used on other nodes alone: its node affinity says which."
 	case noVolumes:
 		return "There is no volume here for a claim of the pod, and its class can make none here."
