@@ -219,10 +219,10 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	b = appendContainers(b, s.Containers)
 	for i := range s.Volumes {
 		if v := s.Volumes[i].Image; v != nil {
-			b = appendString(b, v.Reference)
+			b = appendString(append(b, 'i'), v.Reference)
 		}
 		if claim := storage.ClaimOf(p, &s.Volumes[i]); claim != "" {
-			b = appendString(appendString(b, p.Namespace), claim)
+			b = appendString(appendString(append(b, 'c'), p.Namespace), claim)
 		}
 	}
 	return b

@@ -98,10 +98,10 @@ func refusal(code framework.Code, reason string) *framework.Status {
 }
 
 var (
-	unboundImmediate = refusal(framework.Unresolvable, "pod has unbound immediate PersistentVolumeClaims")
+	unboundImmediate   = refusal(framework.Unresolvable, "pod has unbound immediate PersistentVolumeClaims")
 	volumeNodeConflict = refusal(framework.Unresolvable, "node(s) didn't match PersistentVolume's node affinity")
-	noVolumes        = refusal(framework.Unresolvable, "node(s) didn't find available persistent volumes to bind")
-	volumeNotFound   = refusal(framework.Unresolvable, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
+	noVolumes          = refusal(framework.Unresolvable, "node(s) didn't find available persistent volumes to bind")
+	volumeNotFound     = refusal(framework.Unresolvable, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
 )
 
 // podVolumes are the claims of a class's pods: those bound, and those for which a
