@@ -6,6 +6,8 @@ import (
 	"skiff/internal/api/apps"
 	"skiff/internal/api/authentication"
 	"skiff/internal/api/authorization"
+	"skiff/internal/api/autoscaling"
+	"skiff/internal/api/batch"
 	"skiff/internal/api/certificates"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
@@ -15,6 +17,7 @@ import (
 	"skiff/internal/api/dra"
 	"skiff/internal/api/metrics"
 	"skiff/internal/api/networking"
+	"skiff/internal/api/policy"
 	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
 	"skiff/internal/api/scheduling"
@@ -24,6 +27,7 @@ import (
 // All returns the built-in resources, in the order of discovery.
 func All() []*resource.Resource {
 	events, newEvents := core.Events()
+	autoscalers, oldAutoscalers := autoscaling.HorizontalPodAutoscalers()
 	nodeMetrics, nodeMetricsBeta := metrics.NodeMetrics()
 	podMetrics, podMetricsBeta := metrics.PodMetrics()
 	return []*resource.Resource{
@@ -31,28 +35,40 @@ func All() []*resource.Resource {
 		core.ConfigMap(),
 		core.Endpoints(),
 		events,
+		core.LimitRange(),
 		core.Namespace(),
 		core.Node(),
 		core.PersistentVolumeClaim(),
 		core.PersistentVolume(),
 		pod.Pod(),
+		core.PodTemplate(),
+		core.ReplicationController(),
+		core.ResourceQuota(),
 		core.Secret(),
 		core.ServiceAccount(),
 		service.Service(),
+		apps.ControllerRevision(),
+		apps.DaemonSet(),
 		apps.Deployment(),
 		apps.ReplicaSet(),
+		apps.StatefulSet(),
 		authentication.SelfSubjectReview(),
 		authentication.TokenReview(),
 		authorization.LocalSubjectAccessReview(),
 		authorization.SelfSubjectAccessReview(),
 		authorization.SelfSubjectRulesReview(),
 		authorization.SubjectAccessReview(),
+		autoscalers,
+		oldAutoscalers,
+		batch.CronJob(),
+		batch.Job(),
 		certificates.CertificateSigningRequest(),
 		certificates.ClusterTrustBundle(),
 		certificates.PodCertificateRequest(),
 		coordination.Lease(),
 		discovery.EndpointSlice(),
 		newEvents,
+		policy.PodDisruptionBudget(),
 		rbac.ClusterRole(),
 		rbac.ClusterRoleBinding(),
 		rbac.Role(),

@@ -94,11 +94,11 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 		}
 		defer func() { end(err) }()
 	}
+	obj.SetUID(types.UID(uuid.NewUUID()))
+	obj.SetCreationTimestamp(s.now())
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
-	obj.SetUID(types.UID(uuid.NewUUID()))
-	obj.SetCreationTimestamp(s.now())
 	var errs field.ErrorList
 	if st.Check != nil {
 		errs = st.Check(ctx, env, obj, nil)

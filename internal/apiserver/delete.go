@@ -25,6 +25,7 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 	if errs := metav1validation.ValidateDeleteOptions(o); len(errs) > 0 {
 		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
 	}
+	warnOfDelete(rq, o)
 	cur, err := s.base(ctx, rq, o.DryRun)
 	if err != nil {
 		return nil, false, err
@@ -56,6 +57,14 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, false, storeError(err)
+		}
+	}
+}
+
+func warnOfDelete(rq *request, o *metav1.DeleteOptions) {
+	if f := rq.kind.DeleteWarnings; f != nil {
+		for _, w := range f(o) {
+			rq.warn(w)
 		}
 	}
 }
@@ -291,6 +300,7 @@ func (s *Server) deleted(rq *request, obj Object) runtime.Object {
 // deleteCollection deletes what a list selects, several at a time, and returns
 // what it listed.
 func (s *Server) deleteCollection(ctx context.Context, rq *request, o *metav1.DeleteOptions, lo *metav1.ListOptions) (*listResult, error) {
+	warnOfDelete(rq, o)
 	l, err := s.list(ctx, rq, lo)
 	if err != nil {
 		return nil, err

@@ -567,6 +567,11 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 	if got.GroupVersion() != gvk.GroupVersion() {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
 	}
+	if f := rq.kind.Readable; f != nil && gvk == rq.kind.gvk {
+		if err := f(into); err != nil {
+			return nil, bad(err)
+		}
+	}
 	return into, nil
 }
 

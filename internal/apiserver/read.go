@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -131,7 +130,11 @@ func parseFilter(rq *request, o *metav1.ListOptions) (*filter, error) {
 		if rq.kind.Selectable == nil {
 			return nil, apierrors.NewBadRequest(fmt.Sprintf("%q is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", r.Field))
 		}
-		return nil, apierrors.NewBadRequest(cmp.Or(rq.kind.NotSelectable, "field label not supported: ") + r.Field)
+		text := "field label not supported: " + r.Field
+		if f := rq.kind.UnknownField; f != nil {
+			text = f(r.Field)
+		}
+		return nil, apierrors.NewBadRequest(text)
 	}
 	if sel.Empty() {
 		return f, nil

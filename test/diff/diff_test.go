@@ -95,12 +95,14 @@ func (r *run) both(rq request, um, sm *memory) (up, sk answer) {
 	go ask(r.pair.upstream, um, uc)
 	go ask(r.pair.skiff, sm, sc)
 	u, s := <-uc, <-sc
+	if r.t.Context().Err() != nil {
+		r.t.Fatalf("%s: %v", rq.name, u.err)
+	}
+	// A connection that is cut is a difference like any other: upstream may panic.
 	if u.err != nil {
-		r.t.Errorf("%s: %v", rq.name, u.err)
 		u.a.text = "no answer: " + u.err.Error()
 	}
 	if s.err != nil {
-		// A connection that skiff cuts is a difference like any other.
 		s.a.text = "no answer: " + s.err.Error()
 	}
 	r.asked++
@@ -257,7 +259,7 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 		// The rules of metadata that all kinds share are tried on one of them.
 		shallow := map[string]bool{"metadata": res.Kind != "ConfigMap"}
 		if res.Kind != "Pod" {
-			shallow["spec.template.spec"] = true
+			shallow["spec.template.spec"], shallow["template.spec"], shallow["spec.jobTemplate.spec.template.spec"] = true, true, true
 		}
 		for _, mu := range mutations(t, d, shallow) {
 			if untouched[strings.SplitN(mu.name, "=", 2)[0]] {
@@ -383,7 +385,7 @@ func TestAnswers(t *testing.T) {
 	kinds := 0
 	for _, k := range r.known {
 		kinds++
-		if k.met == 0 && only == nil {
+		if k.met == 0 && only == nil && !k.Sometimes {
 			t.Errorf("known.yaml: %s: %s: no longer occurs: remove the entry", k.Case, k.Difference)
 		}
 	}

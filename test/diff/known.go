@@ -19,6 +19,8 @@ type known struct {
 	// Each, where given, makes one entry of each name: the word EACH in the
 	// patterns stands for it. So a name that is none any more is found.
 	Each []string `json:"each,omitempty"`
+	// Sometimes: upstream answers by chance (its maps' order, say), at times as skiff does.
+	Sometimes bool `json:"sometimes,omitempty"`
 	// Reason why it stays.
 	Reason string `json:"reason"`
 
@@ -42,7 +44,7 @@ func readKnown(path string) ([]*known, error) {
 		}
 		for _, name := range k.Each {
 			word := strings.NewReplacer("EACH", regexp.QuoteMeta(name))
-			out = append(out, &known{Case: word.Replace(k.Case), Difference: word.Replace(k.Difference), Reason: k.Reason})
+			out = append(out, &known{Case: word.Replace(k.Case), Difference: word.Replace(k.Difference), Sometimes: k.Sometimes, Reason: k.Reason})
 		}
 	}
 	var errs []error

@@ -27,18 +27,28 @@ func Deployment() *resource.Resource {
 		ShortNames: []string{"deploy"}, Categories: []string{"all"}, Namespaced: true, Prefix: "/registry/deployments/",
 		New:     func() resource.Object { return &appsv1.Deployment{} },
 		NewList: func() runtime.Object { return &appsv1.DeploymentList{} },
+		Readable: func(o resource.Object) error {
+			v := o.GetAnnotations()[rollbackAnnotation]
+			if v == "" {
+				return nil
+			}
+			if _, err := strconv.ParseInt(v, 10, 64); err != nil {
+				return fmt.Errorf("failed to parse annotation[%s]=%s as int64: %w", rollbackAnnotation, v, err)
+			}
+			return nil
+		},
 		Columns: append([]metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Ready", "string", "Number of the pod with ready state", 0),
 			resource.Column("Up-to-date", "string", status["updatedReplicas"], 0),
 			resource.Column("Available", "string", status["availableReplicas"], 0),
 			resource.AgeColumn(),
-		}, templateColumns(spec["selector"])...),
+		}, pod.TemplateColumns(1, spec["selector"])...),
 		Subresources: []resource.Subresource{
-			scaleDoor(scaled[*appsv1.Deployment]{
-				replicas: func(d *appsv1.Deployment) **int32 { return &d.Spec.Replicas },
-				current:  func(d *appsv1.Deployment) int32 { return d.Status.Replicas },
-				selector: func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector },
+			resource.ScaleOf(resource.Scaled[*appsv1.Deployment]{
+				Replicas: func(d *appsv1.Deployment) **int32 { return &d.Spec.Replicas },
+				Current:  func(d *appsv1.Deployment) int32 { return d.Status.Replicas },
+				Selector: func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector },
 			}),
 			resource.StatusOf(resource.StrategyOf[*appsv1.Deployment]{
 				Default:             defaultDeployment,
@@ -83,7 +93,7 @@ func Deployment() *resource.Resource {
 			if old != nil && old.Generation == d.Generation {
 				return nil
 			}
-			return workloadWarnings(d, old == nil, &d.Spec.Template)
+			return pod.WorkloadWarnings(specPath.Child("template"), d, old == nil, &d.Spec.Template)
 		},
 		Row: func(d *appsv1.Deployment, now time.Time) []any {
 			selector := "<invalid>"
@@ -92,7 +102,7 @@ func Deployment() *resource.Resource {
 			}
 			return append([]any{d.Name, fmt.Sprintf("%d/%d", d.Status.ReadyReplicas, number(d.Spec.Replicas)),
 				int64(d.Status.UpdatedReplicas), int64(d.Status.AvailableReplicas), resource.Age(d.CreationTimestamp, now)},
-				append(templateCells(&d.Spec.Template), selector)...)
+				append(pod.TemplateCells(&d.Spec.Template), selector)...)
 		},
 	})
 }
@@ -135,15 +145,15 @@ func defaultDeployment(d *appsv1.Deployment) {
 
 func validateDeploymentSpec(d *appsv1.Deployment, o pod.Options) field.ErrorList {
 	s := &d.Spec
-	errs := notNegative(specPath, count{"replicas", number(s.Replicas)})
+	errs := resource.NotNegative(specPath, resource.N("replicas", number(s.Replicas)))
 	errs = append(errs, validateSelected(s.Selector, &s.Template, o)...)
 	errs = append(errs, validateStrategy(specPath.Child("strategy"), &s.Strategy)...)
-	errs = append(errs, notNegative(specPath, count{"minReadySeconds", s.MinReadySeconds}, count{"revisionHistoryLimit", number(s.RevisionHistoryLimit)})...)
+	errs = append(errs, resource.NotNegative(specPath, resource.N("minReadySeconds", s.MinReadySeconds), resource.N("revisionHistoryLimit", number(s.RevisionHistoryLimit)))...)
 	if to, err := strconv.ParseInt(d.Annotations[rollbackAnnotation], 10, 64); err == nil {
 		errs = append(errs, apivalidation.ValidateNonnegativeField(to, specPath.Child("rollback", "version"))...)
 	}
 	if p := s.ProgressDeadlineSeconds; p != nil {
-		errs = append(errs, notNegative(specPath, count{"progressDeadlineSeconds", *p})...)
+		errs = append(errs, resource.NotNegative(specPath, resource.N("progressDeadlineSeconds", *p))...)
 		if *p <= s.MinReadySeconds {
 			errs = append(errs, field.Invalid(specPath.Child("progressDeadlineSeconds"), p, "must be greater than minReadySeconds"))
 		}
@@ -170,10 +180,12 @@ func validateStrategy(p *field.Path, s *appsv1.DeploymentStrategy) field.ErrorLi
 	return nil
 }
 
+// limits of a rolling update, as upstream shows them: no pointers.
+type limits struct{ MaxUnavailable, MaxSurge intstr.IntOrString }
+
 // shownStrategy is a strategy as upstream shows it, where the limits of a rolling
 // update are no pointers.
 func shownStrategy(s *appsv1.DeploymentStrategy) any {
-	type limits struct{ MaxUnavailable, MaxSurge intstr.IntOrString }
 	out := struct {
 		Type          appsv1.DeploymentStrategyType
 		RollingUpdate *limits
@@ -198,10 +210,14 @@ func validateRolling(p *field.Path, r *appsv1.RollingUpdateDeployment) field.Err
 	if plain(unavailable) == 0 && plain(surge) == 0 {
 		errs = append(errs, field.Invalid(up, unavailable, "may not be 0 when `maxSurge` is 0"))
 	}
-	if n, ok := percent(unavailable); ok && n > 100 {
-		errs = append(errs, field.Invalid(up, unavailable, "must not be greater than 100%"))
+	return append(errs, notOverPercent(up, unavailable)...)
+}
+
+func notOverPercent(p *field.Path, v intstr.IntOrString) field.ErrorList {
+	if n, ok := percent(v); ok && n > 100 {
+		return field.ErrorList{field.Invalid(p, v, "must not be greater than 100%")}
 	}
-	return errs
+	return nil
 }
 
 func intOrPercent(p *field.Path, v intstr.IntOrString) field.ErrorList {
@@ -235,14 +251,11 @@ func validateDeploymentStatus(_ resource.Env, d, old *appsv1.Deployment) field.E
 	s := &d.Status
 	errs := resource.ValidateMetaUpdate(d, old)
 	errs = append(errs, apivalidation.ValidateNonnegativeField(s.ObservedGeneration, statusPath.Child("observedGeneration"))...)
-	errs = append(errs, notNegative(statusPath,
-		count{"replicas", s.Replicas}, count{"updatedReplicas", s.UpdatedReplicas}, count{"readyReplicas", s.ReadyReplicas},
-		count{"availableReplicas", s.AvailableReplicas}, count{"unavailableReplicas", s.UnavailableReplicas},
-		count{"terminatingReplicas", number(s.TerminatingReplicas)}, count{"collisionCount", number(s.CollisionCount)})...)
+	errs = append(errs, resource.NotNegative(statusPath,
+		resource.N("replicas", s.Replicas), resource.N("updatedReplicas", s.UpdatedReplicas), resource.N("readyReplicas", s.ReadyReplicas),
+		resource.N("availableReplicas", s.AvailableReplicas), resource.N("unavailableReplicas", s.UnavailableReplicas),
+		resource.N("terminatingReplicas", number(s.TerminatingReplicas)), resource.N("collisionCount", number(s.CollisionCount)))...)
 	errs = append(errs, atMost(s.Replicas, s.ReadyReplicas, s.AvailableReplicas,
-		count{"updatedReplicas", s.UpdatedReplicas}, count{"readyReplicas", s.ReadyReplicas}, count{"availableReplicas", s.AvailableReplicas})...)
-	if was := old.Status.CollisionCount; was != nil && (s.CollisionCount == nil || *s.CollisionCount < *was) {
-		errs = append(errs, field.Invalid(statusPath.Child("collisionCount"), number(s.CollisionCount), "cannot be decremented"))
-	}
-	return errs
+		resource.N("updatedReplicas", s.UpdatedReplicas), resource.N("readyReplicas", s.ReadyReplicas), resource.N("availableReplicas", s.AvailableReplicas))...)
+	return append(errs, resource.NotDecremented(statusPath.Child("collisionCount"), s.CollisionCount, old.Status.CollisionCount)...)
 }

@@ -28,12 +28,12 @@ func ReplicaSet() *resource.Resource {
 			resource.Column("Current", "integer", status["replicas"], 0),
 			resource.Column("Ready", "integer", status["readyReplicas"], 0),
 			resource.AgeColumn(),
-		}, templateColumns(spec["selector"])...),
+		}, pod.TemplateColumns(1, spec["selector"])...),
 		Subresources: []resource.Subresource{
-			scaleDoor(scaled[*appsv1.ReplicaSet]{
-				replicas: func(rs *appsv1.ReplicaSet) **int32 { return &rs.Spec.Replicas },
-				current:  func(rs *appsv1.ReplicaSet) int32 { return rs.Status.Replicas },
-				selector: func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector },
+			resource.ScaleOf(resource.Scaled[*appsv1.ReplicaSet]{
+				Replicas: func(rs *appsv1.ReplicaSet) **int32 { return &rs.Spec.Replicas },
+				Current:  func(rs *appsv1.ReplicaSet) int32 { return rs.Status.Replicas },
+				Selector: func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector },
 			}),
 			resource.StatusOf(resource.StrategyOf[*appsv1.ReplicaSet]{
 				Default:             defaultReplicaSet,
@@ -78,11 +78,11 @@ func ReplicaSet() *resource.Resource {
 			if old != nil && old.Generation == rs.Generation {
 				return nil
 			}
-			return workloadWarnings(rs, old == nil, &rs.Spec.Template)
+			return pod.WorkloadWarnings(specPath.Child("template"), rs, old == nil, &rs.Spec.Template)
 		},
 		Row: func(rs *appsv1.ReplicaSet, now time.Time) []any {
 			return append([]any{rs.Name, int64(number(rs.Spec.Replicas)), int64(rs.Status.Replicas), int64(rs.Status.ReadyReplicas),
-				resource.Age(rs.CreationTimestamp, now)}, append(templateCells(&rs.Spec.Template), metav1.FormatLabelSelector(rs.Spec.Selector))...)
+				resource.Age(rs.CreationTimestamp, now)}, append(pod.TemplateCells(&rs.Spec.Template), metav1.FormatLabelSelector(rs.Spec.Selector))...)
 		},
 	})
 }
@@ -93,46 +93,27 @@ func defaultReplicaSet(rs *appsv1.ReplicaSet) {
 }
 
 func validateReplicaSetSpec(s *appsv1.ReplicaSetSpec, o pod.Options) field.ErrorList {
-	errs := notNegative(specPath, count{"replicas", number(s.Replicas)}, count{"minReadySeconds", s.MinReadySeconds})
+	errs := resource.NotNegative(specPath, resource.N("replicas", number(s.Replicas)), resource.N("minReadySeconds", s.MinReadySeconds))
 	return append(errs, validateSelected(s.Selector, &s.Template, o)...)
 }
 
 func validateReplicaSetStatus(s *appsv1.ReplicaSetStatus) field.ErrorList {
-	errs := notNegative(statusPath,
-		count{"replicas", s.Replicas}, count{"fullyLabeledReplicas", s.FullyLabeledReplicas},
-		count{"readyReplicas", s.ReadyReplicas}, count{"availableReplicas", s.AvailableReplicas})
+	errs := resource.NotNegative(statusPath,
+		resource.N("replicas", s.Replicas), resource.N("fullyLabeledReplicas", s.FullyLabeledReplicas),
+		resource.N("readyReplicas", s.ReadyReplicas), resource.N("availableReplicas", s.AvailableReplicas))
 	errs = append(errs, apivalidation.ValidateNonnegativeField(s.ObservedGeneration, statusPath.Child("observedGeneration"))...)
 	if s.TerminatingReplicas != nil {
-		errs = append(errs, notNegative(statusPath, count{"terminatingReplicas", *s.TerminatingReplicas})...)
+		errs = append(errs, resource.NotNegative(statusPath, resource.N("terminatingReplicas", *s.TerminatingReplicas))...)
 	}
 	return append(errs, atMost(s.Replicas, s.ReadyReplicas, s.AvailableReplicas,
-		count{"fullyLabeledReplicas", s.FullyLabeledReplicas}, count{"readyReplicas", s.ReadyReplicas}, count{"availableReplicas", s.AvailableReplicas})...)
+		resource.N("fullyLabeledReplicas", s.FullyLabeledReplicas), resource.N("readyReplicas", s.ReadyReplicas), resource.N("availableReplicas", s.AvailableReplicas))...)
 }
 
 // atMost checks counts of pods that are parts of all of them.
-func atMost(all, ready, available int32, parts ...count) field.ErrorList {
-	var errs field.ErrorList
-	for _, c := range parts {
-		if c.n > all {
-			errs = append(errs, field.Invalid(statusPath.Child(c.name), c.n, "cannot be greater than status.replicas"))
-		}
-	}
+func atMost(all, ready, available int32, parts ...resource.Count) field.ErrorList {
+	errs := resource.NotMore(statusPath, all, parts...)
 	if available > ready {
 		errs = append(errs, field.Invalid(statusPath.Child("availableReplicas"), available, "cannot be greater than readyReplicas"))
-	}
-	return errs
-}
-
-// count is a number by its field's name.
-type count struct {
-	name string
-	n    int32
-}
-
-func notNegative(p *field.Path, counts ...count) field.ErrorList {
-	var errs field.ErrorList
-	for _, c := range counts {
-		errs = append(errs, apivalidation.ValidateNonnegativeField(int64(c.n), p.Child(c.name))...)
 	}
 	return errs
 }

@@ -81,11 +81,8 @@ func defaultClaim(c *corev1.PersistentVolumeClaim) {
 	if c.Status.Phase == "" {
 		c.Status.Phase = corev1.ClaimPending
 	}
-	if c.Spec.VolumeMode == nil {
-		m := corev1.PersistentVolumeFilesystem
-		c.Spec.VolumeMode = &m
-	}
-	pod.WholeMillis(c.Spec.Resources.Limits, c.Spec.Resources.Requests, c.Status.Capacity, c.Status.AllocatedResources)
+	pod.DefaultClaimSpec(&c.Spec)
+	pod.WholeMillis(c.Status.Capacity, c.Status.AllocatedResources)
 }
 
 // dropSources drops a data source that may not be named, and brings dataSource and

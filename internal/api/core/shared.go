@@ -11,4 +11,4 @@ import (
 // compare by value.
 func equal(a, b any) bool { return apiequality.Semantic.DeepEqual(a, b) }
 
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[K ~string, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -52,6 +52,6 @@ func ResourceClaimTemplate() *resource.Resource {
 
 func validateTemplate(f resource.Features, t *template) field.ErrorList {
 	errs := resource.ValidateMeta(t, true, resource.DNSSubdomain)
-	errs = append(errs, pod.ValidateTemplateMeta(specPath.Child("metadata"), t.Spec.ObjectMeta)...)
+	errs = append(errs, pod.ValidateClaimMeta(specPath.Child("metadata"), t.Spec.ObjectMeta)...)
 	return append(errs, validateClaimSpec(f, specPath.Child("spec"), &t.Spec.Spec)...)
 }

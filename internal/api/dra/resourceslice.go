@@ -26,6 +26,9 @@ func ResourceSlice() *resource.Resource {
 		Prefix: "/registry/resourceslices/", ReturnDeleted: true,
 		New:     func() resource.Object { return &resourcev1.ResourceSlice{} },
 		NewList: func() runtime.Object { return &resourcev1.ResourceSliceList{} },
+		UnknownField: func(name string) string {
+			return "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: " + name
+		},
 		Columns: []metav1.TableColumnDefinition{
 			resource.NameColumn(),
 			resource.Column("Node", "string", doc["nodeName"], 0),
@@ -74,7 +77,6 @@ func ResourceSlice() *resource.Resource {
 				resourcev1.ResourceSliceSelectorPoolName: s.Spec.Pool.Name,
 			}
 		},
-		NotSelectable: "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: ",
 		Row: func(s *resourcev1.ResourceSlice, now time.Time) []any {
 			return []any{s.Name, text(s.Spec.NodeName), s.Spec.Driver, s.Spec.Pool.Name, resource.Age(s.CreationTimestamp, now)}
 		},

@@ -55,6 +55,10 @@ func DefaultFeatures() Features {
 		"VolumeAttributesClass":                          true,
 		"NodeDeclaredFeatures":                           true,
 		"KubeletInUserNamespace":                         true,
+		"MaxUnavailableStatefulSet":                      true,
+		"MutablePodResourcesForSuspendedJobs":            true,
+		"MutableSchedulingDirectivesForSuspendedJobs":    true,
+		"HPAScaleToZero":                                 true,
 		"DRAConsumableCapacity":                          true,
 	}
 }

@@ -62,6 +62,12 @@ type Resource struct {
 	NewList func() runtime.Object
 	// ReturnDeleted: a deletion answers with the object, not with a Status.
 	ReturnDeleted bool
+	// Readable, where set, says why a body cannot be taken for an object although it
+	// decodes: an annotation that stands for a number is none.
+	Readable func(obj Object) error
+	// UnknownField says that a field cannot be selected by, where a kind has words
+	// of its own for it.
+	UnknownField func(name string) string
 	// Verbs allowed; nil means create, delete, deletecollection, get, list, patch,
 	// update, watch.
 	Verbs []string
@@ -162,6 +168,8 @@ type StrategyOf[T Object] struct {
 	// OrphanByDefault: dependants of a deleted object stay unless asked for
 	// otherwise.
 	OrphanByDefault bool
+	// DeleteWarnings returns texts for the Warning header of a deletion.
+	DeleteWarnings func(o *metav1.DeleteOptions) []string
 	// NoDependents: nothing depends on these objects; a deletion asks the garbage
 	// collector for nothing, whatever its options say.
 	NoDependents bool
@@ -180,9 +188,6 @@ type StrategyOf[T Object] struct {
 	// metadata.namespace, that field selectors may use. All keys are always
 	// present.
 	Selectable func(obj T) fields.Set
-	// NotSelectable begins the refusal of a selector over any other field; empty for
-	// the usual words.
-	NotSelectable string
 
 	// ResetFields are the paths, in dotted form ("status", "metadata.deletionTimestamp"),
 	// that a write through this door ignores; they are kept out of
@@ -383,7 +388,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	out := Strategy{
 		OrphanByDefault: s.OrphanByDefault, StoredPreconditions: s.StoredPreconditions, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
-		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, NotSelectable: s.NotSelectable,
+		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, DeleteWarnings: s.DeleteWarnings,
 	}
 	if f := s.Default; f != nil {
 		out.Default = func(o Object) { f(cast(o)) }

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	storagev1 "k8s.io/api/storage/v1"
@@ -54,7 +55,7 @@ func VolumeAttachment() *resource.Resource {
 		PrepareCreate: func(_ resource.Env, a *storagev1.VolumeAttachment) { a.Status = storagev1.VolumeAttachmentStatus{} },
 		PrepareUpdate: func(_ resource.Env, a, old *storagev1.VolumeAttachment) { a.Status = *old.Status.DeepCopy() },
 		ValidateCreate: func(_ resource.Env, a *storagev1.VolumeAttachment) field.ErrorList {
-			return append(validateAttachment(a), validateAttacher(&a.Spec.Attacher)...)
+			return slices.Concat(resource.ValidateMeta(a, false, resource.DNSSubdomain), validateAttachment(a), validateAttacher(&a.Spec.Attacher))
 		},
 		ValidateUpdate: attachmentUpdate,
 		Row: func(a *storagev1.VolumeAttachment, now time.Time) []any {
@@ -74,8 +75,9 @@ func validateAttacher(name *string) field.ErrorList {
 }
 
 func attachmentUpdate(_ resource.Env, a, old *storagev1.VolumeAttachment) field.ErrorList {
-	errs := validateAttachment(a)
-	return append(errs, resource.Immutable(specPath, a.Spec, old.Spec)...)
+	return slices.Concat(resource.ValidateMeta(a, false, resource.DNSSubdomain),
+		resource.ValidateDriverName(specPath.Child("attacher"), a.Spec.Attacher), validateAttachment(a),
+		resource.Immutable(specPath, a.Spec, old.Spec))
 }
 
 // Bounds of what an attacher reports, in bytes.
@@ -84,9 +86,10 @@ const (
 	maxVolumeError        = 1024
 )
 
-// validateAttachment checks all but the name of the attacher.
+// validateAttachment checks all but the metadata and the name of the attacher, whose
+// place among the mistakes differs.
 func validateAttachment(a *storagev1.VolumeAttachment) field.ErrorList {
-	errs := resource.ValidateMeta(a, false, resource.DNSSubdomain)
+	var errs field.ErrorList
 	src, p := &a.Spec.Source, specPath.Child("source")
 	switch name := src.PersistentVolumeName; {
 	case src.InlineVolumeSpec == nil && name == nil:

@@ -9,15 +9,12 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"skiff/internal/api/core"
 	"skiff/internal/api/storage"
 	"skiff/internal/apiserver"
 	"skiff/internal/client"
 )
-
-var claimsResource = schema.GroupResource{Resource: "persistentvolumeclaims"}
 
 // DefaultStorageClass gives claims that name no class the default one.
 type DefaultStorageClass struct{ noValidation }

@@ -34,6 +34,23 @@ func newTypes(all []*resource.Resource) *types {
 	return t
 }
 
+// twins are the other resources that show the same objects.
+func (t *types) twins(r *resource.Resource) []*resource.Resource {
+	stored := func(r *resource.Resource) *resource.Resource {
+		if r.Twin != nil {
+			return r.Twin.Of
+		}
+		return r
+	}
+	var out []*resource.Resource
+	for _, other := range t.kinds {
+		if other.GVK() != r.GVK() && stored(other).GVK() == stored(r).GVK() {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
 func (t *types) load() error {
 	t.once.Do(func() { t.parse, t.err = loadSchema() })
 	return t.err

@@ -15,6 +15,7 @@ package fields
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"sync"
@@ -89,6 +90,22 @@ func (m *Managers) at(r *resource.Resource, sub *resource.Subresource) (*managed
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", d.gvr, d.sub, err)
 	}
+	// What this door does not write it does not write in another version either.
+	for _, twin := range m.types.twins(r) {
+		door := &twin.Strategy
+		if sub != nil {
+			t := twin.Subresource(sub.Name)
+			if t == nil || t.Status == nil {
+				continue
+			}
+			door = t.Status
+		}
+		more, err := ignored(twin.GroupVersion, door)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", d.gvr, d.sub, err)
+		}
+		maps.Copy(filter, more)
+	}
 	hub := schema.GroupVersion{Group: k.gvk.Group, Version: hubVersion}
 	f, err := managedfields.NewDefaultFieldManager(k, k, k, k, k.gvk, hub, d.sub, filter)
 	if err != nil {
@@ -136,7 +153,7 @@ func ignored(gv schema.GroupVersion, s *resource.Strategy) (map[fieldpath.APIVer
 		}
 		return fieldpath.NewExcludeFilterSetMap(map[fieldpath.APIVersion]*fieldpath.Set{version: set}), nil
 	}
-	return nil, nil
+	return map[fieldpath.APIVersion]fieldpath.Filter{}, nil
 }
 
 // Update notes that manager made obj out of live (nil on creation) through the

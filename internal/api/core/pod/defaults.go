@@ -147,10 +147,14 @@ func defaultVolume(v *corev1.VolumeSource) {
 		empty(&v.ScaleIO.FSType, "xfs")
 	}
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
-		claim := &v.Ephemeral.VolumeClaimTemplate.Spec
-		unset(&claim.VolumeMode, corev1.PersistentVolumeFilesystem)
-		WholeMillis(claim.Resources.Limits, claim.Resources.Requests)
+		DefaultClaimSpec(&v.Ephemeral.VolumeClaimTemplate.Spec)
 	}
+}
+
+// DefaultClaimSpec fills in what the spec of a PersistentVolumeClaim leaves out.
+func DefaultClaimSpec(s *corev1.PersistentVolumeClaimSpec) {
+	unset(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
+	WholeMillis(s.Resources.Limits, s.Resources.Requests)
 }
 
 // DefaultVolumeSource fills in what the source of a PersistentVolume leaves out.

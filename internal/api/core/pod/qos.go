@@ -96,7 +96,7 @@ func completePodResources(f resource.Features, pod *corev1.Pod) {
 		}
 	}
 	for n := range requests {
-		if mayOvercommit(n) {
+		if MayOvercommit(n) {
 			put(&r.Requests, n, requests)
 		}
 	}

@@ -38,8 +38,8 @@ func isExtended(n corev1.ResourceName) bool {
 		len(validation.IsQualifiedName(corev1.DefaultResourceRequestsPrefix+string(n))) == 0
 }
 
-// mayOvercommit tells whether requests may stay below limits.
-func mayOvercommit(n corev1.ResourceName) bool { return isNative(n) && !isHugePages(n) }
+// MayOvercommit tells whether requests may stay below limits.
+func MayOvercommit(n corev1.ResourceName) bool { return isNative(n) && !isHugePages(n) }
 
 // divisible tells whether q is a whole number of the huge pages that n names.
 func divisible(n corev1.ResourceName, q apiresource.Quantity) bool {
@@ -158,9 +158,9 @@ func (c *check) requirements(p *field.Path, r *corev1.ResourceRequirements, clai
 		one(requests.Key(string(n)), n, q)
 		limit, limited := r.Limits[n]
 		switch {
-		case !limited && !mayOvercommit(n):
+		case !limited && !MayOvercommit(n):
 			c.required(limits, "Limit must be set for non overcommitable resources")
-		case limited && q.Cmp(limit) != 0 && !mayOvercommit(n):
+		case limited && q.Cmp(limit) != 0 && !MayOvercommit(n):
 			c.invalid(requests, q.String(), fmt.Sprintf("must be equal to %s limit of %s", n, limit.String()))
 		case limited && q.Cmp(limit) > 0:
 			c.invalid(requests, q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", n, limit.String()))
@@ -252,4 +252,37 @@ func (c *check) podResources(p *field.Path, s scope) {
 			}
 		}
 	}
+}
+
+// ValidateResourceName checks the name of any resource, ValidateContainerResource
+// that of one that containers may request.
+func ValidateResourceName(p *field.Path, n corev1.ResourceName) field.ErrorList {
+	c := &check{}
+	c.resourceName(p, n)
+	return c.errs
+}
+
+// ValidateContainerResource see ValidateResourceName.
+func ValidateContainerResource(p *field.Path, n corev1.ResourceName) field.ErrorList {
+	c := &check{}
+	c.containerResource(p, n)
+	return c.errs
+}
+
+// ValidateQuotaResource checks the name of a resource that a quota limits, and the
+// amount.
+func ValidateQuotaResource(p *field.Path, n corev1.ResourceName, q apiresource.Quantity) field.ErrorList {
+	c := &check{}
+	c.resourceName(p, n)
+	if !strings.Contains(string(n), "/") && !IsQuotaResource(n) {
+		c.invalid(p, n, "must be a standard resource for quota")
+	}
+	c.quantity(p, n, q)
+	return c.errs
+}
+
+// IsQuotaResource tells whether quotas may limit a resource without a domain.
+func IsQuotaResource(n corev1.ResourceName) bool {
+	return slices.Contains(standardResources, n) && n != corev1.ResourceStorage ||
+		isHugePages(n) || strings.HasPrefix(string(n), corev1.ResourceRequestsHugePagesPrefix)
 }

@@ -28,15 +28,26 @@ var (
 // ValidateTemplate validates the template of a workload's pods.
 func ValidateTemplate(t *corev1.PodTemplateSpec, p *field.Path, o Options) field.ErrorList {
 	c := &check{Options: o}
-	c.add(metavalidation.ValidateLabels(t.Labels, p.Child("labels"))...)
-	c.add(apivalidation.ValidateAnnotations(t.Annotations, p.Child("annotations"))...)
-	c.annotations(p.Child("annotations"), t.Annotations, &t.Spec)
+	c.templateMeta(p, t)
 	c.spec(p.Child("spec"), &t.Spec, nil)
 	c.profileAnnotations(p.Child("spec"), &t.ObjectMeta, &t.Spec)
 	if len(t.Spec.EphemeralContainers) > 0 {
 		c.forbidden(p.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template")
 	}
 	return c.errs
+}
+
+// ValidateTemplateMeta validates labels and annotations of a template alone.
+func ValidateTemplateMeta(t *corev1.PodTemplateSpec, p *field.Path, o Options) field.ErrorList {
+	c := &check{Options: o}
+	c.templateMeta(p, t)
+	return c.errs
+}
+
+func (c *check) templateMeta(p *field.Path, t *corev1.PodTemplateSpec) {
+	c.add(metavalidation.ValidateLabels(t.Labels, p.Child("labels"))...)
+	c.add(apivalidation.ValidateAnnotations(t.Annotations, p.Child("annotations"))...)
+	c.annotations(p.Child("annotations"), t.Annotations, &t.Spec)
 }
 
 func validateCreate(env resource.Env, pod *corev1.Pod) field.ErrorList {

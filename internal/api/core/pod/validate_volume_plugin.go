@@ -410,18 +410,19 @@ func (c *check) ephemeral(p *field.Path, t *corev1.PersistentVolumeClaimTemplate
 		c.required(p, "")
 		return
 	}
-	c.templateMeta(p.Child("metadata"), t.ObjectMeta)
+	c.claimMeta(p.Child("metadata"), t.ObjectMeta)
 	c.claimSpec(p.Child("spec"), &t.Spec, ClaimOptions{})
 }
 
-// ValidateTemplateMeta checks the metadata of the template of a claim.
-func ValidateTemplateMeta(p *field.Path, m metav1.ObjectMeta) field.ErrorList {
+// ValidateClaimMeta checks the metadata of the template of a claim, for storage or
+// for devices: labels and annotations, and nothing else.
+func ValidateClaimMeta(p *field.Path, m metav1.ObjectMeta) field.ErrorList {
 	c := &check{}
-	c.templateMeta(p, m)
+	c.claimMeta(p, m)
 	return c.errs
 }
 
-func (c *check) templateMeta(p *field.Path, m metav1.ObjectMeta) {
+func (c *check) claimMeta(p *field.Path, m metav1.ObjectMeta) {
 	c.add(apivalidation.ValidateAnnotations(m.Annotations, p.Child("annotations"))...)
 	c.add(metavalidation.ValidateLabels(m.Labels, p.Child("labels"))...)
 	c.onlyFields(p, m, "cannot be set", "Annotations", "Labels")

@@ -169,10 +169,7 @@ func (w *advice) volume(p *field.Path, v *corev1.Volume) {
 		}
 	}
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
-		r := v.Ephemeral.VolumeClaimTemplate.Spec.Resources
-		rp := p.Child("ephemeral", "volumeClaimTemplate", "spec", "resources")
-		w.fraction(rp.Child("requests"), r.Requests, corev1.ResourceStorage)
-		w.fraction(rp.Child("limits"), r.Limits, corev1.ResourceStorage)
+		w.texts = append(w.texts, ClaimWarnings(p.Child("ephemeral", "volumeClaimTemplate", "spec"), &v.Ephemeral.VolumeClaimTemplate.Spec)...)
 	}
 	const gone = "deprecated in v1.28, non-functional in v1.31+"
 	if v.CephFS != nil {
