@@ -12,7 +12,8 @@ NEED_GO := 1.26
 export GOFLAGS := -buildvcs=false -tags=fieldsv1string
 K8S     := v1.37.2
 LOCK    := flock $(or $(TMPDIR),/tmp)/skiff-make.lock
-PKGS    := gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2
+PKGS    := gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2 \
+           containernetworking-plugins iptables
 
 .PHONY: all build programs up down reset test unit race e2e lint demo clean deps check-go
 
@@ -36,7 +37,7 @@ BIN := internal/runtime/programs/bin
 
 programs: deps $(BIN)/skiff-pod.zst $(BIN)/kubectl.zst
 
-$(BIN)/skiff-pod.zst: $(wildcard cmd/skiff-pod/*.c cmd/skiff-pod/*.h cmd/skiff-start/*.go internal/runtime/startspec/*.go internal/runtime/programs/*/*.go) go.mod
+$(BIN)/skiff-pod.zst: $(wildcard cmd/skiff-pod/*.c cmd/skiff-pod/*.h cmd/skiff-start/*.go internal/runtime/programs/compile/patch/* internal/runtime/startspec/*.go internal/runtime/programs/*/*.go) go.mod
 	@$(LOCK) $(GO) run ./internal/runtime/programs/build
 	@touch $@
 
@@ -76,7 +77,7 @@ race: programs
 e2e: build
 	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 15m ./test/e2e/...
 
-include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk)
+include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk)
 
 clean:
 	rm -rf bin out $(BIN)/*.zst

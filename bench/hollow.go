@@ -23,6 +23,9 @@ import (
 // runLabel tells the hollow nodes of one run from another's.
 const runLabel = "bench.skiff/run"
 
+// closedTaint keeps pods off a node.
+const closedTaint = "bench.skiff/closed"
+
 // podWriter is how hollow kubelets write, one request at a time.
 type podWriter interface {
 	// patchStatus merges a strategic patch into a pod's status.
@@ -45,7 +48,9 @@ type hollowDeps struct {
 	// renewals of one node's lease, 10 s as a kubelet's.
 	Writers   int
 	Heartbeat time.Duration
-	Now       func() time.Time
+	// Closed registers the nodes with a taint that no pod tolerates, until they are opened.
+	Closed bool
+	Now    func() time.Time
 }
 
 // hollow is many kubelets without containers: they register nodes, renew leases,
@@ -110,8 +115,8 @@ func (h *hollow) register(ctx context.Context) error {
 	return g.Wait()
 }
 
-// schedulable waits until no node of ours carries a taint: the controllers take
-// the first one away when they have seen the node Ready.
+// schedulable waits until no node of ours carries a taint but closedTaint:
+// the controllers take the first one away when they have seen the node Ready.
 func (h *hollow) schedulable(ctx context.Context, most time.Duration) error {
 	var tainted int
 	err := poll(ctx, most, 200*time.Millisecond, func() (bool, error) {
@@ -121,8 +126,11 @@ func (h *hollow) schedulable(ctx context.Context, most time.Duration) error {
 		}
 		tainted = h.d.Nodes - len(nodes)
 		for _, n := range nodes {
-			if len(n.Spec.Taints) > 0 {
-				tainted++
+			for _, t := range n.Spec.Taints {
+				if t.Key != closedTaint {
+					tainted++
+					break
+				}
 			}
 		}
 		return tainted == 0, nil
@@ -131,6 +139,13 @@ func (h *hollow) schedulable(ctx context.Context, most time.Duration) error {
 		return fmt.Errorf("hollow nodes: %d of %d are not schedulable (is a controller manager running?): %w", tainted, h.d.Nodes, err)
 	}
 	return nil
+}
+
+// open is the request that takes closedTaint off a node.
+func (h *hollow) open(i int) request {
+	return request{
+		http.MethodPatch, "/api/v1/nodes/" + h.node(i), "application/merge-patch+json", asProtobuf, []byte(`{"spec":{"taints":null}}`),
+	}
 }
 
 func (h *hollow) nodeObject(i int) *corev1.Node {
@@ -144,8 +159,13 @@ func (h *hollow) nodeObject(i int) *corev1.Node {
 	cond := func(t corev1.NodeConditionType, s corev1.ConditionStatus, reason string) corev1.NodeCondition {
 		return corev1.NodeCondition{Type: t, Status: s, Reason: reason, LastHeartbeatTime: now, LastTransitionTime: now}
 	}
+	var spec corev1.NodeSpec
+	if h.d.Closed {
+		spec.Taints = []corev1.Taint{{Key: closedTaint, Effect: corev1.TaintEffectNoSchedule}}
+	}
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: h.node(i), Labels: labels},
+		Spec:       spec,
 		Status: corev1.NodeStatus{
 			Capacity: list, Allocatable: list,
 			Conditions: []corev1.NodeCondition{
@@ -165,63 +185,102 @@ func (h *hollow) nodeObject(i int) *corev1.Node {
 // run renews leases and serves pods until ctx ends. ready is called once the watch
 // is open: no pod that is made afterwards is missed.
 func (h *hollow) run(ctx context.Context, ready func()) error {
-	pods := client.For[*corev1.Pod](h.d.Client).In(h.d.Namespace)
-	existing, meta, err := pods.List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fmt.Errorf("hollow kubelets: %w", err)
-	}
 	g, ctx := errgroup.WithContext(ctx)
-	w, err := pods.Watch(ctx, metav1.ListOptions{ResourceVersion: meta.ResourceVersion})
-	if err != nil {
-		return fmt.Errorf("hollow kubelets: %w", err)
-	}
-	tasks := make(chan task, 4096)
+	tasks := newTasks()
 	g.Go(func() error { return h.heartbeats(ctx) })
 	for range h.d.Writers {
 		g.Go(func() error { return h.write(ctx, tasks) })
 	}
-	g.Go(func() error {
-		for _, p := range existing {
-			if err := h.offer(ctx, tasks, watch.Added, p); err != nil {
-				return err
-			}
-		}
-		ready()
-		for e := range w.Events() {
-			if e.Err != nil {
-				return fmt.Errorf("hollow kubelets: watch: %w", e.Err)
-			}
-			p, ok := e.Object.(*corev1.Pod)
-			if !ok {
-				continue
-			}
-			if err := h.offer(ctx, tasks, e.Type, p); err != nil {
-				return err
-			}
-		}
-		if ctx.Err() == nil {
-			return errors.New("hollow kubelets: the watch ended")
-		}
-		return ctx.Err()
-	})
-	err = g.Wait()
+	g.Go(func() error { return h.follow(ctx, tasks, ready) })
+	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// offer takes note of a pod's state and hands out the write that it needs.
-func (h *hollow) offer(ctx context.Context, tasks chan<- task, t watch.EventType, p *corev1.Pod) error {
-	next := h.observe(t, p)
-	if next == nil {
-		return nil
+// follow watches the pods. A server may end a watch at any time (upstream's does
+// when a client falls behind): as a kubelet would, it goes on with the next.
+func (h *hollow) follow(ctx context.Context, tasks *tasks, ready func()) error {
+	pods := client.For[*corev1.Pod](h.d.Client).In(h.d.Namespace)
+	for first := true; ctx.Err() == nil; first = false {
+		existing, meta, err := pods.List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return fmt.Errorf("hollow kubelets: %w", err)
+		}
+		w, err := pods.Watch(ctx, metav1.ListOptions{ResourceVersion: meta.ResourceVersion})
+		if err != nil {
+			return fmt.Errorf("hollow kubelets: %w", err)
+		}
+		for _, p := range existing {
+			h.offer(tasks, watch.Added, p)
+		}
+		if first {
+			ready()
+		}
+		for e := range w.Events() {
+			if e.Err != nil {
+				break
+			}
+			if p, ok := e.Object.(*corev1.Pod); ok {
+				h.offer(tasks, e.Type, p)
+			}
+		}
 	}
+	return ctx.Err()
+}
+
+// offer takes note of a pod's state and hands out the write that it needs. It
+// never blocks: who does not read a watch loses it.
+func (h *hollow) offer(q *tasks, t watch.EventType, p *corev1.Pod) {
+	if next := h.observe(t, p); next != nil {
+		q.put(*next)
+	}
+}
+
+// tasks is an unbounded queue of writes.
+type tasks struct {
+	mu    sync.Mutex
+	items []task
+	more  chan struct{}
+}
+
+func newTasks() *tasks { return &tasks{more: make(chan struct{}, 1)} }
+
+func (q *tasks) put(t task) {
+	q.mu.Lock()
+	q.items = append(q.items, t)
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *tasks) wake() {
 	select {
-	case tasks <- *next:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	case q.more <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for a write to do.
+func (q *tasks) take(ctx context.Context) (task, error) {
+	for {
+		q.mu.Lock()
+		if len(q.items) > 0 {
+			t := q.items[0]
+			q.items = q.items[1:]
+			left := len(q.items)
+			q.mu.Unlock()
+			if left > 0 {
+				q.wake()
+			}
+			return t, nil
+		}
+		q.mu.Unlock()
+		select {
+		case <-q.more:
+		case <-ctx.Done():
+			return task{}, ctx.Err()
+		}
 	}
 }
 
@@ -300,26 +359,24 @@ func (h *hollow) wait(ctx context.Context, n int) (boundAt, readyAt time.Time, e
 	}
 }
 
-func (h *hollow) write(ctx context.Context, tasks <-chan task) error {
+func (h *hollow) write(ctx context.Context, q *tasks) error {
 	w := h.d.NewWriter()
 	defer w.close()
 	for {
-		select {
-		case t := <-tasks:
-			var err error
-			if t.remove {
-				err = w.remove(ctx, t.pod.Namespace, t.pod.Name, string(t.pod.UID))
-			} else {
-				err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, runningPatch(t.pod, h.d.Now()))
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				return fmt.Errorf("hollow kubelets: %w", err)
-			}
-		case <-ctx.Done():
+		t, err := q.take(ctx)
+		if err != nil {
+			return err
+		}
+		if t.remove {
+			err = w.remove(ctx, t.pod.Namespace, t.pod.Name, string(t.pod.UID))
+		} else {
+			err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, runningPatch(t.pod, h.d.Now()))
+		}
+		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("hollow kubelets: %w", err)
 		}
 	}
 }

@@ -143,6 +143,42 @@ func TestHollowKubelets(t *testing.T) {
 	}
 }
 
+// cutter is an API whose watches the test can end.
+type cutter struct {
+	*clienttest.API
+	cut context.CancelFunc
+}
+
+func (c *cutter) Watch(ctx context.Context, ref client.Ref, o metav1.ListOptions) (client.Watch, error) {
+	ctx, c.cut = context.WithCancel(ctx)
+	return c.API.Watch(ctx, ref, o)
+}
+
+// A watch that the server ends is begun anew, and no pod is missed.
+func TestHollowWatchEnds(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	api := &cutter{API: clienttest.New()}
+	h := hollowOn(api.API, 1, time.Second)
+	h.d.Client = client.New(api, "test")
+	if err := h.register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	rctx, stop := context.WithCancel(ctx)
+	done, open := make(chan error, 1), make(chan struct{})
+	go func() { done <- h.run(rctx, func() { close(open) }) }()
+	<-open
+	api.cut()
+	api.Put(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "b", UID: "p"}, Spec: corev1.PodSpec{NodeName: h.node(0)}})
+	if _, _, err := h.wait(ctx, 1); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}
+
 func TestHollowObserve(t *testing.T) {
 	h := hollowOn(clienttest.New(), 1, time.Second)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u"}}

@@ -12,6 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
+// rest is how long a server is left alone before its memory is measured again.
+const rest = 20 * time.Second
+
 func prepareList(ctx context.Context, s *side, z sizes) (runner, error) {
 	ns, err := s.namespace(ctx, "list")
 	end := func(ctx context.Context) error { return s.drop(ctx, ns) }
@@ -46,6 +49,18 @@ func prepareList(ctx context.Context, s *side, z sizes) (runner, error) {
 				return out, err
 			}
 			out = append(out, figure{"memory after LIST", "MiB", true, mib(m.rss())})
+			select {
+			case <-time.After(rest):
+			case <-ctx.Done():
+				return out, ctx.Err()
+			}
+			if m, err = s.memory(); err != nil {
+				return out, err
+			}
+			out = append(out,
+				figure{"memory at rest after LIST", "MiB", true, mib(m.rss())},
+				figure{"memory at rest after LIST, anonymous", "MiB", true, mib(m.Anon)},
+				figure{"memory at rest after LIST, file", "MiB", true, mib(m.File)})
 		}
 		return out, nil
 	}}, nil

@@ -57,6 +57,7 @@ var scenarios = []scenario{
 	{"list", "LIST of many pods, JSON and protobuf", prepareList},
 	{"watch", "fan-out of events to many watchers", prepareFanout},
 	{"schedule", "pods created, bound and Ready on hollow nodes", prepareSchedule},
+	{"bind", "waiting pods bound and Ready once their hollow nodes are opened", prepareBind},
 	{"deployment", "a Deployment unpaused, bound and Ready on hollow nodes", prepareDeployment},
 	{"podstart", "pods started and ended on a real node, one by one and at once", preparePodStart},
 }

@@ -5,6 +5,9 @@
 //	skiff-start run  ROOT ID BUNDLE   the container of BUNDLE/spec.json
 //	skiff-start exec ROOT ID FILE     the OCI process in FILE
 //	skiff-start update ROOT ID FILE   the OCI resources in FILE, for a running one
+//	skiff-start filter DIR CAPS -     the default seccomp filter of a process that
+//	                                  can come to have CAPS (separated by commas),
+//	                                  compiled, to stdout; see filter.go for DIR
 //
 // ROOT is libcontainer's state directory. Descriptors: 0 to 2 become the
 // process's; 3 takes "pid N\n" on success and otherwise one sentence; 4, where a
@@ -15,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/cgroups"
@@ -46,9 +50,9 @@ func main() {
 	unix.CloseOnExec(statusFD)
 	unix.CloseOnExec(consoleFD)
 	logrus.SetLevel(logrus.PanicLevel) // what matters comes back as an error
-	verbs := map[string]func(root, id, file string) (int, error){"run": run, "exec": execIn, "update": update}
+	verbs := map[string]func(root, id, file string) (int, error){"run": run, "exec": execIn, "update": update, "filter": filter}
 	if len(os.Args) != 5 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: skiff-start run|exec|update ROOT ID BUNDLE|FILE (started by skiff-pod)")
+		fmt.Fprintln(os.Stderr, "usage: skiff-start run|exec|update|filter ROOT ID BUNDLE|FILE (started by skiff)")
 		os.Exit(2)
 	}
 	do := verbs[os.Args[1]]
@@ -104,6 +108,9 @@ func run(root, id, bundle string) (int, error) {
 		Spec:       s.OCI,
 	})
 	if err != nil {
+		return 0, err
+	}
+	if config.Seccomp, err = compileFilter(config.Seccomp, s.Filters); err != nil {
 		return 0, err
 	}
 	c, err := libcontainer.Create(root, id, config)
@@ -173,6 +180,24 @@ func update(root, id, file string) (int, error) {
 		to.Unified = res.Unified
 	}
 	return 0, c.Set(config)
+}
+
+// filter writes a compiled filter for others to load.
+func filter(dir, caps, _ string) (int, error) {
+	bounding := strings.Split(caps, ",")
+	p, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: bounding}}})
+	if err != nil {
+		return 0, fmt.Errorf("default seccomp profile: %w", err)
+	}
+	c, err := specconv.SetupSeccomp(p)
+	if err != nil {
+		return 0, err
+	}
+	program, err := compiledFilter(c, dir)
+	if err == nil {
+		_, err = os.Stdout.Write(program)
+	}
+	return 0, err
 }
 
 // adjustOOM applies the score to this process, whose descendants inherit it. A

@@ -8,22 +8,28 @@ import (
 	"skiff/internal/api/authorization"
 	"skiff/internal/api/autoscaling"
 	"skiff/internal/api/batch"
+	"skiff/internal/api/certificates"
 	"skiff/internal/api/coordination"
 	"skiff/internal/api/core"
 	"skiff/internal/api/core/pod"
 	"skiff/internal/api/core/service"
 	"skiff/internal/api/discovery"
+	"skiff/internal/api/dra"
+	"skiff/internal/api/metrics"
 	"skiff/internal/api/networking"
 	"skiff/internal/api/policy"
 	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
 	"skiff/internal/api/scheduling"
+	"skiff/internal/api/storage"
 )
 
 // All returns the built-in resources, in the order of discovery.
 func All() []*resource.Resource {
 	events, newEvents := core.Events()
 	autoscalers, oldAutoscalers := autoscaling.HorizontalPodAutoscalers()
+	nodeMetrics, nodeMetricsBeta := metrics.NodeMetrics()
+	podMetrics, podMetricsBeta := metrics.PodMetrics()
 	return []*resource.Resource{
 		pod.Binding(),
 		core.ConfigMap(),
@@ -32,6 +38,8 @@ func All() []*resource.Resource {
 		core.LimitRange(),
 		core.Namespace(),
 		core.Node(),
+		core.PersistentVolumeClaim(),
+		core.PersistentVolume(),
 		pod.Pod(),
 		core.PodTemplate(),
 		core.ReplicationController(),
@@ -54,6 +62,9 @@ func All() []*resource.Resource {
 		oldAutoscalers,
 		batch.CronJob(),
 		batch.Job(),
+		certificates.CertificateSigningRequest(),
+		certificates.ClusterTrustBundle(),
+		certificates.PodCertificateRequest(),
 		coordination.Lease(),
 		discovery.EndpointSlice(),
 		newEvents,
@@ -65,5 +76,20 @@ func All() []*resource.Resource {
 		scheduling.PriorityClass(),
 		networking.IPAddress(),
 		networking.ServiceCIDR(),
+		nodeMetrics,
+		podMetrics,
+		nodeMetricsBeta,
+		podMetricsBeta,
+		dra.DeviceClass(),
+		dra.DeviceTaintRule(),
+		dra.ResourceClaim(),
+		dra.ResourceClaimTemplate(),
+		dra.ResourceSlice(),
+		storage.CSIDriver(),
+		storage.CSINode(),
+		storage.CSIStorageCapacity(),
+		storage.StorageClass(),
+		storage.VolumeAttachment(),
+		storage.VolumeAttributesClass(),
 	}
 }

@@ -57,6 +57,23 @@ func same(t *testing.T, got, want []string) {
 
 const immutable = "field is immutable when `immutable` is set"
 
+// checkRules compares what the rules say of an object, or of its change from old,
+// through the door sub.
+func checkRules(t *testing.T, gvk, sub, obj, old string, want []string) {
+	t.Helper()
+	r := find(t, gvk)
+	o := decode(t, r, obj)
+	if old == "" {
+		same(t, texts(r.ValidateCreate(env(), o)), want)
+		return
+	}
+	st := &r.Strategy
+	if sub != "" {
+		st = r.Subresource(sub).Status
+	}
+	same(t, texts(st.ValidateUpdate(env(), o, decode(t, r, old))), want)
+}
+
 // TestRules compares what each kind's rules say, word for word. With old the
 // object is an update.
 func TestRules(t *testing.T) {
@@ -120,18 +137,32 @@ func TestRules(t *testing.T) {
 			`spec.strategy.strategy: Unsupported value: "Best": supported values: "OldestEmulationVersion"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := find(t, c.gvk)
-			obj := decode(t, r, c.obj)
-			if c.old == "" {
-				same(t, texts(r.ValidateCreate(env(), obj)), c.want)
-				return
-			}
-			st := &r.Strategy
-			if c.sub != "" {
-				st = r.Subresource(c.sub).Status
-			}
-			same(t, texts(st.ValidateUpdate(env(), obj, decode(t, r, c.old))), c.want)
+			checkRules(t, c.gvk, c.sub, c.obj, c.old, c.want)
 		})
+	}
+}
+
+// checkPrepared compares what is left of an object when it was prepared for the door
+// sub.
+func checkPrepared(t *testing.T, gvk, sub, obj, old, want string) {
+	t.Helper()
+	r := find(t, gvk)
+	st := &r.Strategy
+	if sub != "" {
+		st = r.Subresource(sub).Status
+	}
+	o := decode(t, r, obj)
+	if old == "" {
+		st.PrepareCreate(env(), o)
+	} else {
+		st.PrepareUpdate(env(), o, decode(t, r, old))
+	}
+	got, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
@@ -155,20 +186,7 @@ func TestPrepared(t *testing.T) {
 			want: `{"metadata":{"name":"a","labels":{"kubernetes.io/metadata.name":"a"}},"spec":{"finalizers":["kubernetes"]},"status":{"phase":"Active"}}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := find(t, c.gvk)
-			obj := decode(t, r, c.obj)
-			if c.old == "" {
-				r.PrepareCreate(env(), obj)
-			} else {
-				r.PrepareUpdate(env(), obj, decode(t, r, c.old))
-			}
-			got, err := json.Marshal(obj)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if string(got) != c.want {
-				t.Errorf("got  %s\nwant %s", got, c.want)
-			}
+			checkPrepared(t, c.gvk, "", c.obj, c.old, c.want)
 		})
 	}
 }

@@ -95,6 +95,7 @@ func secure(t *testing.T) *secured {
 		s.namespace(ns)
 	}
 	p := policy.Default()
+	aggregate(p.ClusterRoles)
 	for _, r := range p.ClusterRoles {
 		must(client.For[*rbacv1.ClusterRole](s.client).Create(t.Context(), r))(t)
 	}
@@ -111,6 +112,24 @@ func secure(t *testing.T) *secured {
 		must(client.For[*schedulingv1.PriorityClass](s.client).Create(t.Context(), c))(t)
 	}
 	return s
+}
+
+// aggregate writes the rules of roles that gather others, as their controller does.
+func aggregate(roles []*rbacv1.ClusterRole) {
+	// edit gathers view, and admin edit: three rounds reach everything.
+	for range 3 {
+		for _, r := range roles {
+			if r.AggregationRule == nil {
+				continue
+			}
+			r.Rules = nil
+			for _, part := range roles {
+				if part != r && part.Labels["rbac.authorization.k8s.io/aggregate-to-"+r.Name] == "true" {
+					r.Rules = append(r.Rules, part.Rules...)
+				}
+			}
+		}
+	}
 }
 
 func must[T any](v T, err error) func(*testing.T) T {
@@ -151,6 +170,13 @@ func (s *secured) do(method, path, user, groups, token, body string) (int, map[s
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	code, _, out := s.send(req)
+	return code, out
+}
+
+// send sends a request whose answer is JSON.
+func (s *secured) send(req *http.Request) (int, http.Header, map[string]any) {
+	s.t.Helper()
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
@@ -162,9 +188,9 @@ func (s *secured) do(method, path, user, groups, token, body string) (int, map[s
 	}
 	var out map[string]any
 	if err := json.Unmarshal(b, &out); err != nil {
-		s.t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, b)
+		s.t.Fatalf("%s %s: %d %s", req.Method, req.URL, resp.StatusCode, b)
 	}
-	return resp.StatusCode, out
+	return resp.StatusCode, resp.Header, out
 }
 
 func (s *secured) refused(code int, message, method, path, user, body string) {

@@ -54,6 +54,9 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request, rq *request, in
 		return
 	}
 	it, err := s.get(ctx, rq, &metav1.GetOptions{})
+	if apierrors.IsNotFound(err) && rq.kind.Plural == "services" {
+		err = noEndpoints(rq.name)
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return

@@ -34,7 +34,8 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 	if k.Default != nil {
 		k.Default(obj)
 	}
-	obj.SetSelfLink("")
+	wipeSystemFields(obj)
+	rq.distinctOwners(obj, false)
 	obj, err := s.manage(rq, nil, obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -47,6 +48,7 @@ func (s *Server) create(ctx context.Context, rq *request, obj Object, o *metav1.
 		return nil, err
 	}
 	obj = a.Object
+	rq.distinctOwners(obj, true)
 	if k.Post != nil {
 		return k.Post(ctx, env, obj)
 	}
@@ -97,10 +99,15 @@ func (s *Server) insertOnce(ctx context.Context, rq *request, st *resource.Strat
 	if st.PrepareCreate != nil {
 		st.PrepareCreate(env, obj)
 	}
+	var errs field.ErrorList
+	if st.Check != nil {
+		errs = st.Check(ctx, env, obj, nil)
+	}
 	if st.ValidateCreate != nil {
-		if errs := st.ValidateCreate(env, obj); len(errs) > 0 {
-			return nil, invalid(k, obj.GetName(), errs)
-		}
+		errs = append(errs, st.ValidateCreate(env, obj)...)
+	}
+	if len(errs) > 0 {
+		return nil, invalid(k, obj.GetName(), errs)
 	}
 	// What holds for every kind, where its own rules do not say it.
 	if errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata")); len(errs) > 0 {

@@ -26,7 +26,10 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 		return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "DeleteOptions"}, "", errs)
 	}
 	warnOfDelete(rq, o)
-	cur := s.cached(rq.kind, rq.key())
+	cur, err := s.base(ctx, rq, o.DryRun)
+	if err != nil {
+		return nil, false, err
+	}
 	for {
 		// The rules write to the options: each try gets its own.
 		out, gone, err := s.deleteOnce(ctx, rq, o.DeepCopy(), cur)
@@ -74,7 +77,12 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 	dry := dryRun(o.DryRun)
 	env := s.env(rq, dry)
 	if p := o.Preconditions; p != nil {
-		gr := schema.GroupResource{Group: k.gvk.Group, Resource: k.Kind}
+		if k.StoredPreconditions {
+			if err := rq.stored(p, cur.obj); err != nil {
+				return nil, false, err
+			}
+		}
+		gr := schema.GroupResource{Group: k.stored.GroupVersion.Group, Resource: k.Kind}
 		if p.UID != nil && *p.UID != cur.obj.GetUID() {
 			return nil, false, apierrors.NewConflict(gr, rq.name, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated", *p.UID, cur.obj.GetUID()))
 		}
@@ -109,19 +117,17 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 		if dry {
 			return s.deleted(rq, obj), true, nil
 		}
+		if graceful {
+			// Watchers see that the object is about to go before it goes.
+			if cur, err = s.marked(ctx, k, rq.key(), obj, cur.rev); err != nil {
+				return nil, false, err
+			}
+		}
 		rev, err := s.Store.Delete(ctx, s.storeKey(k, rq.key()), cur.rev)
 		if err != nil {
 			return nil, false, err
 		}
 		obj = cur.obj.DeepCopyObject().(Object)
-		if graceful {
-			zero := int64(0)
-			now := s.now()
-			obj.SetDeletionGracePeriodSeconds(&zero)
-			if obj.GetDeletionTimestamp() == nil {
-				obj.SetDeletionTimestamp(&now)
-			}
-		}
 		obj.SetResourceVersion(strconv.FormatInt(rev, 10))
 		if k.Deleted != nil {
 			k.Deleted(ctx, env, obj)
@@ -152,6 +158,31 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 	}
 	out, err := s.written(k, rq.key(), value, rev)
 	return out, false, err
+}
+
+// stored checks preconditions as upstream's store does.
+func (rq *request) stored(p *metav1.Preconditions, obj Object) error {
+	const text = "Precondition failed: %[1]s in precondition: %[2]v, %[1]s in object meta: %[3]v"
+	if p.UID != nil && *p.UID != obj.GetUID() {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(text, "UID", *p.UID, obj.GetUID()))
+	}
+	if rv := obj.GetResourceVersion(); p.ResourceVersion != nil && *p.ResourceVersion != rv {
+		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(text, "ResourceVersion", *p.ResourceVersion, rv))
+	}
+	return nil
+}
+
+// marked writes an object that a deletion marked, and returns its new state.
+func (s *Server) marked(ctx context.Context, k *kind, key string, obj Object, rev int64) (current, error) {
+	value, err := s.encodeStored(k, obj)
+	if err != nil {
+		return current{}, err
+	}
+	if rev, err = s.Store.Update(ctx, s.storeKey(k, key), value, rev, store.WriteOptions{}); err != nil {
+		return current{}, err
+	}
+	out, err := s.written(k, key, value, rev)
+	return current{obj: out, rev: rev, fresh: true}, err
 }
 
 // grace decides whether a deletion waits for a grace period, and sets deletion

@@ -30,7 +30,7 @@ type Version struct {
 	Platform              string `json:"platform"`
 }
 
-// groups returns the served groups with their versions, in declaration order; the
+// groups returns the served groups with their versions, in upstream's order; the
 // core group has the empty name.
 func (s *Server) groups() (order []string, versions map[string][]schema.GroupVersion) {
 	versions = map[string][]schema.GroupVersion{}
@@ -43,7 +43,24 @@ func (s *Server) groups() (order []string, versions map[string][]schema.GroupVer
 			versions[gv.Group] = append(versions[gv.Group], gv)
 		}
 	}
+	slices.SortStableFunc(order, func(a, b string) int { return groupRank(a) - groupRank(b) })
 	return order, versions
+}
+
+// groupRank is a group's place in discovery: upstream's own groups in the order of
+// the priorities that it registers them with, then all others.
+func groupRank(group string) int {
+	if i := slices.Index(groupOrder, group); i >= 0 {
+		return i
+	}
+	return len(groupOrder)
+}
+
+var groupOrder = []string{
+	"", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch", "certificates.k8s.io",
+	"networking.k8s.io", "policy", "rbac.authorization.k8s.io", "storage.k8s.io", "admissionregistration.k8s.io", "apiextensions.k8s.io",
+	"scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io", "resource.k8s.io", "flowcontrol.apiserver.k8s.io",
+	"internal.apiserver.k8s.io", "storagemigration.k8s.io", "lifecycle.k8s.io",
 }
 
 func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) bool {
@@ -55,13 +72,17 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	order, versions := s.groups()
+	if r.Method != http.MethodGet && s.discovers(parts, versions) {
+		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
+		return true
+	}
 	switch {
 	case len(parts) == 1 && parts[0] == "api":
 		if aggregated {
 			s.sendAggregated(w, r, []string{""}, versions)
 			return true
 		}
-		out := &metav1.APIVersions{ServerAddressByClientCIDRs: []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: r.Host}}}
+		out := &metav1.APIVersions{ServerAddressByClientCIDRs: []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: s.publicAddress(r)}}}
 		for _, gv := range versions[""] {
 			out.Versions = append(out.Versions, gv.Version)
 		}
@@ -92,6 +113,29 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	return true
+}
+
+// discovers tells whether a path is one of discovery's.
+func (s *Server) discovers(parts []string, versions map[string][]schema.GroupVersion) bool {
+	switch {
+	case len(parts) == 1:
+		return parts[0] == "api" || parts[0] == "apis"
+	case len(parts) == 2 && parts[0] == "api":
+		return slices.Contains(versions[""], schema.GroupVersion{Version: parts[1]})
+	case len(parts) == 2 && parts[0] == "apis":
+		return parts[1] != "" && len(versions[parts[1]]) > 0
+	case len(parts) == 3 && parts[0] == "apis":
+		return slices.Contains(versions[parts[1]], schema.GroupVersion{Group: parts[1], Version: parts[2]})
+	}
+	return false
+}
+
+// publicAddress is where clients outside the cluster find the server.
+func (s *Server) publicAddress(r *http.Request) string {
+	if s.PublicAddress != "" {
+		return s.PublicAddress
+	}
+	return r.Host
 }
 
 func apiGroup(name string, vs []schema.GroupVersion) metav1.APIGroup {

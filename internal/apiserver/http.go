@@ -1,11 +1,13 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -58,10 +61,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if user == nil {
 		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
 	}
-	if user, err = s.impersonate(r, *user); err != nil {
-		s.fail(w, r, err)
-		return
-	}
 	in := parsePath(r.Method, r.URL)
 	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
 	if in.resource {
@@ -77,7 +76,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	if err := s.authorize(r.Context(), attr); err != nil {
+	if attr.User, err = s.impersonation.as(r.Context(), r.Header, attr); err == nil {
+		err = s.authorize(r.Context(), attr)
+	}
+	if err != nil {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		s.fail(w, r, err)
 		return
 	}
@@ -85,7 +88,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.serveOther(w, r)
 		return
 	}
-	s.serveResource(w, r, in, *user)
+	s.serveResource(w, r, in, attr.User)
 }
 
 // authorize returns upstream's 403 where a request is not allowed.
@@ -100,6 +103,8 @@ func (s *Server) authorize(ctx context.Context, a resource.Attributes) error {
 	}
 	return forbidden(a, reason)
 }
+
+var noHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 func forbidden(a resource.Attributes, reason string) error {
 	var msg string
@@ -118,7 +123,8 @@ func forbidden(a resource.Attributes, reason string) error {
 			msg += " at the cluster scope"
 		}
 	}
-	if reason != "" {
+	// What the client sent must not look like HTML.
+	if msg = noHTML.Replace(msg); reason != "" {
 		msg += ": " + reason
 	}
 	return apierrors.NewForbidden(schema.GroupResource{Group: a.Group, Resource: a.Resource}, a.Name, errors.New(msg))
@@ -142,7 +148,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.notFound(w, r, in)
 		return
 	}
-	if !k.Namespaced && in.namespace != "" && in.plural != "namespaces" {
+	if !k.Namespaced && in.namespace != "" && (in.plural != "namespaces" || in.name != in.namespace) {
 		s.notFound(w, r, in)
 		return
 	}
@@ -163,8 +169,20 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 	if k.Deprecated != "" {
 		rq.warn(k.Deprecated)
 	}
-	if !allowed(rq, in) {
+	if !k.hasObjects() && in.name != "" && rq.sub == nil {
+		s.notFound(w, r, in)
+		return
+	}
+	if err := rq.acceptable(r); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if !allowed(rq, in) || r.Method == http.MethodHead {
 		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
+		return
+	}
+	if msgs := pathvalidation.IsValidPathSegmentName(in.name); k.hasObjects() && len(msgs) > 0 {
+		s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", in.name, strings.Join(msgs, ";"))))
 		return
 	}
 	ctx := r.Context()
@@ -173,7 +191,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		if t := r.URL.Query().Get("timeout"); t != "" {
 			d, err := time.ParseDuration(t)
 			if err != nil {
-				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL: %v", err)))
+				s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL - %v", err)))
 				return
 			}
 			if d > 0 && d < timeout {
@@ -188,6 +206,41 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.writeWarnings(w, rq)
 		s.fail(w, r, err)
 	}
+}
+
+// acceptable refuses a request whose answer the client would not take before
+// anything is done. Where there is no Table of the answer, clauses that ask for one
+// do not count.
+func (rq *request) acceptable(r *http.Request) error {
+	noTable := !rq.kind.hasObjects() || rq.sub != nil && rq.sub.Post != nil
+	if rq.verb == "watch" {
+		return watchable(r)
+	}
+	if accept := r.Header.Get("Accept"); noTable && strings.Contains(accept, "as=Table") {
+		left := slices.DeleteFunc(strings.Split(accept, ","), func(c string) bool { return strings.Contains(c, "as=Table") })
+		if len(left) == 0 {
+			return notAcceptable()
+		}
+		r.Header.Set("Accept", strings.Join(left, ","))
+	}
+	_, err := negotiate(r)
+	if rq.verb == "list" && errors.Is(err, errUnknownMedia) {
+		// The route of lists is that of watches.
+		return noRoute(http.StatusNotAcceptable, "406: Not Acceptable\n\nAvailable representations: "+strings.Join(append(slices.Clone(accepted), watched...), ", "))
+	}
+	return err
+}
+
+// watched are the media types of watches.
+var watched = []string{codec.JSON + ";stream=watch", codec.Protobuf + ";stream=watch"}
+
+// watchable refuses a watch in a form that no stream has.
+func watchable(r *http.Request) error {
+	a, err := negotiate(r)
+	if err == nil && a.media == codec.YAML {
+		return onlyAccepted(watched)
+	}
+	return err
 }
 
 // allowed tells whether a resource or a door has the verb.
@@ -216,6 +269,9 @@ func allowed(rq *request, in info) bool {
 
 func (s *Server) verb(ctx context.Context, w http.ResponseWriter, r *http.Request, rq *request, in info) error {
 	q := r.URL.Query()
+	if rq.kind.Live != nil {
+		return s.httpLive(ctx, w, r, rq, q)
+	}
 	switch in.verb {
 	case "get":
 		return s.httpGet(ctx, w, r, rq, q)
@@ -303,6 +359,18 @@ func (s *Server) post(ctx context.Context, rq *request, body Object, o metav1.Cr
 		return nil, apierrors.NewMethodNotSupported(rq.gr(), "create")
 	}
 	env := s.env(rq, dryRun(o.DryRun))
+	if err := checkNamespace(rq.kind, rq.namespace, body); err != nil {
+		return nil, err
+	}
+	if rq.sub.Default != nil {
+		rq.sub.Default(body)
+	}
+	if rq.sub.Echoed {
+		var err error
+		if body, err = s.manage(rq, nil, body, o.FieldManager); err != nil {
+			return nil, err
+		}
+	}
 	a := &Attributes{
 		Operation: OpCreate, Resource: rq.kind.Resource, Subresource: rq.sub.Name, Namespace: rq.namespace, Name: rq.name,
 		Object: body, Options: &o, User: rq.user, DryRun: env.DryRun, Env: env, Warn: rq.warn,
@@ -327,6 +395,9 @@ func (s *Server) httpUpdate(ctx context.Context, w http.ResponseWriter, r *http.
 	if rq.sub != nil && rq.sub.SetView != nil {
 		body, err := s.decodeBody(w, r, rq, rq.sub.Kind, rq.sub.NewView(), o.FieldValidation)
 		if err != nil {
+			return err
+		}
+		if err := rq.checkPatched(body); err != nil {
 			return err
 		}
 		out, err := s.putView(ctx, rq, &o, func(Object) (Object, error) { return body, nil })
@@ -429,7 +500,10 @@ func (s *Server) httpDelete(ctx context.Context, w http.ResponseWriter, r *http.
 }
 
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	// With room for what is said to come, and for seeing its end.
+	buf := bytes.NewBuffer(make([]byte, 0, min(max(r.ContentLength, 0), maxBody)+bytes.MinRead))
+	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody))
+	data := buf.Bytes()
 	var tooBig *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooBig):
@@ -450,15 +524,13 @@ func unsupportedMedia(accepted []string) error {
 var bodyTypes = []string{codec.JSON, codec.YAML, codec.Protobuf}
 
 func bodyType(r *http.Request) (string, error) {
-	ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	ct = strings.TrimSpace(ct)
-	if ct == "" {
+	header := r.Header.Get("Content-Type")
+	if header == "" {
 		return codec.JSON, nil
 	}
-	for _, t := range bodyTypes {
-		if ct == t {
-			return t, nil
-		}
+	ct, _, err := mime.ParseMediaType(header)
+	if err == nil && slices.Contains(bodyTypes, ct) {
+		return ct, nil
 	}
 	return "", unsupportedMedia(bodyTypes)
 }
@@ -483,11 +555,16 @@ func (s *Server) decodeBody(w http.ResponseWriter, r *http.Request, rq *request,
 	} else if err != nil {
 		return nil, bad(err)
 	}
+	if rq.sub != nil && rq.sub.Older != nil {
+		if older := rq.sub.Older(obj); older != nil {
+			return older, nil
+		}
+	}
 	if obj != nil && reflect.TypeOf(obj) != reflect.TypeOf(into) {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: converting (%s.%s) to (%s.%s): unknown conversion",
 			got.Kind, got.Version, gvk.Kind, got.Version, got.Kind, internalPackage(gvk.Group), gvk.Kind))
 	}
-	if gv := got.GroupVersion(); gv != gvk.GroupVersion() && !(rq.sub != nil && slices.Contains(rq.sub.BodyVersions, gv)) {
+	if got.GroupVersion() != gvk.GroupVersion() {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion().String(), gvk.GroupVersion().String()))
 	}
 	if f := rq.kind.Readable; f != nil && gvk == rq.kind.gvk {
@@ -542,7 +619,8 @@ func noRoute(code int, message string) error {
 // group version that is.
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request, in info) {
 	for _, k := range s.order {
-		if k.GroupVersion.Group == in.group && k.GroupVersion.Version == in.version {
+		// What lies below /api is one server's, whatever the version.
+		if k.GroupVersion.Group == in.group && (in.group == "" || k.GroupVersion.Version == in.version) {
 			s.fail(w, r, noRoute(http.StatusNotFound, ""))
 			return
 		}

@@ -27,7 +27,7 @@ func (s *secured) quota(q *corev1.ResourceQuota, used corev1.ResourceList) {
 	s.t.Helper()
 	quotas := client.For[*corev1.ResourceQuota](s.client).In("default")
 	q.Namespace = "default"
-	q = must(quotas.Create(s.t.Context(), q))(s.t)
+	q = must(quotas.Create(s.t.Context(), q))(s.t).DeepCopy()
 	q.Status = corev1.ResourceQuotaStatus{Hard: q.Spec.Hard, Used: used}
 	must(quotas.UpdateStatus(s.t.Context(), q))(s.t)
 	seen(s.t, s.client, "default", q.Name, func(q *corev1.ResourceQuota) bool { return len(q.Status.Hard) > 0 })

@@ -58,6 +58,9 @@ func (l *local) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (c
 	if err != nil {
 		return nil, err
 	}
+	if rq.kind.Live != nil {
+		return l.s.measure(ctx, rq)
+	}
 	it, err := l.s.get(ctx, rq, &o)
 	if err != nil {
 		return nil, err
@@ -77,6 +80,13 @@ func (l *local) List(ctx context.Context, ref client.Ref, o metav1.ListOptions) 
 	rq, err := l.begin(ctx, "list", ref, "", o)
 	if err != nil {
 		return nil, err
+	}
+	if rq.kind.Live != nil {
+		objs, err := l.s.measureAll(ctx, rq, &o)
+		if err != nil {
+			return nil, err
+		}
+		return &client.List{Items: objs}, nil
 	}
 	res, err := l.s.list(ctx, rq, &o)
 	if err != nil {

@@ -29,6 +29,12 @@ func (o ops) Get(ctx context.Context, namespace, name string) (Object, error) {
 func (o ops) Mutate(ctx context.Context, namespace, name string, dry bool, change func(Object) error) (Object, error) {
 	k, key := o.rq.kind, keyOf(o.rq.kind.Namespaced, namespace, name)
 	cur := o.s.cached(k, key)
+	if dry {
+		var err error
+		if cur, err = o.s.live(ctx, k, key); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		out, err := o.s.mutateOnce(ctx, o.rq, key, name, dry, cur, change)
 		var conflict *store.ConflictError
@@ -70,6 +76,12 @@ func (s *Server) mutateOnce(ctx context.Context, rq *request, key, name string, 
 	}
 	if dry {
 		return obj, nil
+	}
+	// A write of what is there already is none, and no event.
+	if same, err := s.unchanged(ctx, rq.kind, key, &cur, value); err != nil {
+		return nil, err
+	} else if same {
+		return cur.obj, nil
 	}
 	rev, err := s.Store.Update(ctx, s.storeKey(rq.kind, key), value, cur.rev, store.WriteOptions{})
 	if err != nil {

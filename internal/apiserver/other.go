@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/pprof"
 	"slices"
 	"strings"
-
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"skiff/internal/api/resource"
 )
@@ -49,9 +48,28 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.sendBytes(w, answer{media: "application/json"}, http.StatusOK, b)
+	case strings.HasPrefix(r.URL.Path, "/debug/pprof/") || p == "/debug/pprof":
+		serveProfile(w, r)
 	case s.serveDiscovery(w, r):
 	default:
 		notServed(w)
+	}
+}
+
+// serveProfile answers with profiles of this process (net/http/pprof's paths). Who
+// may get them is the authorizer's, as of every path.
+func serveProfile(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/debug/pprof":
+		http.Redirect(w, r, "/debug/pprof/", http.StatusFound)
+	case "/debug/pprof/profile":
+		pprof.Profile(w, r)
+	case "/debug/pprof/symbol":
+		pprof.Symbol(w, r)
+	case "/debug/pprof/trace":
+		pprof.Trace(w, r)
+	default:
+		pprof.Index(w, r)
 	}
 }
 
@@ -139,69 +157,4 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request, p string) {
 		return
 	}
 	_, _ = io.WriteString(w, "ok")
-}
-
-// impersonate changes who asks, where the request demands it and the user may.
-func (s *Server) impersonate(r *http.Request, u resource.User) (*resource.User, error) {
-	name := r.Header.Get("Impersonate-User")
-	groups := r.Header.Values("Impersonate-Group")
-	uid := r.Header.Get("Impersonate-Uid")
-	extra := map[string][]string{}
-	for k, v := range r.Header {
-		if rest, ok := strings.CutPrefix(strings.ToLower(k), "impersonate-extra-"); ok {
-			extra[rest] = v
-		}
-	}
-	if name == "" {
-		if len(groups) > 0 || uid != "" || len(extra) > 0 {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("requested [{Group %v}] without impersonating a user", strings.Join(groups, ", ")))
-		}
-		return &u, nil
-	}
-	ask := func(a resource.Attributes) error {
-		a.User, a.Verb, a.Version = u, "impersonate", "v1"
-		return s.authorize(r.Context(), a)
-	}
-	as := resource.User{Name: name, UID: uid, Groups: groups}
-	if rest, ok := strings.CutPrefix(name, "system:serviceaccount:"); ok && strings.Count(rest, ":") == 1 {
-		ns, sa, _ := strings.Cut(rest, ":")
-		if err := ask(resource.Attributes{Resource: "serviceaccounts", Namespace: ns, Name: sa}); err != nil {
-			return nil, err
-		}
-		if len(groups) == 0 {
-			as.Groups = []string{"system:serviceaccounts", "system:serviceaccounts:" + ns}
-		}
-	} else if err := ask(resource.Attributes{Resource: "users", Name: name}); err != nil {
-		return nil, err
-	}
-	for _, g := range groups {
-		if err := ask(resource.Attributes{Resource: "groups", Name: g}); err != nil {
-			return nil, err
-		}
-	}
-	if uid != "" {
-		if err := ask(resource.Attributes{Group: "authentication.k8s.io", Resource: "uids", Name: uid}); err != nil {
-			return nil, err
-		}
-	}
-	for k, vs := range extra {
-		for _, v := range vs {
-			if err := ask(resource.Attributes{Group: "authentication.k8s.io", Resource: "userextras", Subresource: k, Name: v}); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if len(extra) > 0 {
-		as.Extra = extra
-	}
-	if as.Name != "system:anonymous" && !slices.Contains(as.Groups, "system:authenticated") && !slices.Contains(as.Groups, "system:unauthenticated") {
-		as.Groups = append(slices.Clone(as.Groups), "system:authenticated")
-	}
-	// What impersonation used must not reach a proxied server.
-	for k := range r.Header {
-		if strings.HasPrefix(strings.ToLower(k), "impersonate-") {
-			r.Header.Del(k)
-		}
-	}
-	return &as, nil
 }

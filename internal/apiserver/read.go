@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -174,6 +175,10 @@ func (f *filter) matches(it *cache.Item) bool {
 	if obj == nil {
 		return false
 	}
+	// Before all, what costs nothing: a node's pods are few of many.
+	if f.scope.Node != "" && nodeOf(obj) != f.scope.Node {
+		return false
+	}
 	if f.labels != nil && !f.labels.Matches(labels.Set(obj.GetLabels())) {
 		return false
 	}
@@ -232,11 +237,14 @@ func decodeContinue(token string) (after string, rev int64, err error) {
 	}
 	switch {
 	case t.APIVersion != "meta.k8s.io/v1":
-		return "", 0, fmt.Errorf("continue key is not valid: server does not recognize this encoded version %q", t.APIVersion)
+		return "", 0, fmt.Errorf("continue key is not valid: server does not recognize this encoded version %v", t.APIVersion)
 	case t.ResourceVersion == 0:
 		return "", 0, errors.New("continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)")
 	case t.StartKey == "":
 		return "", 0, errors.New("continue key is not valid: encoded start key empty (version meta.k8s.io/v1)")
+	}
+	if full := "/" + strings.TrimPrefix(t.StartKey, "/"); path.Clean(full) != full {
+		return "", 0, fmt.Errorf("continue key is not valid: %s", t.StartKey)
 	}
 	return strings.TrimSuffix(t.StartKey, "\x00"), t.ResourceVersion, nil
 }
@@ -248,6 +256,7 @@ func validateListOptions(o *metav1.ListOptions) error {
 	if err := internalversion.Convert_v1_ListOptions_To_internalversion_ListOptions(&v1, &in, nil); err != nil {
 		return apierrors.NewBadRequest(err.Error())
 	}
+	internalversion.SetListOptionsDefaults(&in, true)
 	if errs := internalvalidation.ValidateListOptions(&in, true); len(errs) > 0 {
 		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs)
 	}
@@ -267,6 +276,10 @@ func (s *Server) list(ctx context.Context, rq *request, o *metav1.ListOptions) (
 	if err != nil {
 		return nil, err
 	}
+	limit := o.Limit
+	if o.ResourceVersion == "0" {
+		limit = 0 // whatever there is comes whole, as from upstream's cache
+	}
 	l := &listResult{kind: rq.kind, rev: snap.Rev}
 	prefix := ""
 	if rq.kind.Namespaced && rq.namespace != "" {
@@ -274,7 +287,7 @@ func (s *Server) list(ctx context.Context, rq *request, o *metav1.ListOptions) (
 	}
 	rest := int64(0)
 	snap.Ascend(prefix, after, func(it *cache.Item) bool {
-		full := o.Limit > 0 && int64(len(l.items)) >= o.Limit
+		full := limit > 0 && int64(len(l.items)) >= limit
 		if full && f.empty() {
 			rest++
 			return true

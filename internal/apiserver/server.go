@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -55,7 +56,12 @@ type Deps struct {
 	// Issuer serves how others verify the tokens; nil answers 404.
 	Issuer   http.Handler
 	Services resource.ServiceAllocator
+	// Usage tells what nodes and pods use; nil where nobody knows.
+	Usage resource.UsageSource
 
+	// PublicAddress is the host:port that discovery names; where empty, the one
+	// that the request went to.
+	PublicAddress string
 	// Version is the answer of /version.
 	Version Version
 	// Bootstrapped is closed when the objects that every cluster has are there,
@@ -100,6 +106,9 @@ type kind struct {
 	gvk    schema.GroupVersionKind
 }
 
+// hasObjects tells whether there are objects to name: kept, or measured.
+func (k *kind) hasObjects() bool { return k.col != nil || k.Live != nil }
+
 // Server is the API server. Use New.
 type Server struct {
 	Deps
@@ -108,6 +117,10 @@ type Server struct {
 	kinds  map[schema.GroupVersionResource]*kind
 	order  []*kind
 	system *client.Client
+
+	impersonation *impersonation
+	buffers       buffers
+	shared        shared
 }
 
 // New builds a server; Run fills its cache.
@@ -135,7 +148,8 @@ func New(d Deps) (*Server, error) {
 	}
 	s := &Server{
 		Deps: d, codec: codec.New(scheme), kinds: map[schema.GroupVersionResource]*kind{},
-		cache: cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache}),
+		cache:         cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache}),
+		impersonation: newImpersonation(d.Authorizer),
 	}
 	cols := map[*resource.Resource]*cache.Collection{}
 	for _, r := range d.Resources {
@@ -154,11 +168,6 @@ func New(d Deps) (*Server, error) {
 		if r.New != nil {
 			scheme.AddKnownTypeWithName(r.GVK(), r.New())
 		}
-		for _, sub := range r.Subresources {
-			for _, gv := range sub.BodyVersions {
-				scheme.AddKnownTypeWithName(gv.WithKind(sub.Kind.Kind), sub.NewBody())
-			}
-		}
 		if r.NewList != nil {
 			scheme.AddKnownTypeWithName(r.GroupVersion.WithKind(r.Kind+"List"), r.NewList())
 		}
@@ -171,21 +180,20 @@ func (s *Server) collection(r *resource.Resource) cache.CollectionConfig {
 	cfg := cache.CollectionConfig{
 		Prefix: r.Prefix,
 		Lazy:   r.Plural == "events",
-		Decode: func(_ string, value []byte, rev int64) (client.Object, error) {
-			obj := r.New()
-			if err := codec.FromStored(value, rev, obj); err != nil {
-				return nil, err
-			}
-			if r.Default != nil {
-				r.Default(obj)
-			}
-			return obj, nil
-		},
+		Decode: func(_ string, value []byte, rev int64) (client.Object, error) { return s.decodeStored(r, value, rev) },
 	}
-	if f := r.Selectable; f != nil && r.Plural == "pods" {
-		cfg.Node = func(o client.Object) string { return f(o)["spec.nodeName"] }
+	if r.Plural == "pods" {
+		cfg.Node = nodeOf
 	}
 	return cfg
+}
+
+// nodeOf is the node of a pod.
+func nodeOf(o client.Object) string {
+	if p, ok := o.(*corev1.Pod); ok {
+		return p.Spec.NodeName
+	}
+	return ""
 }
 
 // Run follows the store until ctx ends.
@@ -199,9 +207,9 @@ func (s *Server) System() *client.Client { return s.system }
 
 func (s *Server) env(rq *request, dryRun bool) resource.Env {
 	return resource.Env{
-		Now: s.Now, Features: s.Features, User: rq.user, DryRun: dryRun, Warn: rq.warn, Client: s.system,
+		Now: s.Now, Features: s.Features, User: rq.user, Verb: rq.verb, DryRun: dryRun, Warn: rq.warn, Client: s.system,
 		Authorize: s.Authorizer.Authorize, Authenticate: s.Authenticator.Token, Rules: s.Authorizer.Rules,
-		Tokens: s.Tokens, Services: s.Services,
+		Tokens: s.Tokens, Services: s.Services, Usage: s.Usage,
 	}
 }
 

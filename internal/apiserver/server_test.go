@@ -112,13 +112,26 @@ func serve(t *testing.T, srv *apiserver.Server, st store.Store) string {
 
 func (f *fixture) do(method, path, contentType, body string) (int, map[string]any) {
 	f.t.Helper()
+	resp, b := f.send(method, path, body, func(h http.Header) {
+		if contentType != "" {
+			h.Set("Content-Type", contentType)
+		}
+	})
+	var out map[string]any
+	if err := json.Unmarshal(b, &out); err != nil {
+		f.t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, b)
+	}
+	return resp.StatusCode, out
+}
+
+// send sends a request and returns its answer with the body read.
+func (f *fixture) send(method, path, body string, header func(http.Header)) (*http.Response, []byte) {
+	f.t.Helper()
 	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, strings.NewReader(body))
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
+	header(req.Header)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		f.t.Fatal(err)
@@ -128,11 +141,7 @@ func (f *fixture) do(method, path, contentType, body string) (int, map[string]an
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	var out map[string]any
-	if err := json.Unmarshal(b, &out); err != nil {
-		f.t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, b)
-	}
-	return resp.StatusCode, out
+	return resp, b
 }
 
 func (f *fixture) want(code int, method, path, contentType, body string) map[string]any {

@@ -74,7 +74,13 @@ func (s *Server) randomEndpoint(ctx context.Context, svc *corev1.Service, port s
 			}
 		}
 	}
-	return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
+	return "", noEndpoints(svc.Name)
+}
+
+// noEndpoints is the answer for a service that nothing answers for, one that is not
+// there included.
+func noEndpoints(service string) error {
+	return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", service))
 }
 
 // isPod tells that an endpoint is a pod of the namespace. Whoever may write

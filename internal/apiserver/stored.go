@@ -27,6 +27,7 @@ type current struct {
 	obj   Object // shared; nil: there is none
 	rev   int64
 	raw   []byte // stored bytes, where known
+	size  int    // of the stored bytes, where known
 	fresh bool   // read from the store, not from the cache
 }
 
@@ -42,7 +43,7 @@ func (s *Server) cached(k *kind, key string) current {
 	if obj == nil {
 		return current{}
 	}
-	return current{obj: s.fromStored(k, obj), rev: it.Rev}
+	return current{obj: s.fromStored(k, obj), rev: it.Rev, size: it.Size()}
 }
 
 // live reads the store.
@@ -73,6 +74,7 @@ func (s *Server) decodeStored(r *resource.Resource, value []byte, rev int64) (Ob
 	if r.Default != nil {
 		r.Default(obj)
 	}
+	s.shared.in(obj)
 	return obj, nil
 }
 

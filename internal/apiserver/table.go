@@ -2,7 +2,9 @@ package apiserver
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -99,13 +101,17 @@ func (s *Server) writeTransformed(w http.ResponseWriter, r *http.Request, rq *re
 		return nil
 	}
 	if a.as != "Table" {
-		return notAcceptable()
+		return wrongForm(a.as, rq.kind.gvk, false)
 	}
 	include, err := includePolicy(r.URL.Query().Get("includeObject"))
 	if err != nil {
 		return err
 	}
-	t, err := s.table(rq.kind, []Object{obj}, include, gv, true)
+	k := rq.kind
+	if sub := rq.sub; sub != nil && sub.Row != nil {
+		k = &kind{Resource: &resource.Resource{Columns: sub.Columns, Strategy: resource.Strategy{Row: sub.Row}}, gvk: sub.Kind}
+	}
+	t, err := s.table(k, []Object{obj}, include, gv, true)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
@@ -122,23 +128,44 @@ func jsonOnly(a answer) answer {
 	return a
 }
 
-func notAcceptable() error {
+func notAcceptable() error { return onlyAccepted(accepted) }
+
+func onlyAccepted(types []string) error {
+	return notAcceptableFor("only the following media types are accepted: " + strings.Join(types, ", "))
+}
+
+func notAcceptableFor(message string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
-		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
-		Message: "only the following media types are accepted: " + codec.JSON + ", " + codec.YAML + ", " + codec.Protobuf,
+		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable, Message: message,
 	}}
 }
 
-func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, rq *request, a answer, l *listResult) error {
-	gv := schema.GroupVersion{Group: metav1.GroupName, Version: a.v}
+// wrongForm is the answer where metadata of a list is asked of an object (list is
+// false), or of an object of a list. It names upstream's internal type.
+func wrongForm(as string, gvk schema.GroupVersionKind, list bool) error {
+	what, kind := "not a list", gvk.Kind
+	if list {
+		what, kind = "a list", kind+"List"
+	}
+	return notAcceptableFor(fmt.Sprintf("you requested %s, but the requested object is %s (*%s.%s)", as, what, internalPackage(gvk.Group), kind))
+}
+
+func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, a answer, l *listResult) error {
 	objs := make([]Object, 0, len(l.items))
 	for _, it := range l.items {
 		if o := it.Object(); o != nil {
 			objs = append(objs, s.fromStored(l.kind, o))
 		}
 	}
+	return s.writeTransformedObjects(w, r, l.kind, a, objs, l.meta())
+}
+
+// writeTransformedObjects answers with a list of objects as a Table or as their
+// metadata.
+func (s *Server) writeTransformedObjects(w http.ResponseWriter, r *http.Request, k *kind, a answer, objs []Object, lm metav1.ListMeta) error {
+	gv := schema.GroupVersion{Group: metav1.GroupName, Version: a.v}
 	if a.as == "PartialObjectMetadataList" {
-		out := &metav1.PartialObjectMetadataList{ListMeta: l.meta(), Items: make([]metav1.PartialObjectMetadata, 0, len(objs))}
+		out := &metav1.PartialObjectMetadataList{ListMeta: lm, Items: make([]metav1.PartialObjectMetadata, 0, len(objs))}
 		for _, o := range objs {
 			out.Items = append(out.Items, *partial(o, gv))
 		}
@@ -146,23 +173,41 @@ func (s *Server) writeTransformedList(w http.ResponseWriter, r *http.Request, rq
 		return nil
 	}
 	if a.as != "Table" {
-		return notAcceptable()
+		return wrongForm(a.as, k.gvk, true)
 	}
 	include, err := includePolicy(r.URL.Query().Get("includeObject"))
 	if err != nil {
 		return err
 	}
-	t, err := s.table(l.kind, objs, include, gv, true)
+	t, err := s.table(k, objs, include, gv, true)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
-	t.ListMeta = l.meta()
+	if k.ListCells != nil {
+		cells := make([][]any, len(t.Rows))
+		for i := range t.Rows {
+			cells[i] = t.Rows[i].Cells
+		}
+		k.ListCells(objs, cells)
+	}
+	t.ListMeta = lm
 	s.send(w, jsonOnly(a), http.StatusOK, t, gv.WithKind("Table"))
 	return nil
 }
 
-// writeTransformed writes a watch event as a Table or as metadata.
-func (e *frameWriter) writeTransformed(f frame) error {
+// bookmarkRow is the object of a bookmark's row: metadata alone for the one that
+// ends the initial events.
+func (e *frameWriter) bookmarkRow(f frame, obj Object, gv schema.GroupVersion) (runtime.RawExtension, error) {
+	if f.initial {
+		b, err := json.Marshal(partial(obj, gv))
+		return runtime.RawExtension{Raw: b}, err
+	}
+	b, err := codec.Object(obj)
+	return runtime.RawExtension{Raw: codec.WithType(e.rq.kind.gvk, b)}, err
+}
+
+// transformed appends a watch event as a Table or as metadata.
+func (e *frameWriter) transformed(f frame) error {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: e.a.v}
 	var obj Object
 	if f.item == nil {
@@ -191,7 +236,8 @@ func (e *frameWriter) writeTransformed(f frame) error {
 		if err != nil {
 			return err
 		}
-		return e.json(f.typ, gvk, b)
+		e.json(f.typ, gvk, b)
+		return nil
 	}
 	include, err := includePolicy(e.q)
 	if err != nil {
@@ -203,11 +249,9 @@ func (e *frameWriter) writeTransformed(f frame) error {
 	}
 	if f.typ == watch.Bookmark {
 		// A bookmark's row carries the revision and nothing to show.
-		b, err := codec.Object(obj)
-		if err != nil {
+		if t.Rows[0].Object, err = e.bookmarkRow(f, obj, gv); err != nil {
 			return err
 		}
-		t.Rows[0].Object = runtime.RawExtension{Raw: codec.WithType(e.rq.kind.gvk, b)}
 	}
 	e.rows = true
 	t.ResourceVersion = obj.GetResourceVersion()
@@ -215,5 +259,6 @@ func (e *frameWriter) writeTransformed(f frame) error {
 	if err != nil {
 		return err
 	}
-	return e.json(f.typ, gv.WithKind("Table"), b)
+	e.json(f.typ, gv.WithKind("Table"), b)
+	return nil
 }

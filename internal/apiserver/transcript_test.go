@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A transcript is a series of requests with the answers that upstream's API
@@ -49,11 +50,25 @@ func TestTranscripts(t *testing.T) {
 				writeSteps(t, file, steps)
 				return
 			}
-			f := start(t)
-			for _, s := range steps {
-				if got := s.send(t, http.DefaultClient, f.url); got != s.want {
-					t.Errorf("%s\n%s %s\n%s\ngot\n%s\nwant\n%s", s.title, s.method, s.path, s.body, got, s.want)
+			// Entries of managedFields are in the order of their seconds, and those of
+			// one second in that of their managers' names, as recorded: what differs in
+			// a run over which the second changed tells nothing.
+			for try := 0; ; try++ {
+				begun := time.Now().Unix()
+				f := start(t)
+				var wrong []*step
+				for _, s := range steps {
+					if s.got = s.send(t, http.DefaultClient, f.url); s.got != s.want {
+						wrong = append(wrong, s)
+					}
 				}
+				if len(wrong) > 0 && try < 5 && time.Now().Unix() != begun {
+					continue
+				}
+				for _, s := range wrong {
+					t.Errorf("%s\n%s %s\n%s\ngot\n%s\nwant\n%s", s.title, s.method, s.path, s.body, s.got, s.want)
+				}
+				return
 			}
 		})
 	}

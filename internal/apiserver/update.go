@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +15,7 @@ import (
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"skiff/internal/api/resource"
@@ -26,7 +29,10 @@ type produce func(ctx context.Context, cur Object) (Object, error)
 // update writes an object over the current one; with create, also where there is
 // none. It tells whether it created.
 func (s *Server) update(ctx context.Context, rq *request, o *metav1.UpdateOptions, create bool, make produce) (Object, bool, error) {
-	cur := s.cached(rq.kind, rq.key())
+	cur, err := s.base(ctx, rq, o.DryRun)
+	if err != nil {
+		return nil, false, err
+	}
 	for tries := 0; ; tries++ {
 		out, created, err := s.updateOnce(ctx, rq, o, create, cur, make)
 		var conflict *store.ConflictError
@@ -66,6 +72,15 @@ func (s *Server) update(ctx context.Context, rq *request, o *metav1.UpdateOption
 	}
 }
 
+// base returns the state that a write starts from: the cached one, since the
+// compare-and-swap finds out where that is old. A dry run has none, and reads.
+func (s *Server) base(ctx context.Context, rq *request, dry []string) (current, error) {
+	if dryRun(dry) {
+		return s.live(ctx, rq.kind, rq.key())
+	}
+	return s.cached(rq.kind, rq.key()), nil
+}
+
 func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOptions, create bool, cur current, make produce) (out Object, created bool, err error) {
 	k, st := rq.kind, rq.strategy()
 	dry := dryRun(o.DryRun)
@@ -97,6 +112,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		if err := s.admitManaged(ctx, a); err != nil {
 			return nil, false, err
 		}
+		rq.distinctOwners(a.Object, true)
 		out, err := s.insertOnce(ctx, rq, &k.Strategy, env, a.Object, a)
 		return out, true, err
 	}
@@ -108,6 +124,7 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 		return nil, false, err
 	}
 	obj = a.Object
+	rq.distinctOwners(obj, true)
 	switch rv := obj.GetResourceVersion(); {
 	case (rv == "" || rv == "0") && st.UnconditionalUpdate || (rv == "" || rv == "0") && rq.sub != nil && k.UnconditionalUpdate:
 	case rv == "" || rv == "0":
@@ -136,6 +153,9 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 	}
 	errs := apivalidation.ValidateObjectMetaAccessor(obj, k.Namespaced, resource.PathSegment, field.NewPath("metadata"))
 	errs = append(errs, apivalidation.ValidateObjectMetaAccessorUpdate(obj, cur.obj, field.NewPath("metadata"))...)
+	if st.Check != nil {
+		errs = append(errs, st.Check(ctx, env, obj, cur.obj)...)
+	}
 	if st.ValidateUpdate != nil {
 		errs = append(errs, st.ValidateUpdate(env, obj, cur.obj)...)
 	}
@@ -211,7 +231,10 @@ func (s *Server) updateOnce(ctx context.Context, rq *request, o *metav1.UpdateOp
 func (s *Server) unchanged(ctx context.Context, k *kind, key string, cur *current, value []byte) (bool, error) {
 	raw := cur.raw
 	if raw == nil {
-		enc, err := s.encodeStored(k, cur.obj.DeepCopyObject().(Object))
+		if cur.size > 0 && cur.size != len(value) {
+			return false, nil
+		}
+		enc, err := s.encodeStored(k, shallow(cur.obj))
 		if err != nil {
 			return false, err
 		}
@@ -231,6 +254,14 @@ func (s *Server) unchanged(ctx context.Context, k *kind, key string, cur *curren
 		return false, &store.ConflictError{Current: kv}
 	}
 	return bytes.Equal(kv.Value, value), nil
+}
+
+// shallow copies the outermost struct of an object, whose metadata may then be
+// set. What lies below is shared.
+func shallow(obj Object) Object {
+	v := reflect.New(reflect.TypeOf(obj).Elem())
+	v.Elem().Set(reflect.ValueOf(obj).Elem())
+	return v.Interface().(Object)
 }
 
 // prepareUpdate applies the rules of every update of metadata, then the door's.
@@ -346,32 +377,61 @@ func (s *Server) put(ctx context.Context, rq *request, obj Object, o *metav1.Upd
 	if err := checkNamespace(rq.kind, rq.namespace, obj); err != nil {
 		return nil, false, err
 	}
-	storeKey := s.storeKey(rq.kind, rq.key())
-	if dryRun(o.DryRun) {
-		// Upstream's store of dry runs knows no prefix.
-		storeKey = strings.TrimPrefix(storeKey, "/registry")
-	}
+	rq.distinctOwners(obj, false)
+	storeKey := s.preconditionKey(rq, o.DryRun)
 	return s.update(ctx, rq, o, create, func(_ context.Context, cur Object) (Object, error) {
 		// The uid of a body is a precondition; a patch that changes it is invalid.
 		if uid := obj.GetUID(); cur != nil && uid != "" && uid != cur.GetUID() {
-			return nil, apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
-				"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
-				storeKey, uid, cur.GetUID()))
+			return nil, rq.otherUID(storeKey, uid, cur)
 		}
 		body := obj.DeepCopyObject().(Object)
 		return s.manage(rq, cur, body, o.FieldManager)
 	})
 }
 
-// sameUID refuses to replace an object by one that says it is another.
-func (rq *request) sameUID(obj, cur Object) error {
-	if cur == nil {
-		return nil
+// distinctOwners leaves each owner reference once, and warns where one stood twice.
+func (rq *request) distinctOwners(obj Object, admitted bool) {
+	refs := obj.GetOwnerReferences()
+	if len(refs) < 2 {
+		return
 	}
-	if uid := obj.GetUID(); uid != "" && uid != cur.GetUID() {
-		return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", uid, cur.GetUID()))
+	var once []metav1.OwnerReference
+	var twice []string
+	for _, r := range refs {
+		if slices.ContainsFunc(once, func(o metav1.OwnerReference) bool { return apiequality.Semantic.DeepEqual(o, r) }) {
+			twice = append(twice, string(r.UID))
+			continue
+		}
+		once = append(once, r)
 	}
-	return nil
+	if len(twice) == 0 {
+		return
+	}
+	when := ""
+	if admitted {
+		when = " after mutating admission happens"
+	}
+	rq.warn(fmt.Sprintf(".metadata.ownerReferences contains duplicate entries%s; API server dedups owner references in 1.20+, "+
+		"and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: %s", when, strings.Join(twice, ", ")))
+	obj.SetOwnerReferences(once)
+}
+
+// otherUID refuses to replace an object by one that says it is another, as
+// upstream's store does.
+func (rq *request) otherUID(key string, uid types.UID, cur Object) error {
+	return apierrors.NewConflict(rq.gr(), rq.name, fmt.Errorf(
+		"StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v",
+		key, uid, cur.GetUID()))
+}
+
+// preconditionKey is the key that refusals name: upstream's store of dry runs knows
+// no prefix.
+func (s *Server) preconditionKey(rq *request, dry []string) string {
+	key := s.storeKey(rq.kind, rq.key())
+	if dryRun(dry) {
+		return strings.TrimPrefix(key, "/registry")
+	}
+	return key
 }
 
 // putView is the update verb of a projection (scale).
@@ -390,8 +450,8 @@ func (s *Server) putView(ctx context.Context, rq *request, o *metav1.UpdateOptio
 		if rv := want.GetResourceVersion(); rv != "" && rv != cur.GetResourceVersion() {
 			return nil, apierrors.NewConflict(rq.gr(), rq.name, errors.New(modified))
 		}
-		if err := rq.sameUID(want, cur); err != nil {
-			return nil, err
+		if uid := want.GetUID(); uid != "" && uid != cur.GetUID() {
+			return nil, rq.otherUID(s.preconditionKey(&parent, o.DryRun), uid, cur)
 		}
 		obj := cur.DeepCopyObject().(Object)
 		if err := rq.sub.SetView(obj, want); err != nil {

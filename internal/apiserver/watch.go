@@ -18,6 +18,7 @@ import (
 // frame is one event of a watch, before encoding. For a bookmark Item is nil.
 type frame struct {
 	typ     watch.EventType
+	event   *cache.Event // nil for an initial event and a bookmark
 	item    *cache.Item
 	rev     int64
 	initial bool // the bookmark that ends the initial events
@@ -33,7 +34,9 @@ type stream struct {
 	bookmarks bool
 	nextMark  time.Time
 	seen      int64
+	after     int64 // what happened until then is known to the client
 	deadline  time.Time
+	timer     *time.Timer // for next
 }
 
 const bookmarkEvery = time.Minute
@@ -73,6 +76,8 @@ func (s *Server) openWatch(ctx context.Context, rq *request, o *metav1.ListOptio
 			return nil, err
 		}
 		st.snap, st.w = rq.kind.col.WatchFrom(f.scope)
+		// A watch from nowhere begins with all there is: the end of that is told, too.
+		st.mark = o.AllowWatchBookmarks && !silent && o.ResourceVersionMatch == ""
 		if silent {
 			st.snap = nil
 		}
@@ -81,10 +86,9 @@ func (s *Server) openWatch(ctx context.Context, rq *request, o *metav1.ListOptio
 		if err != nil {
 			return nil, err
 		}
-		if err := s.awaitRev(ctx, n); err != nil {
-			return nil, err
-		}
-		st.w, err = rq.kind.col.Watch(f.scope, n)
+		// What is to come begins after n, even where the server is not there yet.
+		st.after, st.seen = n, n
+		st.w, err = rq.kind.col.Watch(f.scope, min(n, s.cache.Revision()))
 		if errors.Is(err, cache.ErrExpired) {
 			return nil, apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", n, rq.kind.col.WindowStart()))
 		}
@@ -95,7 +99,12 @@ func (s *Server) openWatch(ctx context.Context, rq *request, o *metav1.ListOptio
 	return st, nil
 }
 
-func (st *stream) close() { st.w.Stop() }
+func (st *stream) close() {
+	st.w.Stop()
+	if st.timer != nil {
+		st.timer.Stop()
+	}
+}
 
 // initial returns the initial events, once.
 func (st *stream) initial() []frame {
@@ -139,14 +148,16 @@ func (st *stream) next(ctx context.Context) ([]frame, error) {
 		if st.bookmarks && st.nextMark.Before(until) {
 			until = st.nextMark
 		}
-		t := time.NewTimer(time.Until(until))
+		// One timer for as long as nothing but changes end the wait.
+		if st.timer == nil {
+			st.timer = time.NewTimer(time.Until(until))
+		}
 		select {
 		case <-st.w.Wake():
-			t.Stop()
 		case <-ctx.Done():
-			t.Stop()
 			return nil, ctx.Err()
-		case now := <-t.C:
+		case now := <-st.timer.C:
+			st.timer = nil
 			if !now.Before(st.deadline) {
 				return nil, nil
 			}
@@ -160,18 +171,21 @@ func (st *stream) next(ctx context.Context) ([]frame, error) {
 
 // frames turns changes into what this watch shows of them.
 func (st *stream) frames(q []*cache.Event) []frame {
-	var out []frame
+	out := make([]frame, 0, len(q))
 	for _, e := range q {
+		if e.Rev <= st.after {
+			continue
+		}
 		st.seen = e.Rev
 		was, is := st.f.matches(e.Old), st.f.matches(e.New)
 		switch {
 		case is && was:
-			out = append(out, frame{typ: watch.Modified, item: e.New, rev: e.Rev})
+			out = append(out, frame{typ: watch.Modified, event: e, item: e.New, rev: e.Rev})
 		case is:
-			out = append(out, frame{typ: watch.Added, item: e.New, rev: e.Rev})
+			out = append(out, frame{typ: watch.Added, event: e, item: e.New, rev: e.Rev})
 		case was:
 			if it := e.Gone(); it != nil {
-				out = append(out, frame{typ: watch.Deleted, item: it, rev: e.Rev})
+				out = append(out, frame{typ: watch.Deleted, event: e, item: it, rev: e.Rev})
 			}
 		}
 	}

@@ -48,13 +48,9 @@ func applyPolicy(ctx context.Context, c *client.Client, p policy.Policy) error {
 				if want.AggregationRule == nil {
 					changed = addRules(&o.Rules, want.Rules) || changed
 				} else if o.AggregationRule == nil || !selects(o.AggregationRule, want.AggregationRule) {
-					// What such a role gathers is for the aggregation to say.
+					// What such a role gathers is for its controller to say.
 					o.AggregationRule = &rbacv1.AggregationRule{ClusterRoleSelectors: append(slices.Clone(selectorsOf(o.AggregationRule)), want.AggregationRule.ClusterRoleSelectors...)}
 					changed = true
-				} else {
-					// Until a controller gathers, the policy's own parts are gathered
-					// here.
-					changed = addRules(&o.Rules, want.Rules) || changed
 				}
 				if !changed || !auto(have) {
 					return nil

@@ -23,6 +23,7 @@ import (
 	"skiff/internal/apiserver/admission"
 	"skiff/internal/apiserver/alloc"
 	"skiff/internal/apiserver/authz"
+	"skiff/internal/apiserver/fields"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -68,6 +69,7 @@ func bootServer(t *testing.T) *server {
 	s.api, err = apiserver.New(apiserver.Deps{
 		Store: st, Resources: api.All(), Log: log, Authenticator: nobody{}, VerifyCache: true, Admission: admission.Default(),
 		Authorizer: authz.Union{authz.Masters{}, authz.NewNode(o, policy.NodeRules()), authz.NewRBAC(o)}, Services: s.alloc,
+		FieldManagers: fields.New(api.All()),
 	})
 	if err != nil {
 		t.Fatal(err)

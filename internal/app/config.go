@@ -4,11 +4,13 @@
 package app
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -35,7 +37,8 @@ type Config struct {
 	APIPort     int `json:"apiPort,omitempty"`
 	KubeletPort int `json:"kubeletPort,omitempty"`
 	// PodCIDR is what nodes get their pods' ranges from; ServiceCIDR what cluster
-	// addresses come from.
+	// addresses come from. By default ranges that no other cluster on this machine
+	// has: 10.244.0.0/16 and 10.96.0.0/16 for the one without a name.
 	PodCIDR     string `json:"podCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
 	// NodePorts is the range of node ports, "30000-32767".
@@ -55,6 +58,11 @@ type Config struct {
 	MaxPods int `json:"maxPods,omitempty"`
 	// ContainerRuntimeEndpoint uses another CRI runtime instead of the built-in.
 	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint,omitempty"`
+	// CNIConfDir is where CNI configurations are looked for, CNIBinDir where the
+	// plugins are; the usual places by default. While there is a configuration its
+	// plugins attach pods instead of the built-in network.
+	CNIConfDir string `json:"cniConfDir,omitempty"`
+	CNIBinDir  string `json:"cniBinDir,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -74,9 +82,29 @@ func LoadConfig(path string) (Config, error) {
 		return c, fmt.Errorf("config file: %w", err)
 	}
 	if err := yaml.UnmarshalStrict(b, &c); err != nil {
-		return c, fmt.Errorf("config file %s: %w", path, err)
+		if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) && wrong.Field != "" {
+			return c, fmt.Errorf("config file %s: %s: must be a %s, not a %s", path, wrong.Field, plainType(wrong.Type.Kind()), wrong.Value)
+		}
+		text := err.Error()
+		for _, p := range []string{"error unmarshaling JSON: ", "error converting YAML to JSON: ", "while decoding JSON: ", "json: "} {
+			text = strings.TrimPrefix(text, p)
+		}
+		return c, fmt.Errorf("config file %s: %s", path, text)
 	}
 	return c, nil
+}
+
+// plainType is what a person calls the kind of a setting.
+func plainType(k reflect.Kind) string {
+	switch k {
+	case reflect.Int:
+		return "number"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "list"
+	}
+	return k.String()
 }
 
 // Instance returns the instance that c is of.
@@ -88,7 +116,10 @@ func (c *Config) Instance() (host.Instance, error) {
 	return i, nil
 }
 
-func configPath(i host.Instance) string { return i.Data("config.yaml") }
+// configFile is in every data directory.
+const configFile = "config.yaml"
+
+func configPath(i host.Instance) string { return i.Data(configFile) }
 
 // Merge fills what c leaves open from the config that the instance was started
 // with before, and refuses to change what cannot change.
@@ -100,6 +131,9 @@ func (c *Config) Merge() error {
 	old, err := LoadConfig(configPath(i))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return &StartError{"skiff needs root to run containers", "run it with sudo"}
 	}
 	if err != nil {
 		return err
@@ -144,8 +178,12 @@ func (c *Config) Merge() error {
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
 	}
-	if c.ContainerRuntimeEndpoint == "" {
-		c.ContainerRuntimeEndpoint = old.ContainerRuntimeEndpoint
+	for _, f := range []struct{ now, was *string }{
+		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+	} {
+		if *f.now == "" {
+			*f.now = *f.was
+		}
 	}
 	return nil
 }
@@ -161,6 +199,22 @@ func (c *Config) Save() error {
 		return err
 	}
 	return writeFile(configPath(i), b, 0o600)
+}
+
+// saveFor writes c for a start. Where the start fails unsave takes the ports back:
+// one that was in use must not be what the next start begins with.
+func (c *Config) saveFor() (unsave func() error, err error) {
+	i, err := c.Instance()
+	if err != nil {
+		return nil, err
+	}
+	var before Config
+	if old, err := LoadConfig(configPath(i)); err == nil {
+		before = old
+	}
+	failed := *c
+	failed.APIPort, failed.KubeletPort = before.APIPort, before.KubeletPort
+	return failed.Save, c.Save()
 }
 
 func writeFile(path string, b []byte, mode os.FileMode) error {
@@ -201,19 +255,8 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	c.DataDir = i.DataDir
 	s := &Settings{Instance: i}
-	// A cluster with a name of its own gets ranges of its own, so that two run
-	// side by side without being told.
-	n := 0
-	if c.Name != host.DefaultName {
-		tag := i.Tag()
-		fmt.Sscanf(tag[2:], "%02x", &n) //nolint:errcheck // two hex digits always
-		n = 1 + n%60
-	}
-	if c.PodCIDR == "" {
-		c.PodCIDR = fmt.Sprintf("10.%d.0.0/16", 244-n)
-	}
-	if c.ServiceCIDR == "" {
-		c.ServiceCIDR = fmt.Sprintf("10.%d.0.0/16", 96+n)
+	if err := c.chooseRanges(i, nil); err != nil {
+		return nil, err
 	}
 	if s.PodRange, err = parseCIDR("podCIDR", c.PodCIDR, 24); err != nil {
 		return nil, err
@@ -281,6 +324,14 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	if s.PodRange.Contains(s.NodeAddr) || s.ServiceRange.Contains(s.NodeAddr) {
 		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%s lies within podCIDR or serviceCIDR", s.NodeAddr)}
+	}
+	for _, f := range []struct {
+		field string
+		dir   *string
+	}{{"cniConfDir", &c.CNIConfDir}, {"cniBinDir", &c.CNIBinDir}} {
+		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
+			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
+		}
 	}
 	if err := c.checkEtcd(); err != nil {
 		return nil, err

@@ -84,6 +84,51 @@ func TestMergeKeepsWhatCannotChange(t *testing.T) {
 	}
 }
 
+func TestFailedStartKeepsNoPorts(t *testing.T) {
+	dir := t.TempDir()
+	start := func(c Config) func() error {
+		t.Helper()
+		c.DataDir, c.NodeIP, c.NodeName = dir, "192.0.2.7", "n"
+		if err := c.Merge(); err != nil {
+			t.Fatal(err)
+		}
+		s, err := c.Complete()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unsave, err := s.saveFor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return unsave
+	}
+	saved := func() Config {
+		t.Helper()
+		c, err := LoadConfig(filepath.Join(dir, "config.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if err := start(Config{APIPort: 7001, ServiceCIDR: "10.3.0.0/16"})(); err != nil {
+		t.Fatal(err)
+	}
+	// What the store may have been made with stays.
+	if c := saved(); c.APIPort != 0 || c.KubeletPort != 0 || c.ServiceCIDR != "10.3.0.0/16" {
+		t.Errorf("after a first start that failed: %+v", c)
+	}
+	start(Config{APIPort: 7002})
+	if c := saved(); c.APIPort != 7002 || c.KubeletPort != 10250 {
+		t.Errorf("after a start: %+v", c)
+	}
+	if err := start(Config{APIPort: 7003, KubeletPort: 7004})(); err != nil {
+		t.Fatal(err)
+	}
+	if c := saved(); c.APIPort != 7002 || c.KubeletPort != 10250 {
+		t.Errorf("after a later start that failed: %+v", c)
+	}
+}
+
 func TestConfigFileRefusesUnknownFields(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "c.yaml")
 	if err := os.WriteFile(f, []byte("apiPort: 1\npodRange: x\n"), 0o600); err != nil {

@@ -7,13 +7,16 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"skiff/internal/client"
+	"skiff/internal/control"
 	"skiff/internal/dns"
 	"skiff/internal/host"
 	"skiff/internal/network/service"
@@ -27,8 +30,11 @@ type dataPlane struct {
 	proxy  *service.Proxy
 	index  *dns.Index
 	server *dns.Server
+	events *control.Recorder
 	// local is where this node's DNS listens.
 	local netip.AddrPort
+	// refused are the node ports that another cluster on this host has, as told.
+	refused map[service.Refused]bool
 
 	services *client.Informer[*corev1.Service]
 	slices   *client.Informer[*discoveryv1.EndpointSlice]
@@ -53,7 +59,7 @@ func (k nsName) String() string { return k.ns + "/" + k.name }
 
 const byService = "service"
 
-func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *client.Informers, local netip.AddrPort) (*dataPlane, error) {
+func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *client.Informers, events *control.Recorder, local netip.AddrPort) (*dataPlane, error) {
 	proxy, err := service.New(service.Deps{
 		Instance: set.Instance, Journal: j, ClusterCIDRs: []netip.Prefix{set.PodRange}, ServiceCIDRs: []netip.Prefix{set.ServiceRange}, Log: log,
 	})
@@ -61,13 +67,13 @@ func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *c
 		return nil, err
 	}
 	d := &dataPlane{
-		set: set, log: log, proxy: proxy, index: dns.NewIndex(), local: local,
+		set: set, log: log, proxy: proxy, index: dns.NewIndex(), events: events, local: local,
 		services: client.InformerFor[*corev1.Service](informers), slices: client.InformerFor[*discoveryv1.EndpointSlice](informers),
 		spaces: client.InformerFor[*corev1.Namespace](informers),
 		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
 		routed: map[string]map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
-	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Now: time.Now, Log: log})
+	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Unanswered: set.Instance.Run("dns-queries"), Now: time.Now, Log: log})
 	if err != nil {
 		return nil, errors.Join(err, proxy.Close())
 	}
@@ -110,10 +116,21 @@ func (d *dataPlane) run(ctx context.Context) error {
 	})
 	synced := false
 	d.mark(nsName{}) // the first flush, though there be no service
+	var again <-chan time.Time
 	for {
+		if again == nil && len(d.refused) > 0 {
+			again = time.After(retryRefused)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again:
+			again = nil
+			for r := range d.refused {
+				ns, name, _ := strings.Cut(r.Service, "/")
+				d.mark(nsName{ns, name})
+			}
+			continue
 		case <-d.wake:
 		}
 		if err := d.flush(ctx, !synced); err != nil {
@@ -180,7 +197,29 @@ func (d *dataPlane) flush(ctx context.Context, full bool) error {
 	if !errors.Is(err, service.ErrNotWritten) {
 		d.note(upsert, remove)
 	}
+	d.tellRefused()
 	return err
+}
+
+// retryRefused is how often a node port that another cluster has is tried again:
+// nobody tells when it is free.
+const retryRefused = 5 * time.Second
+
+// tellRefused records an event for each node port that is not served here.
+func (d *dataPlane) tellRefused() {
+	now := map[service.Refused]bool{}
+	for _, r := range d.proxy.Refused() {
+		now[r] = true
+		ns, name, _ := strings.Cut(r.Service, "/")
+		svc, ok := d.services.Get(ns, name)
+		if d.refused[r] || r.By == "" || !ok {
+			continue
+		}
+		d.log.Warn("node port belongs to another cluster", "service", r.Service, "port", r.Port, "cluster", r.By)
+		d.events.Event(svc, corev1.EventTypeWarning, "NodePortInUse", "node port %d/%s is not served on node %s: cluster %q on the same host has it",
+			r.Port, r.Protocol, d.set.NodeName, r.By)
+	}
+	d.refused = now
 }
 
 // note remembers where the rules now send connections.
@@ -384,6 +423,16 @@ const (
 	dnsService = "kube-dns"
 )
 
+func dnsPortError(at string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &StartError{
+			fmt.Sprintf("%s, where this node's pods look up names, is in use by another program, which may listen on port 53 of all addresses", at),
+			"have it listen on the addresses that it needs, or end it",
+		}
+	}
+	return fmt.Errorf("DNS socket: %w", err)
+}
+
 // dnsSockets opens the sockets of the node's DNS: the kept ones where there are.
 // addr is put on the host only once the node knows its pod range: until then
 // nobody can ask.
@@ -391,12 +440,12 @@ func dnsSockets(ctx context.Context, k *sockets, addr netip.Addr) (net.PacketCon
 	at := netip.AddrPortFrom(addr, 53).String()
 	l, err := k.listen(ctx, "dns-tcp", at)
 	if err != nil {
-		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+		return nil, nil, dnsPortError(at, err)
 	}
 	pc, err := k.listenPacket(ctx, "dns-udp", at)
 	if err != nil {
 		l.Close()
-		return nil, nil, fmt.Errorf("DNS socket: %w", err)
+		return nil, nil, dnsPortError(at, err)
 	}
 	return pc, l, nil
 }

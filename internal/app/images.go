@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -14,6 +15,7 @@ import (
 	"skiff/internal/runtime/build"
 	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/image/registry"
+	"skiff/internal/runtime/programs"
 	"skiff/internal/runtime/snapshot"
 )
 
@@ -196,11 +198,23 @@ func openImages(i host.Instance, log *slog.Logger) (*images, error) {
 	if err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
-	b, err := build.New(build.Deps{Images: st, Snapshots: sn, Executor: &build.NamespaceExecutor{}, Dir: i.Data("build")})
+	b, err := build.New(build.Deps{Images: st, Snapshots: sn, Executor: executor(i), Dir: i.Data("build")})
 	if err != nil {
 		return nil, errors.Join(err, sn.Close(), st.Close())
 	}
 	return &images{store: st, snapshots: sn, handler: &imageHandler{images: st, builder: b}}, nil
+}
+
+// executor runs the commands of builds: with the default filter of containers,
+// and below a cgroup of the instance.
+func executor(i host.Instance) *build.NamespaceExecutor {
+	starter := func() (string, error) {
+		return programs.UnpackOne(programs.Embedded(), i.Data("bin"), "skiff-start")
+	}
+	return &build.NamespaceExecutor{
+		Filter: build.DefaultFilter(starter, i.Run("runtime", "filters")),
+		Cgroup: filepath.Join(i.CgroupParent, "build"),
+	}
 }
 
 func (im *images) close() error { return errors.Join(im.snapshots.Close(), im.store.Close()) }

@@ -19,16 +19,31 @@ import (
 // Local is what the command line runs in its own process.
 type Local struct{}
 
-func settings(configFile string, s cli.Settings) (*Settings, error) {
+// said are the settings of a file, with what flags say over them.
+func said(file string, s cli.Settings) (Config, error) {
 	c := Config(s)
-	if configFile != "" {
-		f, err := LoadConfig(configFile)
-		if err != nil {
-			return nil, err
-		}
-		c = overlay(f, c)
+	if file == "" {
+		return c, nil
+	}
+	f, err := LoadConfig(file)
+	if err != nil {
+		return c, err
+	}
+	return overlay(f, c), nil
+}
+
+func settings(file string, s cli.Settings) (*Settings, error) {
+	c, err := said(file, s)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.find(machine()); err != nil {
+		return nil, err
 	}
 	if err := c.Merge(); err != nil {
+		return nil, err
+	}
+	if err := c.keepApart(machine()); err != nil {
 		return nil, err
 	}
 	return c.Complete()
@@ -67,6 +82,8 @@ func overlay(file, flags Config) Config {
 	str(&file.EtcdKey, flags.EtcdKey)
 	num(&file.MaxPods, flags.MaxPods)
 	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
+	str(&file.CNIConfDir, flags.CNIConfDir)
+	str(&file.CNIBinDir, flags.CNIBinDir)
 	file.Verbose = file.Verbose || flags.Verbose
 	return file
 }
@@ -102,13 +119,12 @@ func startSettings(st cli.Start) (*Settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := Config(st.Settings)
-	if st.ConfigFile != "" {
-		f, err := LoadConfig(st.ConfigFile)
-		if err != nil {
-			return nil, err
-		}
-		c = overlay(f, c)
+	c, err := said(st.ConfigFile, st.Settings)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.find(machine()); err != nil {
+		return nil, err
 	}
 	facts.into(&c)
 	if c.NodeName == "" {

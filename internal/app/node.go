@@ -40,7 +40,7 @@ type node struct {
 
 	programs programs.Set
 	images   *images
-	network  *pod.Network
+	network  *podNetwork
 	runtime  *runtime.Runtime
 	kubelet  *kubelet.Kubelet
 	events   *control.Recorder
@@ -57,18 +57,18 @@ func (n *node) open(ctx context.Context) error {
 		return err
 	}
 	n.g.atStop("images", n.images.close)
-	if n.network, err = pod.New(pod.Deps{Instance: i, Journal: n.journal, Log: n.log}); err != nil {
+	if n.network, err = openPodNetwork(n.set, n.journal, n.log); err != nil {
 		return err
 	}
-	n.g.atStop("pod network", n.network.Close)
+	n.g.atStop("pod network", n.network.own.Close)
 	n.runtime, err = runtime.New(ctx, runtime.Deps{
-		Instance: i, Journal: n.journal, Images: n.images.store, Snapshots: n.images.snapshots, Network: podNetwork{n.network},
+		Instance: i, Journal: n.journal, Images: n.images.store, Snapshots: n.images.snapshots, Network: n.network,
 		Programs: n.programs, Log: n.log, Now: time.Now, Socket: i.Run("cri.sock"),
 	})
 	if err != nil {
 		return err
 	}
-	n.g.start("pod network", n.network.Run)
+	n.g.start("pod network", n.network.own.Run)
 	n.g.start("runtime", n.runtime.Run)
 	n.g.atStop("pods", func() error {
 		if !n.endPods.Load() {
@@ -120,26 +120,6 @@ func (e kubeletEvents) Event(ref *corev1.ObjectReference, eventType, reason, mes
 	e.EventRef(*ref, eventType, reason, "%s", message)
 }
 
-// podNetwork lets the runtime use the pod network.
-type podNetwork struct{ *pod.Network }
-
-func sandboxOf(s runtime.NetworkSandbox) pod.Sandbox {
-	out := pod.Sandbox{ID: s.ID, Namespace: s.Namespace, Name: s.Name, UID: s.UID, NetNS: s.NetNS}
-	for _, p := range s.HostPorts {
-		out.HostPorts = append(out.HostPorts, pod.HostPort(p))
-	}
-	return out
-}
-
-func (n podNetwork) Attach(ctx context.Context, s runtime.NetworkSandbox) (runtime.NetworkResult, error) {
-	r, err := n.Network.Attach(ctx, sandboxOf(s))
-	return runtime.NetworkResult{IPs: r.IPs}, err
-}
-
-func (n podNetwork) Detach(ctx context.Context, s runtime.NetworkSandbox) error {
-	return n.Network.Detach(ctx, sandboxOf(s))
-}
-
 // run starts the kubelet and the data plane, and returns when the node is Ready.
 func (n *node) run(ctx context.Context) error {
 	informers := client.NewInformers(n.services, n.log)
@@ -176,7 +156,9 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, local); err != nil {
+	events := control.NewRecorder(control.RecorderDeps{Client: n.services, Component: "kube-proxy", Host: n.set.NodeName, Now: time.Now, Log: n.log})
+	n.g.start("service events", events.Run)
+	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, events, local); err != nil {
 		return err
 	}
 	n.g.atStop("service rules", n.data.proxy.Close)
@@ -294,7 +276,7 @@ func (f *nodeFollower) step(ctx context.Context) error {
 			}
 			cfg.PodCIDRs = append(cfg.PodCIDRs, p)
 		}
-		if err := f.n.network.Configure(ctx, cfg); err != nil {
+		if err := f.n.network.configure(ctx, cfg); err != nil {
 			return err
 		}
 		f.done.configured = true
@@ -329,7 +311,7 @@ func (f *nodeFollower) routes() error {
 	if len(peers) == 0 && len(f.peers) == 0 {
 		return nil
 	}
-	if err := f.n.network.SetRoutes(peers); err != nil {
+	if err := f.n.network.setRoutes(peers); err != nil {
 		return err
 	}
 	f.peers = peers

@@ -22,9 +22,6 @@ import (
 func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if _, err := os.Stat(i.DataDir); errors.Is(err, os.ErrNotExist) {
 		say("there is no data in " + i.DataDir)
-		if _, err := os.Stat(i.RunDir); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
 	}
 	if err := os.MkdirAll(i.DataDir, 0o700); err != nil {
 		return err
@@ -47,6 +44,11 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		}
 		say("ended the keeper of sockets")
 	}
+	// Plugins want to see the namespaces that they leave.
+	if err := detachPlugins(ctx, i, j, say); err != nil {
+		// They may have been removed from the host; the pods go all the same.
+		say(fmt.Sprintf("what CNI plugins keep for pods is left to them (%v)", err))
+	}
 	if err := runtime.Reset(ctx, i); err != nil {
 		return err
 	}
@@ -58,7 +60,7 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	heir := otherInstance(i)
 	var errs []error
 	for _, e := range append(inherited.Entries(), j.Entries()...) {
-		if e.Kind == host.KindSysctl && heir != "" {
+		if heir != "" && (e.Kind == host.KindSysctl || e.Kind == host.KindLink) {
 			if err := bequeath(heir, e); err != nil {
 				errs = append(errs, err)
 				continue
@@ -69,7 +71,7 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 		switch e.Kind {
 		case host.KindDir, host.KindCgroup, host.KindPodProcs:
 			// Pods and their cgroups are gone with the runtime; directories go
-			// last, the journal is in one.
+			// last, the journal with the run directory.
 		case host.KindMounts:
 			if err := unmountBelow(e.Name); err != nil {
 				errs = append(errs, err)
@@ -99,19 +101,34 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	for _, dir := range []string{i.RunDir, i.DataDir} {
+	for _, dir := range []string{i.DataDir, i.RunDir} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}
 		say("removed " + dir)
 	}
+	if err := machine().Remove(i); err != nil {
+		return err
+	}
 	// The parents are skiff's too, once the last instance is gone.
-	for _, dir := range []string{"/run/skiff", "/var/lib/skiff"} {
+	for _, dir := range []string{filepath.Dir(i.RunDir), host.StateDir} {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 			return err
 		}
 	}
 	return nil
+}
+
+// detachPlugins has CNI plugins give back what they gave the pods.
+func detachPlugins(ctx context.Context, i host.Instance, j *host.Journal, say func(string)) error {
+	if _, err := os.Stat(i.Run("cni")); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	c, err := LoadConfig(configPath(i))
+	if err != nil {
+		say(fmt.Sprintf("looks for CNI plugins in the usual places (%v)", err))
+	}
+	return newCNI(c, i, j).Retain(ctx, nil)
 }
 
 // inheritedJournal lists, in an instance's run directory, what instances that were
@@ -127,8 +144,10 @@ func otherInstance(i host.Instance) string {
 		return ""
 	}
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != i.Name {
-			return filepath.Join(filepath.Dir(i.RunDir), e.Name())
+		dir := filepath.Join(filepath.Dir(i.RunDir), e.Name())
+		// One without a journal never put anything on the host.
+		if _, err := os.Stat(filepath.Join(dir, filepath.Base(i.JournalPath()))); err == nil && e.Name() != i.Name {
+			return dir
 		}
 	}
 	return ""

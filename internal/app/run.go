@@ -62,14 +62,12 @@ func (p *Process) step(name string) {
 func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err error) {
 	p.started = time.Now()
 	p.last = p.started
-	if err := preflight(p.set, withNode); err != nil {
+	if err := preflight(p.set, withNode, thisMachine()); err != nil {
 		return err
 	}
 	inst := p.set.Instance
-	for _, dir := range []string{inst.DataDir, inst.RunDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make %s: %w", dir, err)
-		}
+	if err := claimDir(inst); err != nil {
+		return err
 	}
 	unlock, err := lockInstance(inst)
 	if err != nil {
@@ -84,9 +82,15 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 			return err
 		}
 	}
-	if err := p.set.Save(); err != nil {
+	unsave, err := p.set.saveFor()
+	if err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
+	defer func() {
+		if err != nil && !p.ready.Load() {
+			err = errors.Join(err, unsave())
+		}
+	}()
 	g := newGroup(p.log)
 	defer g.stop()
 	if p.programs, err = programs.Unpack(programs.Embedded(), inst.Data("bin")); err != nil {
@@ -102,6 +106,7 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
+	g.start("memory", tendMemory)
 	if p.set.Kubeconfig != "" {
 		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName); err != nil {
 			return err

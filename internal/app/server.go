@@ -22,6 +22,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	policyv1beta1 "k8s.io/api/policy/v1beta1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
 	"skiff/internal/api"
@@ -70,7 +71,11 @@ func (s *server) openStore(ctx context.Context) error {
 		s.g.atStop("store", st.Close)
 		return nil
 	}
-	st, err := etcd.Open(ctx, etcd.Config{Dir: s.set.Instance.Data("etcd"), Name: s.set.NodeName, Log: s.log})
+	dir := s.set.Instance.Data("etcd")
+	st, err := etcd.Open(ctx, etcd.Config{Dir: dir, Name: s.set.NodeName, Log: s.log})
+	if err != nil && ctx.Err() == nil {
+		return &StartError{err.Error(), fmt.Sprintf("put a copy of %s back, or move it away to begin with an empty cluster", dir)}
+	}
 	if err != nil {
 		return err
 	}
@@ -146,6 +151,7 @@ func (s *server) newAPI() error {
 		Services:      s.alloc,
 		Bootstrapped:  s.bootstrapped,
 		OpenAPI:       docs,
+		PublicAddress: net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
 		Version:       version(),
 	})
 	if err != nil {
@@ -165,7 +171,7 @@ type serverObjects struct{ *apiserver.Server }
 func bodies() []func(*k8sruntime.Scheme) error {
 	return []func(*k8sruntime.Scheme) error{
 		corev1.AddToScheme, appsv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
-		autoscalingv1.AddToScheme, policyv1.AddToScheme,
+		autoscalingv1.AddToScheme, policyv1.AddToScheme, policyv1beta1.AddToScheme,
 	}
 }
 
@@ -181,6 +187,9 @@ func version() apiserver.Version {
 func (s *server) serve(l net.Listener) {
 	cfg := s.pki.Pair("apiserver").ServerTLS(s.pki.Pool(pki.ClusterCA))
 	cfg.NextProtos = []string{"h2", "http/1.1"}
+	// Small records at a connection's start are for pages that show while they
+	// load: a client of the API needs the whole of an answer.
+	cfg.DynamicRecordSizingDisabled = true
 	h := &http.Server{
 		Handler: s.api.Handler(), TLSConfig: cfg, ReadHeaderTimeout: 32 * time.Second, IdleTimeout: 90 * time.Second,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),

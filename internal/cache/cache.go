@@ -17,8 +17,8 @@
 // # Consistency
 //
 // Fresh waits until the cache has everything acknowledged before the call: a
-// linearizable read. The window refills from the store at start, so that watches
-// resume over a restart; a revision older than the window is ErrExpired.
+// linearizable read. The window refills from the store after the start, so that
+// watches resume over a restart; a revision older than the window is ErrExpired.
 package cache
 
 import (
@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,8 +46,9 @@ type Config struct {
 	// WindowBytes bounds each collection's window of changes by the memory that
 	// the replaced objects in it take, as estimated; 0 means 16 MiB.
 	WindowBytes int64
-	// EncodingBytes bounds the encodings kept for objects; 0 means 64 MiB: both
-	// encodings of 10,000 pods.
+	// EncodingBytes bounds the encodings kept for current objects, for lists; 0
+	// means 64 MiB: both encodings of 10,000 pods. Those of changes, which
+	// watchers share, have 4 MiB of their own.
 	EncodingBytes int64
 	// Verify keeps a hash of every object and panics when one was modified: for
 	// tests.
@@ -60,6 +62,9 @@ var ErrExpired = errors.New("revision is older than the window")
 type Cache struct {
 	cfg   Config
 	ready chan struct{}
+	// recalled is closed when the windows have what they can have of the time before
+	// the start.
+	recalled chan struct{}
 
 	mu          sync.RWMutex // the collections' trees, windows, watchers, rev
 	collections map[string]*Collection
@@ -69,6 +74,7 @@ type Cache struct {
 	watch     atomic.Pointer[store.Watch]
 	decoded   handover
 	encodings budget
+	frames    frames
 }
 
 // New returns an empty cache. Add its collections, then Run it.
@@ -82,7 +88,7 @@ func New(cfg Config) *Cache {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Cache{cfg: cfg, ready: make(chan struct{}), collections: map[string]*Collection{}, advanced: make(chan struct{})}
+	c := &Cache{cfg: cfg, ready: make(chan struct{}), recalled: make(chan struct{}), collections: map[string]*Collection{}, advanced: make(chan struct{})}
 	c.encodings.limit = cfg.EncodingBytes
 	return c
 }
@@ -175,16 +181,21 @@ func (c *Cache) WaitFor(ctx context.Context, rev int64) error {
 	}
 }
 
-// refillAtMost bounds how many past revisions are replayed at start.
+// refillAtMost bounds how many past revisions are replayed after the start.
 const refillAtMost = 20000
 
 // Run fills the cache and follows the store until ctx ends. A watch that breaks
 // is resumed where it was; if that revision is compacted, the state is read anew
 // and the window starts over.
 func (c *Cache) Run(ctx context.Context) error {
-	if err := c.fill(ctx); err != nil {
+	began, err := c.fill(ctx)
+	if err != nil {
+		close(c.recalled)
 		return fmt.Errorf("fill cache: %w", err)
 	}
+	var past sync.WaitGroup
+	past.Go(func() { c.recall(ctx, began) })
+	defer past.Wait()
 	for ctx.Err() == nil {
 		err := c.follow(ctx)
 		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
@@ -204,24 +215,11 @@ func (c *Cache) Run(ctx context.Context) error {
 	return nil
 }
 
-// fill reads the state at a past revision, so that following the watch from
-// there fills the windows too.
-func (c *Cache) fill(ctx context.Context) error {
-	now, err := c.cfg.Store.Revision(ctx)
+// fill reads the state as it is now, and returns its revision.
+func (c *Cache) fill(ctx context.Context) (int64, error) {
+	items, rev, err := c.read(ctx, 0)
 	if err != nil {
-		return err
-	}
-	from, err := c.cfg.Store.Compacted(ctx)
-	if err != nil {
-		return err
-	}
-	from = max(from, now-refillAtMost, 1)
-	items, rev, err := c.read(ctx, from)
-	if errors.Is(err, store.ErrCompacted) || errors.Is(err, store.ErrFutureRev) {
-		items, rev, err = c.read(ctx, 0)
-	}
-	if err != nil {
-		return err
+		return 0, err
 	}
 	c.mu.Lock()
 	for _, it := range items {
@@ -232,7 +230,8 @@ func (c *Cache) fill(ctx context.Context) error {
 		col.windowStart = rev
 	}
 	c.mu.Unlock()
-	return nil
+	close(c.ready)
+	return rev, nil
 }
 
 // refill replaces the state after changes were missed. Watchers are ended: their
@@ -281,10 +280,6 @@ func (c *Cache) read(ctx context.Context, rev int64) ([]*Item, int64, error) {
 func (c *Cache) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	target, err := c.cfg.Store.Revision(ctx)
-	if err != nil {
-		return err
-	}
 	w, err := c.cfg.Store.Watch(ctx, Root, c.Revision())
 	if err != nil {
 		return err
@@ -295,13 +290,6 @@ func (c *Cache) follow(ctx context.Context) error {
 	}
 	for b := range w.Batches() {
 		c.apply(b)
-		if b.Revision >= target {
-			select {
-			case <-c.ready:
-			default:
-				close(c.ready)
-			}
-		}
 	}
 	return w.Err()
 }
@@ -423,7 +411,7 @@ func (h *handover) take(key string, rev int64) client.Object {
 	delete(h.m, key)
 	for i, k := range h.keys {
 		if k == key {
-			h.keys = append(h.keys[:i:i], h.keys[i+1:]...)
+			h.keys = slices.Delete(h.keys, i, i+1)
 			break
 		}
 	}

@@ -42,7 +42,13 @@ func decode(fresh func() client.Object) func(string, []byte, int64) (client.Obje
 
 func open(t *testing.T, st *mem.Store, cfg Config) *rig {
 	t.Helper()
-	cfg.Store, cfg.Verify = st, true
+	return openOn(t, st, st, cfg)
+}
+
+// openOn is open on a store that behaves otherwise than st, where it has what it has.
+func openOn(t *testing.T, on store.Store, st *mem.Store, cfg Config) *rig {
+	t.Helper()
+	cfg.Store, cfg.Verify = on, true
 	cfg.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	r := &rig{t: t, st: st, c: New(cfg), ended: make(chan error, 1)}
 	r.pods = r.c.Add(CollectionConfig{

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"reflect"
 	"sort"
 	"strconv"
 	"strings"
@@ -20,7 +21,8 @@ type Event struct {
 	Key      string
 	Old, New *Item
 
-	gone atomic.Pointer[Item]
+	gone   atomic.Pointer[Item]
+	frames [encodings]atomic.Pointer[frame]
 }
 
 // Gone returns the last state of an object that left a watcher's view, with the
@@ -34,7 +36,10 @@ func (e *Event) Gone() *Item {
 	if old == nil {
 		return nil
 	}
-	obj := old.DeepCopyObject().(client.Object)
+	// Of its own is only what differs.
+	v := reflect.New(reflect.TypeOf(old).Elem())
+	v.Elem().Set(reflect.ValueOf(old).Elem())
+	obj := v.Interface().(client.Object)
 	obj.SetResourceVersion(strconv.FormatInt(e.Rev, 10))
 	it := &Item{Key: e.Key, Rev: e.Rev, CreateRev: e.Old.CreateRev, col: e.Old.col, obj: obj, size: e.Old.size}
 	if e.Old.col.c.cfg.Verify {
@@ -211,18 +216,24 @@ func (col *Collection) apply(key string, it *Item, rev int64) {
 	}
 	if old != nil {
 		old.verify()
+		col.c.encodings.drop(old)
 	}
 	col.snap = nil
 	e := &Event{Rev: rev, Key: key, Old: old, New: it}
 	col.window = append(col.window, e)
 	col.windowBytes += e.bytes()
+	col.trim()
+	col.watchers.dispatch(col.cfg.Node, e)
+}
+
+// trim keeps the window to its size; the caller holds c.mu.
+func (col *Collection) trim() {
 	for col.windowBytes > col.c.cfg.WindowBytes && len(col.window) > 100 {
 		col.windowStart = col.window[0].Rev
 		col.windowBytes -= col.window[0].bytes()
 		col.window[0] = nil
 		col.window = col.window[1:]
 	}
-	col.watchers.dispatch(col.cfg.Node, e)
 }
 
 // bytes estimates what an event keeps in memory: the window holds the object that
@@ -241,6 +252,10 @@ func (e *Event) bytes() int64 {
 
 // reset forgets everything; the caller holds c.mu and fills in the new state.
 func (col *Collection) reset(rev int64) {
+	col.tree.Scan(func(it *Item) bool {
+		col.c.encodings.drop(it)
+		return true
+	})
 	col.tree = newTree()
 	col.snap = nil
 	col.window, col.windowBytes, col.windowStart = nil, 0, rev
@@ -267,8 +282,12 @@ type Scope struct {
 }
 
 // Watch starts a watcher with the changes after revision after. ErrExpired where
-// that is older than the window. End it with Stop.
+// that is older than the window. End it with Stop. Just after the start it waits
+// until the window has what was before the start.
 func (col *Collection) Watch(s Scope, after int64) (*Watcher, error) {
+	if after < col.WindowStart() {
+		<-col.c.recalled
+	}
 	col.c.mu.Lock()
 	defer col.c.mu.Unlock()
 	past, err := col.since(after)

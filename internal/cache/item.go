@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"skiff/internal/client"
@@ -32,7 +31,10 @@ type Item struct {
 	raw  []byte // of a lazy collection
 	size int
 	hash [32]byte
-	enc  [encodings]atomic.Pointer[[]byte]
+	// enc is read freely and written under the budget's lock alone.
+	enc [encodings]atomic.Pointer[[]byte]
+	// replaced, under that lock: no list shows the item any more.
+	replaced bool
 }
 
 // Object returns the object: shared, never to be modified. In a lazy collection
@@ -66,10 +68,16 @@ func (it *Item) Encoded(e Encoding, encode func(client.Object) ([]byte, error)) 
 	if err != nil {
 		return nil, err
 	}
-	if it.enc[e].CompareAndSwap(nil, &b) {
-		it.col.c.encodings.add(it, len(b))
-	}
+	it.col.c.encodings.add(it, e, b)
 	return b, nil
+}
+
+// Kept returns the object's bytes in an encoding where they are kept, else nil.
+func (it *Item) Kept(e Encoding) []byte {
+	if b := it.enc[e].Load(); b != nil {
+		return *b
+	}
+	return nil
 }
 
 func (it *Item) verify() {
@@ -84,35 +92,6 @@ func hashObject(obj client.Object) [32]byte {
 		panic(err)
 	}
 	return sha256.Sum256(b)
-}
-
-// budget forgets the oldest encodings when all together take too much.
-type budget struct {
-	mu    sync.Mutex
-	limit int64
-	used  int64
-	queue []kept
-}
-
-type kept struct {
-	it *Item
-	n  int
-}
-
-func (b *budget) add(it *Item, n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.queue = append(b.queue, kept{it, n})
-	b.used += int64(n)
-	for b.used > b.limit && len(b.queue) > 1 {
-		k := b.queue[0]
-		b.queue[0] = kept{}
-		b.queue = b.queue[1:]
-		for e := range k.it.enc {
-			k.it.enc[e].Store(nil)
-		}
-		b.used -= int64(k.n)
-	}
 }
 
 // Object is an API object.

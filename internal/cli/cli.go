@@ -39,6 +39,8 @@ type Settings struct {
 	EtcdKey                  string
 	MaxPods                  int
 	ContainerRuntimeEndpoint string
+	CNIConfDir               string
+	CNIBinDir                string
 	Verbose                  bool
 }
 
@@ -76,6 +78,11 @@ type Reached struct {
 type Local interface {
 	// Run starts a process and blocks until ctx ends or it fails.
 	Run(ctx context.Context, s Start) error
+	// Find returns the instance that name and data directory mean, each found by
+	// the other; known is false where this machine has none of that name.
+	Find(s Settings) (i host.Instance, known bool, err error)
+	// Unknown says that the machine has no such instance, and which it has.
+	Unknown(i host.Instance) string
 	// Resolve completes settings as Run would: for what must be known before.
 	Resolve(configFile string, s Settings) (host.Instance, Reached, error)
 	// Reset undoes everything that an instance put on this host.
@@ -165,6 +172,8 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.EtcdKey, "etcd-key", "", "file with its key")
 	f.IntVar(&c.set.MaxPods, "max-pods", 0, "most pods on this node (default 110)")
 	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
+	f.StringVar(&c.set.CNIConfDir, "cni-conf-dir", "", "directory of CNI configurations, which replace the built-in pod network (default /etc/cni/net.d)")
+	f.StringVar(&c.set.CNIBinDir, "cni-bin-dir", "", "directory of CNI plugins (default /opt/cni/bin, then /usr/lib/cni)")
 	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")
 }
 
@@ -172,12 +181,13 @@ func (c *command) instance() (host.Instance, Reached, error) {
 	return c.local.Resolve(c.conf, c.set)
 }
 
-func (c *command) admin() (*admin.Client, host.Instance, error) {
-	i, err := host.New(c.set.Name, c.set.DataDir)
+// find returns the instance that is meant, with the door to it.
+func (c *command) find() (a *admin.Client, i host.Instance, known bool, err error) {
+	i, known, err = c.local.Find(c.set)
 	if err != nil {
-		return nil, i, err
+		return nil, i, known, err
 	}
-	return admin.Dial(i.AdminSocket()), i, nil
+	return admin.Dial(i.AdminSocket()), i, known, nil
 }
 
 func (c *command) server() *cobra.Command {
@@ -213,9 +223,13 @@ func (c *command) status() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Tell whether the cluster runs, and how its parts are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, i, err := c.admin()
+			a, i, known, err := c.find()
 			if err != nil {
 				return err
+			}
+			if !known {
+				fmt.Fprintln(c.out, c.local.Unknown(i))
+				return exitCode(3)
 			}
 			st, err := a.Status(cmd.Context())
 			if errors.Is(err, admin.ErrNotRunning) {
@@ -261,11 +275,14 @@ With --node, make and print one with which "skiff node --kubeconfig FILE" joins
 this cluster from another host. It holds the node's key: keep it as one. It is
 good for a year.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, i, known, err := c.find()
+			if err != nil {
+				return err
+			}
+			if !known {
+				return errors.New(c.local.Unknown(i))
+			}
 			if cmd.Flags().Changed("node") {
-				i, err := host.New(c.set.Name, c.set.DataDir)
-				if err != nil {
-					return err
-				}
 				b, err := c.local.NodeKubeconfig(i, node, server)
 				if err != nil {
 					return err
@@ -304,7 +321,14 @@ func (c *command) kubectl() *cobra.Command {
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = c.ownFlags(args)
-			i, r, err := c.instance()
+			_, i, known, err := c.find()
+			if err != nil {
+				return err
+			}
+			if !known {
+				return errors.New(c.local.Unknown(i))
+			}
+			_, r, err := c.instance()
 			if err != nil {
 				return err
 			}
@@ -318,6 +342,10 @@ func (c *command) kubectl() *cobra.Command {
 			k := exec.CommandContext(cmd.Context(), bin, args...)
 			k.Stdin, k.Stdout, k.Stderr = os.Stdin, os.Stdout, os.Stderr
 			k.Env = append(os.Environ(), "KUBECONFIG="+r.Kubeconfig)
+			if os.Getenv("KUBECACHEDIR") == "" {
+				// kubectl knows servers by their port: another cluster had this one.
+				k.Env = append(k.Env, "KUBECACHEDIR="+i.Data("kubectl-cache"))
+			}
 			return k.Run()
 		},
 	}

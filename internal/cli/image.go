@@ -21,7 +21,7 @@ import (
 // withImages calls f with a client of the image half: the running skiff's, or one
 // that this command starts for as long as f takes.
 func (c *command) withImages(ctx context.Context, f func(*admin.Client) error) error {
-	a, i, err := c.admin()
+	a, i, _, err := c.find()
 	if err != nil {
 		return err
 	}

@@ -211,6 +211,11 @@ func (c *command) flags() []string {
 	add("etcd", strings.Join(s.Etcd, ","))
 	num("max-pods", s.MaxPods)
 	add("container-runtime-endpoint", s.ContainerRuntimeEndpoint)
+	add("etcd-ca", s.EtcdCA)
+	add("etcd-cert", s.EtcdCert)
+	add("etcd-key", s.EtcdKey)
+	add("cni-conf-dir", s.CNIConfDir)
+	add("cni-bin-dir", s.CNIBinDir)
 	if s.Verbose {
 		out = append(out, "--verbose")
 	}
@@ -267,9 +272,13 @@ func (c *command) down() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "down", Short: "Stop the cluster on this machine; its data stays", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, i, err := c.admin()
+			a, i, known, err := c.find()
 			if err != nil {
 				return err
+			}
+			if !known {
+				fmt.Fprintln(c.out, c.local.Unknown(i)+".")
+				return nil
 			}
 			err = stop(cmd.Context(), a, !keep)
 			if errors.Is(err, admin.ErrNotRunning) {
@@ -292,9 +301,13 @@ func (c *command) reset() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "reset", Short: "Remove the cluster and everything it put on this machine", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, i, err := c.admin()
+			a, i, known, err := c.find()
 			if err != nil {
 				return err
+			}
+			if !known {
+				fmt.Fprintln(c.out, c.local.Unknown(i)+". Nothing was removed.")
+				return nil
 			}
 			if !yes {
 				return fmt.Errorf("this removes cluster %q and all its data in %s; say so with --yes", i.Name, i.DataDir)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	jsonserializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	protoserializer "k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	kjson "sigs.k8s.io/json"
 )
 
 // Media types.
@@ -70,6 +72,10 @@ func (c *Codec) Scheme() *runtime.Scheme { return c.scheme }
 // same. With strict, unknown and duplicate fields come back as a
 // runtime strict decoding error beside the object. The object has no TypeMeta.
 func (c *Codec) Decode(mediaType string, data []byte, strict bool, defaults schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	if mediaType == JSON && c.direct(data, strict, defaults, into) {
+		into.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+		return into, &defaults, nil
+	}
 	var s runtime.Serializer
 	switch {
 	case mediaType == Protobuf:
@@ -90,6 +96,33 @@ func (c *Codec) Decode(mediaType string, data []byte, strict bool, defaults sche
 	return obj, gvk, err
 }
 
+// direct decodes JSON that names the kind expected and has nothing to object to,
+// in one pass; the serializer reads a body twice. Into is empty where it returns
+// false.
+func (c *Codec) direct(data []byte, strict bool, want schema.GroupVersionKind, into runtime.Object) bool {
+	if _, ok := into.(runtime.Unstructured); ok || reflect.TypeOf(into) != c.goType(want) {
+		return false
+	}
+	if strict {
+		objections, err := kjson.UnmarshalStrict(data, into)
+		if err == nil && len(objections) == 0 && into.GetObjectKind().GroupVersionKind() == want {
+			return true
+		}
+	} else if kjson.UnmarshalCaseSensitivePreserveInts(data, into) == nil && into.GetObjectKind().GroupVersionKind() == want {
+		return true
+	}
+	reflect.ValueOf(into).Elem().SetZero()
+	return false
+}
+
+// goType is the type that the scheme has for a kind, as a pointer; nil for none.
+func (c *Codec) goType(gvk schema.GroupVersionKind) reflect.Type {
+	if t := c.scheme.AllKnownTypes()[gvk]; t != nil {
+		return reflect.PointerTo(t)
+	}
+	return nil
+}
+
 // Object encodes an object as JSON without TypeMeta, without a final newline.
 func Object(obj runtime.Object) ([]byte, error) {
 	return json.Marshal(obj)
@@ -98,16 +131,39 @@ func Object(obj runtime.Object) ([]byte, error) {
 // WithType puts kind and apiVersion before an object's JSON, as upstream orders
 // them.
 func WithType(gvk schema.GroupVersionKind, object []byte) []byte {
-	head := TypeHead(gvk)
+	// With room for a final newline.
+	head := appendTypeHead(make([]byte, 0, len(object)+len(gvk.Group)+len(gvk.Version)+len(gvk.Kind)+32), gvk)
 	if len(object) <= 2 { // "{}"
 		return append(head[:len(head)-1], '}')
 	}
 	return append(head, object[1:]...)
 }
 
+// AppendTyped writes an object's JSON with its type, and a final newline.
+func AppendTyped(buf *bytes.Buffer, gvk schema.GroupVersionKind, obj runtime.Object) error {
+	head := TypeHead(gvk)
+	buf.Write(head[:len(head)-1])
+	at := buf.Len()
+	if err := json.NewEncoder(buf).Encode(obj); err != nil {
+		return err
+	}
+	b := buf.Bytes()
+	if len(b) == at+len("{}\n") {
+		// Nothing but its type.
+		buf.Truncate(at)
+		buf.WriteString("}\n")
+		return nil
+	}
+	b[at] = ',' // in the place of its brace
+	return nil
+}
+
 // TypeHead is the beginning of a JSON object with its type: it ends in a comma.
 func TypeHead(gvk schema.GroupVersionKind) []byte {
-	b := make([]byte, 0, 2048)
+	return appendTypeHead(make([]byte, 0, 128), gvk)
+}
+
+func appendTypeHead(b []byte, gvk schema.GroupVersionKind) []byte {
 	b = append(b, `{"kind":`...)
 	b = strconv.AppendQuote(b, gvk.Kind)
 	b = append(b, `,"apiVersion":`...)

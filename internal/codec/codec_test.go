@@ -124,3 +124,23 @@ func TestDecodeStrictness(t *testing.T) {
 		t.Errorf("a YAML boolean was taken as a name: %+v", obj)
 	}
 }
+
+func TestAppendTyped(t *testing.T) {
+	for _, obj := range []runtime.Object{
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Data: map[string]string{"k": "<&>\u2028"}},
+		&corev1.ConfigMap{}, &metav1.Status{}, &corev1.Pod{},
+	} {
+		bare, err := Object(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		b.WriteString("before")
+		if err := AppendTyped(&b, gvk, obj); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := b.String(), "before"+string(WithType(gvk, bare))+"\n"; got != want {
+			t.Errorf("%T: got %s, want %s", obj, got, want)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	metricsv1 "k8s.io/metrics/pkg/apis/metrics/v1"
 
 	"skiff/internal/client"
 	"skiff/internal/control"
@@ -56,9 +57,11 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 	var out []Resource
 	for _, k := range client.Kinds {
 		r := Resource{GVR: k.GVR, Kind: k.GVK.Kind, Namespaced: k.Namespaced, Verbs: all}
-		switch k.GVR.Resource {
-		case "tokenreviews", "subjectaccessreviews":
+		switch {
+		case k.GVR.Resource == "tokenreviews" || k.GVR.Resource == "subjectaccessreviews":
 			r.Verbs = []string{"create"}
+		case k.GVR.Group == metricsv1.GroupName:
+			r.Verbs = []string{"get", "list"}
 		}
 		out = append(out, r)
 	}
@@ -68,6 +71,7 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newClusterRoleAggregation(d),
 		newCollector(d),
 		newCronJob(d),
 		newDaemonSet(d),
@@ -84,6 +88,7 @@ func All(d Deps) []*control.Controller {
 		newResourceQuota(d),
 		newRootCA(d),
 		newServiceAccount(d),
+		newServiceCIDR(d),
 		newStatefulSet(d),
 		newTTLAfterFinished(d),
 		newTaintEviction(d),

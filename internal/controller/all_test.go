@@ -31,12 +31,13 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 	}
 	// The names are upstream's: its bootstrap roles serve as well.
 	want := []string{
-		"system:controller:cronjob-controller", "system:controller:daemon-set-controller", "system:controller:deployment-controller",
-		"system:controller:disruption-controller", "system:controller:endpoint-controller", "system:controller:endpointslice-controller",
-		"system:controller:generic-garbage-collector", "system:controller:job-controller", "system:controller:namespace-controller", "system:controller:node-controller",
-		"system:controller:pod-garbage-collector", "system:controller:replicaset-controller", "system:controller:replication-controller",
-		"system:controller:resourcequota-controller", "system:controller:root-ca-cert-publisher",
-		"system:controller:service-account-controller", "system:controller:statefulset-controller", "system:controller:ttl-after-finished-controller",
+		"system:controller:clusterrole-aggregation-controller", "system:controller:cronjob-controller", "system:controller:daemon-set-controller",
+		"system:controller:deployment-controller", "system:controller:disruption-controller", "system:controller:endpoint-controller",
+		"system:controller:endpointslice-controller", "system:controller:generic-garbage-collector", "system:controller:job-controller",
+		"system:controller:namespace-controller", "system:controller:node-controller", "system:controller:pod-garbage-collector",
+		"system:controller:replicaset-controller", "system:controller:replication-controller", "system:controller:resourcequota-controller",
+		"system:controller:root-ca-cert-publisher", "system:controller:service-account-controller", "system:controller:service-cidrs-controller",
+		"system:controller:statefulset-controller", "system:controller:ttl-after-finished-controller",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("roles are %v", got)
@@ -51,6 +52,9 @@ func TestDefaultResourcesAreTheBuiltInKinds(t *testing.T) {
 	for _, r := range all {
 		if r.GVR.Resource == "tokenreviews" && r.can("delete") {
 			t.Error("reviews cannot be deleted")
+		}
+		if r.GVR.Group == "metrics.k8s.io" && (r.can("watch") || r.can("delete") || !r.can("list")) {
+			t.Errorf("%s in %s: verbs are %v", r.GVR.Resource, r.GVR.Group, r.Verbs)
 		}
 	}
 }

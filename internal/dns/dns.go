@@ -49,6 +49,10 @@ type Deps struct {
 	// Wait is how long a query waits for Records to be complete; 0 means 4
 	// seconds, less than the 5 after which a resolver asks again.
 	Wait time.Duration
+	// Unanswered names a file that remembers the queries that were read and not
+	// answered, over the death of the process: the next server on the same socket
+	// answers them. Empty: they are lost, and asked again after five seconds.
+	Unanswered string
 	// Now is the clock of the cache; nil means time.Now.
 	Now func() time.Time
 	Log *slog.Logger
@@ -96,10 +100,21 @@ const receiveBuffer = 4 << 20
 
 // Serve answers on pc and ln, either of which may be nil, until ctx ends; then
 // it answers what it has read and closes them. Others that hold the sockets keep
-// what has not been read.
+// what has not been read, and Deps.Unanswered what a killed server has not
+// answered.
 func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) error {
 	if u, ok := pc.(*net.UDPConn); ok {
 		_ = u.SetReadBuffer(receiveBuffer) // as far as the host allows
+		if s.deps.Unanswered != "" {
+			h, err := hold(u, s.deps.Unanswered, time.Now)
+			if err != nil {
+				// Lookups work without.
+				s.deps.Log.Warn("queries in work will not outlive this process", "err", err)
+			} else {
+				pc = h
+				defer h.release() //nolint:errcheck // of memory that was mapped
+			}
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {

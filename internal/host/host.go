@@ -5,7 +5,7 @@
 // side and tests choose their own. What exists once per instance (a table, a
 // cgroup parent, a directory, a changed sysctl) stands in the journal before it
 // is made; what exists per pod is found again by its derived name or below one
-// of those.
+// of those. Index finds an instance's data directory by its name.
 package host
 
 import (
@@ -45,7 +45,7 @@ func New(name, dataDir string) (Instance, error) {
 		return Instance{}, fmt.Errorf("name %q: must be a lower case DNS label of at most 30 characters", name)
 	}
 	if dataDir == "" {
-		dataDir = filepath.Join("/var/lib/skiff", name)
+		dataDir = filepath.Join(StateDir, name)
 	}
 	abs, err := filepath.Abs(dataDir)
 	if err != nil {
@@ -70,11 +70,14 @@ func (i Instance) Tag() string {
 // sandbox ID, say): at most 15 characters, "sk" + tag + 9 hex digits.
 func (i Instance) Link(owner string) string {
 	sum := sha256.Sum256([]byte(owner))
-	return "sk" + i.Tag() + hex.EncodeToString(sum[:])[:9]
+	return i.LinkPrefix() + hex.EncodeToString(sum[:])[:9]
 }
 
+// LinkPrefix starts the names of the links of all instances.
+const LinkPrefix = "sk"
+
 // LinkPrefix starts the name of every link of this instance.
-func (i Instance) LinkPrefix() string { return "sk" + i.Tag() }
+func (i Instance) LinkPrefix() string { return LinkPrefix + i.Tag() }
 
 // Table is the name of this instance's nftables tables.
 func (i Instance) Table() string { return "skiff-" + i.Name }
@@ -92,5 +95,6 @@ func (i Instance) Run(elem ...string) string {
 // AdminSocket is the unix socket of the running skiff.
 func (i Instance) AdminSocket() string { return i.Run("admin.sock") }
 
-// JournalPath is the file of the journal.
-func (i Instance) JournalPath() string { return i.Data("journal") }
+// JournalPath is the file of the journal. A boot ends both what is in the journal
+// and the journal itself: it must not be taken for what another boot put there.
+func (i Instance) JournalPath() string { return i.Run("journal") }

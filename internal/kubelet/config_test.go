@@ -220,9 +220,16 @@ func TestResources(t *testing.T) {
 			t.Errorf("%v %v: class %s, want %s", c.requests, c.limits, q, c.qos)
 		}
 		r := k.containerResources(p, &p.Spec.Containers[0])
+		if len(r.Unified) > 0 {
+			t.Errorf("without cgroups of version 2: %v", r.Unified)
+		}
 		if r.CpuShares != c.shares || r.CpuQuota != c.quota || r.MemoryLimitInBytes != c.memory || r.OomScoreAdj != c.oom {
 			t.Errorf("%v %v: shares %d quota %d memory %d oom %d, want %d %d %d %d", c.requests, c.limits, r.CpuShares, r.CpuQuota, r.MemoryLimitInBytes, r.OomScoreAdj, c.shares, c.quota, c.memory, c.oom)
 		}
+	}
+	k.d.Cgroups = &cgroups{}
+	if r := k.containerResources(newPod("p", "a"), &newPod("p", "a").Spec.Containers[0]); r.Unified["memory.oom.group"] != "1" {
+		t.Errorf("a container of version 2 is not killed as a whole: %v", r.Unified)
 	}
 	// A pod as a whole: the largest moment counts.
 	p := newPod("p", "a", "b")

@@ -210,6 +210,7 @@ func (c *cgroups) Ensure(*corev1.Pod) (string, error) {
 }
 func (c *cgroups) Remove(types.UID) error     { return nil }
 func (c *cgroups) Pods() ([]types.UID, error) { return nil, nil }
+func (c *cgroups) Version() int               { return 2 }
 
 func TestCgroupsFail(t *testing.T) {
 	c := &cgroups{}

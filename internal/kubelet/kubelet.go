@@ -81,6 +81,8 @@ type Cgroups interface {
 	Remove(pod types.UID) error
 	// Pods lists the pods that have a cgroup.
 	Pods() ([]types.UID, error)
+	// Version is that of the hierarchy with the controllers: 1 or 2.
+	Version() int
 }
 
 // Deps is what a kubelet needs. Volumes, Cgroups, Events and Log may be nil in

@@ -104,6 +104,11 @@ func (k *Kubelet) containerResources(pod *corev1.Pod, c *corev1.Container) *runt
 	if memLimit != nil {
 		r.MemoryLimitInBytes = memLimit.Value()
 	}
+	// A container of which one process took too much memory is not left with the
+	// rest of its processes, where the kernel can end them together.
+	if k.d.Cgroups != nil && k.d.Cgroups.Version() == 2 {
+		r.Unified = map[string]string{"memory.oom.group": "1"}
+	}
 	for name, q := range c.Resources.Limits {
 		if size, ok := strings.CutPrefix(string(name), corev1.ResourceHugePagesPrefix); ok {
 			r.HugepageLimits = append(r.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: hugepageSize(size), Limit: uint64(q.Value())})

@@ -7,12 +7,22 @@ import (
 	"testing"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"skiff/internal/cri"
 )
 
 // BenchmarkPodStart is the time from nothing to a running container: a sandbox
-// without a network, a container, its start; and each of them.
+// without a network, a container, its start; and each of them. Without a seccomp
+// filter, and with the default one.
 func BenchmarkPodStart(b *testing.B) {
+	b.Run("unconfined", func(b *testing.B) { podStart(b, nil) })
+	b.Run("default", func(b *testing.B) {
+		podStart(b, &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault})
+	})
+}
+
+func podStart(b *testing.B, filter *runtimeapi.SecurityProfile) {
 	bn := newBench(b)
 	r, _ := bn.start(b, nil)
 	s := cri.InProcess(r)
@@ -36,7 +46,9 @@ func BenchmarkPodStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		t1 := time.Now()
-		id, err := s.Runtime.CreateContainer(ctx, sb, containerConfig("c", "sleep", "1000"), config)
+		c := containerConfig("c", "sleep", "1000")
+		c.Linux.SecurityContext.Seccomp = filter
+		id, err := s.Runtime.CreateContainer(ctx, sb, c, config)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -18,6 +18,7 @@
 //	    containers/<container>/            container.json (its record), spec.json,
 //	                                       started (a start was asked for),
 //	                                       process.json (user and so on, resolved)
+//	<run>/runtime/filters/                 compiled seccomp filters, kept for speed
 //	<run>/runtime/mnt/                     a private tmpfs, mounted once
 //	    shm-<sandbox>/                     the pod's /dev/shm, a tmpfs of 64 MiB
 //	    rootfs-<container>/                empty here: the overlay is mounted over

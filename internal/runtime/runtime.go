@@ -130,6 +130,9 @@ func podsDir(i host.Instance) string { return i.Run("runtime", "pods") }
 // mounted below it, in the host's or a container's mount namespace, stays there.
 func mountsDir(i host.Instance) string { return i.Run("runtime", "mnt") }
 
+// filtersDir keeps compiled seccomp filters, by what they were made of.
+func filtersDir(i host.Instance) string { return i.Run("runtime", "filters") }
+
 // podProcesses is the cgroup of all pod processes: apart from the program that
 // starts them, which may be a service that is stopped with all its processes,
 // and from the pods, whose limits are for containers.
@@ -150,7 +153,7 @@ func (r *Runtime) prepareHost() error {
 	if err := os.MkdirAll(i.RunDir, 0o711); err != nil {
 		return err
 	}
-	for _, d := range []string{podsDir(i), mountsDir(i)} {
+	for _, d := range []string{podsDir(i), mountsDir(i), filtersDir(i)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}

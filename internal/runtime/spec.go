@@ -67,7 +67,7 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 			oci.Linux.RootfsPropagation = "rshared"
 		}
 	}
-	s := &startspec.Spec{OCI: oci, User: user(sec, img)}
+	s := &startspec.Spec{OCI: oci, User: user(sec, img), Filters: filtersDir(r.Instance)}
 	if err := seccomp(sec, s); err != nil {
 		return nil, err
 	}

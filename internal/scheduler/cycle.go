@@ -16,7 +16,10 @@ import (
 // Schedule answers follows from the plugins, the snapshot, the pods and the seed
 // alone. It is not safe for concurrent use.
 //
-// Between calls it keeps, for the classes that it met last, a table of judged
+// Every node is judged, as with upstream's percentageOfNodesToScore at 100: what
+// did not change since the last decision for pods that are alike costs nothing.
+//
+// Between calls it keeps, for the subjects that it met last, a table of judged
 // nodes that follows the snapshot's log.
 type Cycle struct {
 	plugins []plugins.Enabled
@@ -26,8 +29,10 @@ type Cycle struct {
 	permit  []framework.Permitter
 	rand    *rand.Rand
 
+	topological []topoEnabled
+
 	of     *framework.Snapshot
-	tables map[*framework.Class]*table
+	tables map[framework.Subject]*table
 	tick   uint64
 }
 
@@ -35,15 +40,18 @@ type Cycle struct {
 // node, about.
 const (
 	tableMemory = 64 << 20
-	tableSlot   = 64
+	tableSlot   = 96
 )
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
-	c := &Cycle{plugins: enabled, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[*framework.Class]*table{}}
+	c := &Cycle{plugins: enabled, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
 	for _, p := range enabled {
 		if g, ok := p.Plugin.(framework.Global); ok && p.Weight > 0 {
 			c.globals = append(c.globals, g)
+		}
+		if f, ok := p.Plugin.(framework.Topological); ok {
+			c.topological = append(c.topological, topoEnabled{f, p.Weight})
 		}
 		if f, ok := p.Plugin.(framework.PostFilterer); ok {
 			c.post = append(c.post, f)
@@ -97,7 +105,7 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 		d.Failure = &Failure{Message: noNodes}
 		return d
 	}
-	t := c.table(s, p.Class)
+	t := c.table(s, s.Subject(p))
 	if t.preFilter != nil {
 		d.Failure = c.preFilterFailure(s, p, t)
 		return d
@@ -138,47 +146,51 @@ func (c *Cycle) pick(s *framework.Snapshot, t *table, p *framework.Pod) (int, bo
 			return slot, true
 		}
 	}
-	return t.tree.best()
+	return t.best()
 }
 
 // pickNamed judges the few nodes that the pod names. Their places in the table
 // are not those in the snapshot.
 func (c *Cycle) pickNamed(s *framework.Snapshot, t *table) (int, bool) {
-	t.named = t.named[:0]
+	t.named = append(t.named[:0:0], make([]int, 0, len(t.nodes))...)
 	for _, name := range t.nodes {
 		if slot, ok := s.SlotOf(name); ok {
 			t.named = append(t.named, slot)
 		}
 	}
+	t.s = s
 	t.status = t.status[:0]
+	t.buckets.reset(len(t.named))
 	t.grow(len(t.named))
-	for i, slot := range t.named {
-		t.judgeAt(s, i, s.At(slot))
+	if t.domains != nil {
+		t.domains.rebuild(s)
 	}
-	t.rekey(c)
-	i, ok := t.tree.best()
+	for i, slot := range t.named {
+		t.judge(c, s, i, s.At(slot))
+	}
+	i, ok := t.best()
 	if !ok {
 		return 0, false
 	}
 	return t.named[i], true
 }
 
-// table returns the class's table for this snapshot.
-func (c *Cycle) table(s *framework.Snapshot, class *framework.Class) *table {
+// table returns the subject's table for this snapshot.
+func (c *Cycle) table(s *framework.Snapshot, sub framework.Subject) *table {
 	if c.of != s {
 		c.of = s
 		clear(c.tables)
 	}
 	c.tick++
-	t, ok := c.tables[class]
+	t, ok := c.tables[sub]
 	if !ok {
-		t = c.newTable(class)
+		t = c.newTable(sub, s)
 		if t.nodes == nil && t.preFilter == nil {
 			// A class that names its nodes is hardly met again.
 			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
 				c.evict()
 			}
-			c.tables[class] = t
+			c.tables[sub] = t
 		}
 	}
 	t.used = c.tick
@@ -191,9 +203,9 @@ func (c *Cycle) evict() {
 		used = append(used, t.used)
 	}
 	slices.Sort(used)
-	for class, t := range c.tables {
+	for sub, t := range c.tables {
 		if t.used < used[len(used)/4] {
-			delete(c.tables, class)
+			delete(c.tables, sub)
 		}
 	}
 }
@@ -261,7 +273,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 	if t.nodes != nil {
 		named := map[int]*framework.Status{}
 		for i, slot := range t.named {
-			named[slot] = t.status[i]
+			named[slot] = t.statusOf(i)
 		}
 		other := &framework.Status{
 			Code: framework.Unresolvable, Plugin: t.namedBy,
@@ -312,7 +324,7 @@ type tableJudged struct {
 	uid types.UID
 }
 
-func (j tableJudged) Status(slot int) *framework.Status { return j.t.status[slot] }
+func (j tableJudged) Status(slot int) *framework.Status { return j.t.statusOf(slot) }
 func (j tableJudged) Refilter(n *framework.Node) *framework.Status {
 	return j.t.refilter(n, j.uid)
 }
@@ -357,7 +369,10 @@ type Refusal struct {
 // Explain says for every node why it cannot take a pod; nodes that can are left
 // out. It decides nothing and leaves s as it is.
 func (c *Cycle) Explain(s *framework.Snapshot, p *framework.Pod) []Refusal {
-	t := c.newTable(p.Class)
+	t := c.newTable(s.Subject(p), s)
+	if t.domains != nil {
+		t.domains.rebuild(s)
+	}
 	var out []Refusal
 	for _, n := range s.All() {
 		st := t.preFilter

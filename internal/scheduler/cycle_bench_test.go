@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/scheduler/framework"
 	"skiff/internal/scheduler/plugins"
@@ -16,6 +17,8 @@ func benchNodes(n int) *framework.Snapshot {
 	for i := range n {
 		o := node(fmt.Sprintf("node-%d", i), "cpu", "32", "memory", "64Gi", "pods", "110")
 		o.Labels["zone"] = fmt.Sprintf("z%d", i%3)
+		o.Labels[corev1.LabelTopologyZone] = o.Labels["zone"]
+		o.Labels["rack"] = fmt.Sprintf("r%d", i/20)
 		s.SetNode(o)
 	}
 	return s
@@ -66,6 +69,61 @@ func BenchmarkCycle(b *testing.B) {
 						MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "zone", Operator: corev1.NodeSelectorOpIn, Values: []string{"z2"}}},
 					}}},
 				}}
+			})
+		})
+		app := map[string]string{"app": "web"}
+		selector := &metav1.LabelSelector{MatchLabels: app}
+		b.Run(fmt.Sprintf("taints/%d", nodes), func(b *testing.B) {
+			benchCycle(b, nodes, 1, func(_ int, p *corev1.Pod) {
+				p.Spec.Tolerations = []corev1.Toleration{{Key: "dedicated", Operator: corev1.TolerationOpExists}}
+			})
+		})
+		for name, key := range map[string]string{"zone": "zone", "rack": "rack", "host": corev1.LabelHostname} {
+			for _, when := range []corev1.UnsatisfiableConstraintAction{corev1.DoNotSchedule, corev1.ScheduleAnyway} {
+				b.Run(fmt.Sprintf("spread-%s-%s/%d", name, when, nodes), func(b *testing.B) {
+					benchCycle(b, nodes, 1, func(_ int, p *corev1.Pod) {
+						p.Labels = app
+						p.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: key, WhenUnsatisfiable: when, LabelSelector: selector}}
+					})
+				})
+			}
+			b.Run(fmt.Sprintf("pod-affinity-%s/%d", name, nodes), func(b *testing.B) {
+				benchCycle(b, nodes, 1, func(i int, p *corev1.Pod) {
+					// A group of 100 fits on a host, a rack, a zone.
+					p.Labels = map[string]string{"app": fmt.Sprintf("web-%d", i/100)}
+					p.Spec.Affinity = &corev1.Affinity{PodAffinity: &corev1.PodAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{
+						{TopologyKey: key, LabelSelector: &metav1.LabelSelector{MatchLabels: p.Labels}},
+					}}}
+				})
+			})
+		}
+		b.Run(fmt.Sprintf("pod-anti-affinity/%d", nodes), func(b *testing.B) {
+			benchCycle(b, nodes, 1, func(i int, p *corev1.Pod) {
+				// Groups of as many as there are nodes at most.
+				p.Labels = map[string]string{"app": fmt.Sprintf("web-%d", i/nodes)}
+				p.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{
+					{TopologyKey: corev1.LabelHostname, LabelSelector: &metav1.LabelSelector{MatchLabels: p.Labels}},
+				}}}
+			})
+		})
+		b.Run(fmt.Sprintf("pod-preferences/%d", nodes), func(b *testing.B) {
+			benchCycle(b, nodes, 1, func(_ int, p *corev1.Pod) {
+				p.Labels = app
+				p.Spec.Affinity = &corev1.Affinity{
+					PodAffinity: &corev1.PodAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{
+						{Weight: 1, PodAffinityTerm: corev1.PodAffinityTerm{TopologyKey: "zone", LabelSelector: selector}},
+					}},
+					PodAntiAffinity: &corev1.PodAntiAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{
+						{Weight: 1, PodAffinityTerm: corev1.PodAffinityTerm{TopologyKey: corev1.LabelHostname, LabelSelector: selector}},
+					}},
+				}
+			})
+		})
+		b.Run(fmt.Sprintf("own-labels/%d", nodes), func(b *testing.B) {
+			// Every pod has a label of its own, as those of a StatefulSet have.
+			benchCycle(b, nodes, 1, func(i int, p *corev1.Pod) {
+				p.Labels = map[string]string{"app": "web", "pod-index": fmt.Sprint(i)}
+				p.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: "zone", WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: selector}}
 			})
 		})
 		b.Run(fmt.Sprintf("daemonset/%d", nodes), func(b *testing.B) {

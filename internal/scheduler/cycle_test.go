@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/scheduler/framework"
@@ -16,6 +17,15 @@ import (
 func randomNode(r *rand.Rand, i int) *corev1.Node {
 	n := node(fmt.Sprintf("n%d", i), "cpu", fmt.Sprint(1+r.IntN(8)), "memory", fmt.Sprintf("%dGi", 1+r.IntN(8)), "pods", fmt.Sprint(2+r.IntN(8)))
 	n.Labels["zone"] = fmt.Sprintf("z%d", r.IntN(3))
+	if r.IntN(5) > 0 {
+		n.Labels[corev1.LabelHostname] = n.Name
+	}
+	if r.IntN(3) > 0 {
+		n.Labels["rack"] = fmt.Sprintf("r%d", r.IntN(6))
+	}
+	if r.IntN(6) == 0 {
+		delete(n.Labels, "zone")
+	}
 	n.Spec.Unschedulable = r.IntN(8) == 0
 	if e := r.IntN(6); e < 3 {
 		n.Spec.Taints = []corev1.Taint{{Key: "t", Value: "v", Effect: []corev1.TaintEffect{"NoSchedule", "PreferNoSchedule", "PreferNoSchedule"}[e]}}
@@ -44,11 +54,79 @@ func randomPod(r *rand.Rand, i int) *corev1.Pod {
 			}}},
 		}}
 	}
+	randomTopology(r, p)
 	return withPriority(p, int32(r.IntN(3)))
 }
 
-// score is what a table says of a slot, without the random part.
-func (t *table) score(c *Cycle, slot int) uint64 { return t.key(c, slot) >> 32 }
+// randomTopology gives a pod labels, and perhaps constraints on the pods around it.
+func randomTopology(r *rand.Rand, p *corev1.Pod) {
+	p.Labels = map[string]string{"app": fmt.Sprintf("a%d", r.IntN(3)), "tier": fmt.Sprintf("t%d", r.IntN(2))}
+	keys := []string{"zone", "rack", corev1.LabelHostname}
+	selector := func() *metav1.LabelSelector {
+		switch r.IntN(6) {
+		case 0:
+			return nil
+		case 1:
+			return &metav1.LabelSelector{}
+		case 2:
+			return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "tier", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"t0"}}}}
+		}
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"app": fmt.Sprintf("a%d", r.IntN(3))}}
+	}
+	term := func() corev1.PodAffinityTerm {
+		t := corev1.PodAffinityTerm{TopologyKey: keys[r.IntN(3)], LabelSelector: selector()}
+		switch r.IntN(4) {
+		case 0:
+			t.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": "x"}}
+		case 1:
+			t.Namespaces = []string{"other"}
+		}
+		return t
+	}
+	if p.Spec.Affinity == nil {
+		p.Spec.Affinity = &corev1.Affinity{}
+	}
+	if r.IntN(3) == 0 {
+		p.Spec.Affinity.PodAffinity = &corev1.PodAffinity{}
+		if r.IntN(2) == 0 {
+			p.Spec.Affinity.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []corev1.PodAffinityTerm{term()}
+		} else {
+			p.Spec.Affinity.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution = []corev1.WeightedPodAffinityTerm{{Weight: int32(1 + r.IntN(100)), PodAffinityTerm: term()}}
+		}
+	}
+	if r.IntN(3) == 0 {
+		p.Spec.Affinity.PodAntiAffinity = &corev1.PodAntiAffinity{}
+		if r.IntN(2) == 0 {
+			p.Spec.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []corev1.PodAffinityTerm{term()}
+		} else {
+			p.Spec.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution = []corev1.WeightedPodAffinityTerm{{Weight: int32(1 + r.IntN(100)), PodAffinityTerm: term()}}
+		}
+	}
+	policies := []corev1.NodeInclusionPolicy{corev1.NodeInclusionPolicyHonor, corev1.NodeInclusionPolicyIgnore}
+	for range r.IntN(3) {
+		c := corev1.TopologySpreadConstraint{
+			MaxSkew: int32(1 + r.IntN(2)), TopologyKey: keys[r.IntN(3)], LabelSelector: selector(),
+			WhenUnsatisfiable: []corev1.UnsatisfiableConstraintAction{corev1.DoNotSchedule, corev1.ScheduleAnyway}[r.IntN(2)],
+		}
+		if c.WhenUnsatisfiable == corev1.DoNotSchedule && r.IntN(3) == 0 {
+			n := int32(1 + r.IntN(4))
+			c.MinDomains = &n
+		}
+		if r.IntN(2) == 0 {
+			c.NodeAffinityPolicy = &policies[r.IntN(2)]
+		}
+		if r.IntN(2) == 0 {
+			c.NodeTaintsPolicy = &policies[r.IntN(2)]
+		}
+		if c.LabelSelector != nil && r.IntN(3) == 0 {
+			c.MatchLabelKeys = []string{"tier", "absent"}
+		}
+		p.Spec.TopologySpreadConstraints = append(p.Spec.TopologySpreadConstraints, c)
+	}
+}
+
+// score is what a table said of a slot at its last decision, without the random part.
+func (t *table) score(slot int) int64 { return t.fixed[slot] + t.common(t.buckets.of[slot]) }
 
 // A table that followed the log says what a table made anew says, whatever
 // happened; the pod goes to a best node; no node is over-committed.
@@ -56,6 +134,7 @@ func TestTablesFollow(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		s, classes, c := framework.NewSnapshot(), framework.NewClasses(), NewCycle(plugins.All(), seed)
+		s.SetNamespace("other", map[string]string{"team": "x"})
 		templates := make([]*corev1.Pod, 6)
 		for i := range templates {
 			templates[i] = randomPod(r, i)
@@ -64,7 +143,25 @@ func TestTablesFollow(t *testing.T) {
 		for step := range 400 {
 			p := templates[r.IntN(len(templates))].DeepCopy()
 			p.Name, p.UID = fmt.Sprintf("p%d", step), types.UID(fmt.Sprintf("u%d", step))
-			switch r.IntN(8) {
+			if r.IntN(4) == 0 {
+				p.Namespace = "other"
+			}
+			switch r.IntN(9) {
+			case 8:
+				if len(placed) > 0 {
+					// Relabeled, or its end begins.
+					o := placed[r.IntN(len(placed))]
+					_, at, _ := s.Placed(o.UID)
+					changed := o.Pod.DeepCopy()
+					if r.IntN(2) == 0 {
+						changed.DeletionTimestamp = &metav1.Time{}
+					} else {
+						changed.Labels["app"] = fmt.Sprintf("a%d", r.IntN(3))
+					}
+					s.SetPod(classes.Pod(changed), at)
+				} else {
+					s.SetNamespace("other", map[string]string{"team": fmt.Sprint(r.IntN(2))})
+				}
 			case 0, 1:
 				s.SetNode(randomNode(r, r.IntN(12)))
 			case 2:
@@ -83,29 +180,34 @@ func TestTablesFollow(t *testing.T) {
 			default:
 				wrapped := classes.Pod(p)
 				var fresh *table
+				best, scores := -1, map[int]int64{}
 				if s.NumNodes() > 0 {
-					fresh = c.newTable(wrapped.Class)
+					fresh = c.newTable(s.Subject(wrapped), s)
 					fresh.refresh(c, s)
-					kept := c.table(s, wrapped.Class)
+					best, _ = fresh.best()
+					for slot := range s.Slots() {
+						if fresh.statusOf(slot) == nil {
+							scores[slot] = fresh.score(slot)
+						}
+					}
+					kept := c.table(s, s.Subject(wrapped))
 					kept.refresh(c, s)
-					compareTables(t, seed, step, c, s, kept, fresh)
+					kept.best()
+					compareTables(t, seed, step, s, kept, fresh)
 				}
 				d := c.Schedule(s, []*framework.Pod{wrapped})[0]
 				if d.Failure != nil {
 					if d.Failure.Message == "" {
 						t.Fatalf("seed %d step %d: no explanation", seed, step)
 					}
-					if fresh != nil {
-						if slot, ok := fresh.tree.best(); ok {
-							t.Fatalf("seed %d step %d: refused, and %s could take it", seed, step, s.At(slot).Name)
-						}
+					if best >= 0 {
+						t.Fatalf("seed %d step %d: refused, and %s could take it", seed, step, s.At(best).Name)
 					}
 					continue
 				}
 				placed = append(placed, wrapped)
 				slot, _ := s.SlotOf(d.Node)
-				best, _ := fresh.tree.best()
-				if fresh.score(c, slot) != fresh.score(c, best) {
+				if scores[slot] != scores[best] {
 					t.Fatalf("seed %d step %d: %s was chosen, %s is better", seed, step, d.Node, s.At(best).Name)
 				}
 				checkNode(t, s.Node(d.Node), wrapped)
@@ -114,15 +216,15 @@ func TestTablesFollow(t *testing.T) {
 	}
 }
 
-func compareTables(t *testing.T, seed uint64, step int, c *Cycle, s *framework.Snapshot, kept, fresh *table) {
+func compareTables(t *testing.T, seed uint64, step int, s *framework.Snapshot, kept, fresh *table) {
 	t.Helper()
 	for slot := range s.Slots() {
-		a, b := kept.status[slot], fresh.status[slot]
+		a, b := kept.statusOf(slot), fresh.statusOf(slot)
 		if (a == nil) != (b == nil) || a != nil && fmt.Sprint(a.Reasons) != fmt.Sprint(b.Reasons) {
 			t.Fatalf("seed %d step %d slot %d: followed %+v, anew %+v", seed, step, slot, a, b)
 		}
-		if a == nil && kept.score(c, slot) != fresh.score(c, slot) {
-			t.Fatalf("seed %d step %d slot %d: score followed %d, anew %d", seed, step, slot, kept.score(c, slot), fresh.score(c, slot))
+		if a == nil && kept.score(slot) != fresh.score(slot) {
+			t.Fatalf("seed %d step %d slot %d: score followed %d, anew %d", seed, step, slot, kept.score(slot), fresh.score(slot))
 		}
 	}
 }
@@ -208,8 +310,8 @@ func TestResizedPod(t *testing.T) {
 	s.SetPod(classes.Pod(p), "a")
 	p = p.DeepCopy()
 	p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", AllocatedResources: list("cpu", "3"), Resources: &corev1.ResourceRequirements{Requests: list("cpu", "2")}}}
-	if !s.SetPod(classes.Pod(p), "a") {
-		t.Error("a resize is no change")
+	if got := s.SetPod(classes.Pod(p), "a"); got != framework.PodShrunk {
+		t.Errorf("a resize is change %b", got)
 	}
 	if got := s.Node("a").Requested.MilliCPU; got != 3000 {
 		t.Errorf("counts %dm, want 3000m", got)

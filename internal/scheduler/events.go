@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ const (
 	eventSeries   = 6 * time.Minute  // silence that ends a series
 	eventRefresh  = 30 * time.Minute // between two writes of a series that goes on
 	eventsKnown   = 4096             // events remembered for series
+	eventQuiet    = 10 * time.Millisecond
+	eventLatest   = time.Second
 )
 
 // EventWriter is an EventRecorder that writes events.k8s.io/v1 events. The same
@@ -120,14 +123,33 @@ func (w *EventWriter) Event(regarding, related *corev1.Pod, eventType, reason, a
 		e.Related = &ref
 	}
 	if len(w.known) >= eventsKnown {
-		for k, v := range w.known {
-			if now.Sub(v.at) >= eventSeries || len(w.known) >= eventsKnown {
-				delete(w.known, k)
-			}
-		}
+		w.forget(now)
 	}
 	w.known[key] = &knownEvent{event: e, count: 1, at: now, written: now}
 	w.enqueue(e)
+}
+
+// forget drops the series that are over, and if that leaves many, those of the
+// older half: it is called once for many events.
+func (w *EventWriter) forget(now time.Time) {
+	times := make([]time.Time, 0, len(w.known))
+	for k, v := range w.known {
+		if now.Sub(v.at) >= eventSeries {
+			delete(w.known, k)
+			continue
+		}
+		times = append(times, v.at)
+	}
+	if len(times) <= eventsKnown/2 {
+		return
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	middle := times[len(times)/2]
+	for k, v := range w.known {
+		if !v.at.After(middle) {
+			delete(w.known, k)
+		}
+	}
 }
 
 func podReference(p *corev1.Pod) corev1.ObjectReference {
@@ -160,13 +182,18 @@ func (w *EventWriter) enqueue(e *eventsv1.Event) {
 	}
 }
 
-// Run writes events until ctx ends.
+// Run writes events until ctx ends. It begins when none has come for eventQuiet,
+// or the first has waited for eventLatest: events must not keep the pods waiting
+// that they tell of.
 func (w *EventWriter) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-w.wake:
+		}
+		if !w.settle(ctx) {
+			return nil
 		}
 		w.mu.Lock()
 		batch := w.queue
@@ -181,6 +208,26 @@ func (w *EventWriter) Run(ctx context.Context) error {
 			g.Go(func() error { w.write(ctx, e); return nil })
 		}
 		_ = g.Wait()
+	}
+}
+
+// settle waits for the end of a burst; false when ctx ended.
+func (w *EventWriter) settle(ctx context.Context) bool {
+	latest := time.NewTimer(eventLatest)
+	defer latest.Stop()
+	quiet := time.NewTimer(eventQuiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.wake:
+			quiet.Reset(eventQuiet)
+		case <-quiet.C:
+			return true
+		case <-latest.C:
+			return true
+		}
 	}
 }
 

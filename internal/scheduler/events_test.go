@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -22,6 +23,7 @@ func TestEventWriter(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- w.Run(ctx) }()
 		get := func() []*eventsv1.Event {
+			time.Sleep(2 * eventQuiet)
 			synctest.Wait()
 			l, _, err := client.For[*eventsv1.Event](api.Client()).List(ctx, metav1.ListOptions{})
 			if err != nil {
@@ -59,4 +61,56 @@ func TestEventWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// While events keep coming none is written, but none waits longer than a second.
+func TestEventsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		api := clienttest.New()
+		w := NewEventWriter(EventWriterDeps{Client: api.Client(), Log: slog.New(slog.DiscardHandler)})
+		done := make(chan error)
+		go func() { done <- w.Run(ctx) }()
+		burst := func(d time.Duration) int {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(eventQuiet / 2) {
+				w.Event(pod(fmt.Sprint(time.Now().UnixNano())), nil, "Normal", "Scheduled", "Binding", "")
+			}
+			synctest.Wait()
+			l, _, err := client.For[*eventsv1.Event](api.Client()).List(ctx, metav1.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(l)
+		}
+		if n := burst(eventLatest * 9 / 10); n != 0 {
+			t.Errorf("%d events were written in the middle of a burst", n)
+		}
+		if n := burst(eventLatest / 5); n == 0 {
+			t.Error("a burst of more than a second holds up its first event")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// What is remembered is bounded, and the newest are remembered.
+func TestEventsForgotten(t *testing.T) {
+	w := NewEventWriter(EventWriterDeps{Client: clienttest.New().Client(), Log: slog.New(slog.DiscardHandler)})
+	now := time.Unix(0, 0)
+	w.d.Now = func() time.Time { now = now.Add(time.Millisecond); return now }
+	for i := range 3 * eventsKnown {
+		w.Event(pod(fmt.Sprint(i)), nil, "Normal", "Scheduled", "Binding", "")
+		if len(w.known) > eventsKnown {
+			t.Fatalf("%d are remembered", len(w.known))
+		}
+	}
+	w.mu.Lock()
+	before := len(w.queue)
+	w.mu.Unlock()
+	w.Event(pod(fmt.Sprint(3*eventsKnown-1)), nil, "Normal", "Scheduled", "Binding", "")
+	if last := w.queue[len(w.queue)-1]; before < eventsWaiting && last.Series == nil {
+		t.Error("the newest event was forgotten")
+	}
 }

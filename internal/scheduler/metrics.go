@@ -52,7 +52,7 @@ func (m *metrics) attempt(result string) { m.attempts.WithLabelValues(result, m.
 
 func (m *metrics) queue(qu *queue) {
 	unsched := 0
-	for _, pods := range qu.byClass {
+	for _, pods := range qu.waiting {
 		unsched += len(pods)
 	}
 	m.pending.WithLabelValues("active").Set(float64(len(qu.active)))

@@ -11,6 +11,8 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/client/clienttest"
+	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
 )
 
 func withPriority(p *corev1.Pod, priority int32) *corev1.Pod {
@@ -111,4 +113,52 @@ func TestNominatedPodGoes(t *testing.T) {
 	r.end("high")
 	r.end("low")
 	r.until("middle is bound", func() bool { return r.node("middle") == "a" })
+}
+
+// Pods are evicted for a pod that must be apart from them, or that would be uneven
+// beside them; the pod that waits for that is respected by those after it.
+func TestPreemptsByTopology(t *testing.T) {
+	web := map[string]string{"app": "web"}
+	selector := &metav1.LabelSelector{MatchLabels: web}
+	apart := &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{
+		{TopologyKey: "zone", LabelSelector: selector},
+	}}}
+	for name, change := range map[string]func(*corev1.Pod){
+		"apart": func(p *corev1.Pod) { p.Spec.Affinity = apart },
+		"even": func(p *corev1.Pod) {
+			p.Labels = web
+			p.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{
+				{TopologyKey: "zone", MaxSkew: 1, WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: selector},
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, classes, c := framework.NewSnapshot(), framework.NewClasses(), NewCycle(plugins.All(), 1)
+			for _, zone := range []string{"a", "b"} {
+				n := node(zone)
+				n.Labels["zone"] = zone
+				// Of b the pods count, and none can go there.
+				n.Spec.Unschedulable = zone == "b"
+				s.SetNode(n)
+			}
+			low := on(pod("low"), "a")
+			low.Labels = web
+			s.SetPod(classes.Pod(low), "a")
+			p := withPriority(pod("high"), 10)
+			change(p)
+			d := c.Schedule(s, []*framework.Pod{classes.Pod(p)})[0]
+			if d.Failure == nil || d.Failure.Nominated != "a" || len(d.Failure.Victims) != 1 || d.Failure.Victims[0].Name != "low" {
+				t.Fatalf("decision %+v, want low evicted from a", d.Failure)
+			}
+			if name != "apart" {
+				return
+			}
+			s.RemovePod(low.UID)
+			late := pod("late")
+			late.Labels = web
+			if d := c.Schedule(s, []*framework.Pod{classes.Pod(late)})[0]; d.Node != "" {
+				t.Errorf("late is on %s, where a pod waits that must be apart from it", d.Node)
+			}
+		})
+	}
 }

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"container/heap"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,7 +45,8 @@ type queued struct {
 	attempts int // failed for want of a node
 	errors   int // failed by an error, in a row
 	refused  []string
-	early    bool // tried before its back-off was over
+	alike    alike // while unschedulable
+	early    bool  // tried before its back-off was over
 	message  string
 }
 
@@ -62,8 +64,8 @@ type queue struct {
 	pods    map[types.UID]*queued
 	active  activeHeap
 	backoff backoffHeap
-	// byClass has the unschedulable pods: what may help one helps its like.
-	byClass map[*framework.Class]map[types.UID]*queued
+	// waiting has the unschedulable pods: what may help one helps its like.
+	waiting map[alike]map[types.UID]*queued
 	order   uint64
 	gated   int
 	// leftover is when the unschedulable pods are looked through next.
@@ -73,8 +75,15 @@ type queue struct {
 	hints      map[string]framework.Hinter // by plugin
 }
 
+// alike is what the answer to an event depends on.
+type alike struct {
+	class   *framework.Class
+	kin     *framework.Kin
+	refused string // by plugins, joined
+}
+
 func newQueue() *queue {
-	return &queue{pods: map[types.UID]*queued{}, byClass: map[*framework.Class]map[types.UID]*queued{}, hints: map[string]framework.Hinter{}}
+	return &queue{pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, hints: map[string]framework.Hinter{}}
 }
 
 // put moves q to a place, taking it from where it was.
@@ -85,10 +94,10 @@ func (qu *queue) put(q *queued, to place) {
 	case backingOff:
 		heap.Remove(&qu.backoff, q.heap)
 	case unschedulable:
-		m := qu.byClass[q.pod.Class]
+		m := qu.waiting[q.alike]
 		delete(m, q.pod.UID)
 		if len(m) == 0 {
-			delete(qu.byClass, q.pod.Class)
+			delete(qu.waiting, q.alike)
 		}
 	case gated:
 		qu.gated--
@@ -100,10 +109,11 @@ func (qu *queue) put(q *queued, to place) {
 	case backingOff:
 		heap.Push(&qu.backoff, q)
 	case unschedulable:
-		m := qu.byClass[q.pod.Class]
+		q.alike = alike{q.pod.Class, q.pod.Kin, strings.Join(q.refused, " ")}
+		m := qu.waiting[q.alike]
 		if m == nil {
 			m = map[types.UID]*queued{}
-			qu.byClass[q.pod.Class] = m
+			qu.waiting[q.alike] = m
 		}
 		m[q.pod.UID] = q
 	case gated:
@@ -136,7 +146,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		kind := podChange(old.Pod, p.Pod)
 		qu.put(q, nowhere)
 		q.pod = p
-		if kind != 0 && qu.hinted(p.Class, q.refused, framework.Event{Kind: kind, Pod: p}) {
+		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p}) {
 			qu.requeue(q, now)
 		} else {
 			qu.put(q, unschedulable)
@@ -242,17 +252,14 @@ func (qu *queue) requeue(q *queued, now time.Time) {
 // happened tries again the unschedulable pods that an event may help.
 func (qu *queue) happened(e framework.Event, now time.Time) {
 	var wake []*queued
-	for class, pods := range qu.byClass {
-		var asked []string
-		var answer, known bool
+	for _, pods := range qu.waiting {
 		for _, q := range pods {
-			if !known || !slices.Equal(asked, q.refused) {
-				asked, known = q.refused, true
-				answer = qu.hinted(class, q.refused, e)
+			if len(wake) == 0 || wake[len(wake)-1].alike != q.alike {
+				if !qu.hinted(q.pod, q.refused, e) {
+					break // nor does it help the rest of them
+				}
 			}
-			if answer {
-				wake = append(wake, q)
-			}
+			wake = append(wake, q)
 		}
 	}
 	for _, q := range wake {
@@ -260,15 +267,15 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 	}
 }
 
-// hinted tells whether any plugin that refused the class thinks that e may help.
-func (qu *queue) hinted(c *framework.Class, refused []string, e framework.Event) bool {
+// hinted tells whether any plugin that refused the pod thinks that e may help.
+func (qu *queue) hinted(p *framework.Pod, refused []string, e framework.Event) bool {
 	if len(refused) == 0 {
 		// There was no node at all.
 		return e.Kind&framework.NodeAdded != 0
 	}
 	for _, name := range refused {
 		h := qu.hints[name]
-		if h == nil || h.Events()&e.Kind != 0 && h.Hint(c, e) {
+		if h == nil || h.Events()&e.Kind != 0 && h.Hint(p, e) {
 			return true
 		}
 	}
@@ -284,7 +291,7 @@ func (qu *queue) flush(now time.Time) {
 	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
 		qu.put(qu.backoff[0], active)
 	}
-	if len(qu.byClass) == 0 {
+	if len(qu.waiting) == 0 {
 		qu.leftover = time.Time{}
 		return
 	}
@@ -296,7 +303,7 @@ func (qu *queue) flush(now time.Time) {
 	}
 	qu.leftover = now.Add(leftoverEvery)
 	var wake []*queued
-	for _, pods := range qu.byClass {
+	for _, pods := range qu.waiting {
 		for _, q := range pods {
 			if !q.since.Add(flushAfter).After(now) {
 				wake = append(wake, q)

@@ -151,7 +151,7 @@ func TestQueueTolerationAdded(t *testing.T) {
 		t.Fatal("a toleration does not wake a pod that a taint refused")
 	}
 	qu.remove(got[0].pod.UID)
-	if len(qu.pods)+len(qu.byClass)+len(qu.active)+len(qu.backoff) != 0 {
+	if len(qu.pods)+len(qu.waiting)+len(qu.active)+len(qu.backoff) != 0 {
 		t.Errorf("a removed pod left something: %+v", qu)
 	}
 }

@@ -73,6 +73,8 @@ type Scheduler struct {
 	d        Deps
 	pods     *client.Informer[*corev1.Pod]
 	nodes    *client.Informer[*corev1.Node]
+	spaces   *client.Informer[*corev1.Namespace]
+	groups   *groups
 	preBind  []framework.PreBinder
 	metrics  *metrics
 	binder   *mailbox[binding]
@@ -94,6 +96,7 @@ type Scheduler struct {
 type input struct {
 	pod   *client.Change[*corev1.Pod]
 	node  *client.Change[*corev1.Node]
+	space *client.Change[*corev1.Namespace]
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
@@ -122,6 +125,7 @@ func New(d Deps) (*Scheduler, error) {
 	seen := map[string]bool{}
 	s := &Scheduler{
 		d: d, pods: client.InformerFor[*corev1.Pod](d.Informers), nodes: client.InformerFor[*corev1.Node](d.Informers),
+		spaces:   client.InformerFor[*corev1.Namespace](d.Informers),
 		snapshot: framework.NewSnapshot(), classes: framework.NewClasses(), queue: newQueue(),
 		cycle: NewCycle(d.Plugins, d.Seed), binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
 	}
@@ -140,6 +144,7 @@ func New(d Deps) (*Scheduler, error) {
 			s.preBind = append(s.preBind, b)
 		}
 	}
+	s.groups = newGroups(d.Informers, s.classes)
 	s.reporter = newReporter(d)
 	var err error
 	if s.metrics, err = newMetrics(d.Metrics, d.Name); err != nil {
@@ -156,7 +161,11 @@ func (noEvents) Event(_, _ *corev1.Pod, _, _, _, _ string) {}
 func (s *Scheduler) Run(ctx context.Context) error {
 	s.pods.OnChange(func(c client.Change[*corev1.Pod]) { s.in.put(input{pod: &c}) })
 	s.nodes.OnChange(func(c client.Change[*corev1.Node]) { s.in.put(input{node: &c}) })
-	for _, c := range []<-chan struct{}{s.nodes.Synced(), s.pods.Synced()} {
+	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
+	s.groups.watch()
+	for _, c := range []<-chan struct{}{
+		s.nodes.Synced(), s.spaces.Synced(), s.groups.services.Synced(), s.groups.sets.Synced(), s.pods.Synced(),
+	} {
 		select {
 		case <-c:
 		case <-ctx.Done():
@@ -220,6 +229,7 @@ func (s *Scheduler) try(batch []*queued) {
 			s.queue.remove(q.pod.UID)
 			continue
 		}
+		q.pod.Group = s.groups.of(q.pod)
 		pods = append(pods, q.pod)
 		tried = append(tried, q)
 	}
@@ -272,12 +282,20 @@ func (s *Scheduler) apply(in input) {
 		s.applyPod(*in.pod)
 	case in.node != nil:
 		s.applyNode(*in.node)
+	case in.space != nil:
+		if in.space.Deleted() {
+			s.snapshot.RemoveNamespace(in.space.Old.Name)
+		} else {
+			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
+		}
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:
 		s.applyKept(*in.kept)
 	case in.ask != nil:
-		in.ask.answer <- s.cycle.Explain(s.snapshot, s.classes.Held(in.ask.pod))
+		p := s.classes.Held(in.ask.pod)
+		p.Group = s.groups.of(p)
+		in.ask.answer <- s.cycle.Explain(s.snapshot, p)
 	}
 }
 
@@ -303,11 +321,10 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		} else {
 			s.queue.remove(p.UID)
 		}
-		old, _, had := s.snapshot.Placed(p.UID)
+		old, _, _ := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
-		changed := s.snapshot.SetPod(pod, p.Spec.NodeName)
-		if changed && had && old.Spec.NodeName == p.Spec.NodeName {
-			s.queue.happened(framework.Event{Kind: framework.PodShrunk, Pod: old}, s.d.Now())
+		if news := s.snapshot.SetPod(pod, p.Spec.NodeName); news != 0 {
+			s.queue.happened(framework.Event{Kind: news, Pod: pod, OldPod: old}, s.d.Now())
 		}
 		return
 	}
@@ -366,6 +383,7 @@ func (s *Scheduler) forget(uid types.UID) {
 func (s *Scheduler) applyNode(c client.Change[*corev1.Node]) {
 	if c.New == nil {
 		s.snapshot.RemoveNode(c.Old.Name)
+		s.queue.happened(framework.Event{Kind: framework.NodeRemoved, OldNode: c.Old}, s.d.Now())
 		return
 	}
 	n := s.snapshot.Node(c.New.Name)

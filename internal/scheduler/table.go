@@ -6,27 +6,34 @@ import (
 	"skiff/internal/scheduler/framework"
 )
 
-// table is the judgement of every node for one class: refused and why, or how
+// table is the judgement of every node for one subject: refused and why, or how
 // well it suits. It follows its snapshot's log: a node is judged again only when
-// it changed.
+// it changed. What depends on the pods of other nodes is judged by buckets, at
+// every decision.
 type table struct {
-	class   *framework.Class
+	subject framework.Subject
 	filters []boundFilter
 	scores  []boundScore
 	// nodes, where not nil, are the only nodes that may be judged (by name).
 	nodes      []string
 	namedBy    string            // the plugins that said so
-	named      []int             // the slots of those that exist
+	named      []int             // the slots of those that exist; nil for all
 	preFilter  *framework.Status // a refusal of the class whatever the node
+	s          *framework.Snapshot
 	cursor     uint64
 	prints     []uint64 // fingerprints of global plugins
 	generation []uint64
-	status     []*framework.Status // nil: the node can take the pod
+	status     []*framework.Status // nil: the node by itself can take the pod
 	fixed      []int64             // weighted scores that need no normalizing
 	norms      []norm
-	tree       tree
-	failure    *Failure // why no node can do, while nothing changed
-	used       uint64
+	domains    *domains // nil where no topological plugin has anything to say
+	// What domains was made for; see framework.Snapshot.
+	termsVersion, namespacesVersion uint64
+
+	buckets buckets
+	view    domainsAt // scratch
+	failure *Failure  // why no node can do, while nothing changed
+	used    uint64
 }
 
 type boundFilter struct {
@@ -42,20 +49,20 @@ type boundScore struct {
 }
 
 // norm holds the raw scores of a plugin that normalizes, and their bounds over
-// the nodes that can take the pod.
+// the nodes that could take the pod at the last decision.
 type norm struct {
 	framework.Normalizer
-	weight          int64
-	raw             []int64
-	least, most     int64
-	atLeast, atMost int // how many nodes have them
+	weight      int64
+	raw         []int64
+	least, most int64
 }
 
 // absent is the status of a slot without a node.
 var absent = &framework.Status{Code: framework.Unresolvable}
 
-func (c *Cycle) newTable(class *framework.Class) *table {
-	t := &table{class: class}
+func (c *Cycle) newTable(sub framework.Subject, snapshot *framework.Snapshot) *table {
+	class := sub.Class
+	t := &table{subject: sub, s: snapshot}
 	for _, p := range c.plugins {
 		var state any
 		skipped := false
@@ -97,7 +104,17 @@ func (c *Cycle) newTable(class *framework.Class) *table {
 		}
 		t.scores = append(t.scores, b)
 	}
+	t.domains = newDomains(c.topological, sub, snapshot)
+	t.termsVersion, t.namespacesVersion = snapshot.TermsVersion(), snapshot.NamespacesVersion()
 	return t
+}
+
+// slotOf returns the slot in the snapshot of place i in the table.
+func (t *table) slotOf(i int) int {
+	if t.named != nil {
+		return t.named[i]
+	}
+	return i
 }
 
 func intersect(a, b []string) []string {
@@ -114,47 +131,101 @@ func intersect(a, b []string) []string {
 	return out
 }
 
-// refilter says whether a node can take a pod of the class, as it is and when the
-// pods that wait for it have come; but is not counted among those.
+// refilter says whether a node can take a pod of the subject, as it is and when
+// the pods that wait for it have come; but is not counted among those.
 func (t *table) refilter(n *framework.Node, but types.UID) *framework.Status {
-	if st := t.filter(n); st != nil || len(n.Nominated) == 0 {
+	coming := t.coming(n, but)
+	st := t.filter(n, coming)
+	if st != nil || t.domains == nil {
 		return st
 	}
-	var coming []*framework.Pod
+	slot, ok := t.s.SlotOf(n.Name)
+	if !ok {
+		return absent
+	}
+	if st := t.domains.filter(n, slot); st != nil || len(coming) == 0 {
+		return st
+	}
+	return t.domains.filter(n.With(coming...), slot)
+}
+
+// topologyOf is the part of refilter that looks at other nodes.
+func (t *table) topologyOf(n *framework.Node, slot int) *framework.Status {
+	if st := t.domains.filter(n, slot); st != nil {
+		return st
+	}
+	return t.domains.filter(n.With(t.coming(n, "")...), slot)
+}
+
+// coming are the pods that wait for a node and must not be forestalled.
+func (t *table) coming(n *framework.Node, but types.UID) []*framework.Pod {
+	var out []*framework.Pod
 	for _, p := range n.Nominated {
-		if p.Class.Priority >= t.class.Priority && p.UID != but {
-			coming = append(coming, p)
+		if p.Class.Priority >= t.subject.Priority && p.UID != but {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// filter runs the filters that judge a node by itself, as it is and with the pods
+// that are coming; the first refusal is the answer.
+func (t *table) filter(n *framework.Node, coming []*framework.Pod) *framework.Status {
+	for i := range t.filters {
+		if st := t.filters[i].Filter(t.filters[i].state, t.subject.Class, n); st.Refused() {
+			return st
 		}
 	}
 	if len(coming) == 0 {
 		return nil
 	}
-	return t.filter(n.With(coming...))
+	return t.filter(n.With(coming...), nil)
 }
 
-// filter runs the filters on one node; the first refusal is the answer.
-func (t *table) filter(n *framework.Node) *framework.Status {
-	for i := range t.filters {
-		if st := t.filters[i].Filter(t.filters[i].state, t.class, n); st.Refused() {
-			return st
-		}
+// statusOf is the last judgement of a place in the table, of other nodes' pods too.
+func (t *table) statusOf(i int) *framework.Status {
+	if st := t.status[i]; st != nil {
+		return st
+	}
+	if b := t.buckets.of[i]; b != nil {
+		return b.status
 	}
 	return nil
 }
 
 // refresh brings the table up to the state of the snapshot.
 func (t *table) refresh(c *Cycle, s *framework.Snapshot) {
+	t.s = s
 	changed, now, ok := s.Changed(t.cursor)
-	if ok && len(t.status) > 0 && !t.globalsMoved(c, s) && len(changed) <= 2*s.Slots() {
+	moved := t.globalsMoved(c, s)
+	if t.domainsMoved(c, s) || moved || !ok || len(t.status) == 0 || len(changed) > 2*s.Slots() {
 		t.cursor = now
-		for _, slot := range changed {
-			t.update(c, s, int(slot))
-		}
+		t.rebuild(c, s)
 		return
 	}
-	t.globalsMoved(c, s)
 	t.cursor = now
-	t.rebuild(c, s)
+	for _, slot := range changed {
+		t.update(c, s, int(slot))
+	}
+}
+
+// domainsMoved notes what topological plugins want counted and tells whether that
+// is new.
+func (t *table) domainsMoved(c *Cycle, s *framework.Snapshot) bool {
+	if len(c.topological) == 0 {
+		return false
+	}
+	terms, namespaces := s.TermsVersion(), s.NamespacesVersion()
+	if t.termsVersion == terms && t.namespacesVersion == namespaces {
+		return false
+	}
+	now := newDomains(c.topological, t.subject, s)
+	same := t.namespacesVersion == namespaces && t.domains.serves(now)
+	t.termsVersion, t.namespacesVersion = terms, namespaces
+	if !same {
+		t.domains = now
+	}
+	return !same
 }
 
 // globalsMoved notes the fingerprints and tells whether one is new.
@@ -167,7 +238,7 @@ func (t *table) globalsMoved(c *Cycle, s *framework.Snapshot) bool {
 		t.prints = make([]uint64, len(c.globals))
 	}
 	for i, g := range c.globals {
-		if f := g.Fingerprint(t.class, s); f != t.prints[i] {
+		if f := g.Fingerprint(t.subject.Class, s); f != t.prints[i] {
 			t.prints[i], moved = f, true
 		}
 	}
@@ -185,47 +256,39 @@ func (t *table) grow(slots int) {
 			t.norms[i].raw = append(t.norms[i].raw, 0)
 		}
 	}
+	t.buckets.grow(slots)
 }
 
-// judge fills a slot's status and scores.
-func (t *table) judge(s *framework.Snapshot, slot int) {
-	n := s.At(slot)
+// judge judges a node by itself and puts it into its bucket.
+func (t *table) judge(c *Cycle, s *framework.Snapshot, i int, n *framework.Node) {
 	if n == nil {
-		t.status[slot], t.generation[slot] = absent, 0
+		t.status[i], t.generation[i] = absent, 0
+		t.buckets.remove(i)
 		return
 	}
-	t.judgeAt(s, slot, n)
-}
-
-func (t *table) judgeAt(s *framework.Snapshot, slot int, n *framework.Node) {
-	t.generation[slot] = n.Generation
-	if t.status[slot] = t.refilter(n, ""); t.status[slot] != nil {
+	t.generation[i] = n.Generation
+	coming := t.coming(n, "")
+	if t.status[i] = t.filter(n, coming); t.status[i] != nil {
+		t.buckets.remove(i)
 		return
 	}
 	var fixed int64
-	for i := range t.scores {
-		b := &t.scores[i]
-		v := b.Score(b.state, t.class, n, s)
+	for j := range t.scores {
+		b := &t.scores[j]
+		v := b.Score(b.state, t.subject.Class, n, s)
 		if b.norm < 0 {
 			fixed += b.weight * bounded(v)
 		} else {
-			t.norms[b.norm].raw[slot] = v
+			t.norms[b.norm].raw[i] = v
 		}
 	}
-	t.fixed[slot] = fixed
-}
-
-// key is the slot's place in the order: the score, ties broken at random.
-func (t *table) key(c *Cycle, slot int) uint64 {
-	if t.status[slot] != nil {
-		return 0
+	t.fixed[i] = fixed
+	alone := -1
+	if len(coming) > 0 && t.domains != nil {
+		alone = i
 	}
-	total := t.fixed[slot]
-	for i := range t.norms {
-		n := &t.norms[i]
-		total += n.weight * bounded(n.Normalize(n.raw[slot], n.least, n.most))
-	}
-	return uint64(total+1)<<32 | uint64(c.rand.Uint32())
+	// Ties are broken at random.
+	t.place(i, alone, uint64(fixed+1)<<32|uint64(c.rand.Uint32()))
 }
 
 // bounded keeps a score within what the order of keys can take.
@@ -234,58 +297,14 @@ func bounded(score int64) int64 { return min(max(score, 0), framework.MaxScore) 
 func (t *table) rebuild(c *Cycle, s *framework.Snapshot) {
 	t.failure = nil
 	slots := s.Slots()
+	if t.domains != nil {
+		t.domains.rebuild(s)
+	}
+	t.buckets.reset(max(slots, len(t.status)))
 	t.grow(slots)
 	for slot := range slots {
-		t.judge(s, slot)
+		t.judge(c, s, slot, s.At(slot))
 	}
-	t.rekey(c)
-}
-
-// rekey computes the bounds and all keys from what was judged.
-func (t *table) rekey(c *Cycle) {
-	for i := range t.norms {
-		n := &t.norms[i]
-		n.atLeast, n.atMost = 0, 0
-		for slot, st := range t.status {
-			if st == nil {
-				n.include(n.raw[slot])
-			}
-		}
-	}
-	t.tree.reset(len(t.status))
-	for slot := range t.status {
-		t.tree.keys[slot] = t.key(c, slot)
-	}
-	t.tree.build()
-}
-
-// include counts one value into the bounds, and tells whether they moved.
-func (n *norm) include(v int64) bool {
-	moved := false
-	if n.atLeast == 0 || v < n.least {
-		moved = true
-		n.least, n.atLeast = v, 1
-	} else if v == n.least {
-		n.atLeast++
-	}
-	if n.atMost == 0 || v > n.most {
-		moved = true
-		n.most, n.atMost = v, 1
-	} else if v == n.most {
-		n.atMost++
-	}
-	return moved
-}
-
-// exclude takes one value out, and tells whether the bounds must be sought anew.
-func (n *norm) exclude(v int64) bool {
-	if v == n.least {
-		n.atLeast--
-	}
-	if v == n.most {
-		n.atMost--
-	}
-	return n.atLeast == 0 || n.atMost == 0
 }
 
 // update judges one slot again, if it changed.
@@ -295,29 +314,19 @@ func (t *table) update(c *Cycle, s *framework.Snapshot, slot int) {
 		return
 	}
 	t.failure = nil
-	if slot >= len(t.status) {
-		t.grow(s.Slots())
-		if slot >= t.tree.size {
-			t.judge(s, slot)
-			t.rekey(c)
-			return
-		}
+	t.grow(s.Slots())
+	if t.domains != nil {
+		t.domains.grow(s.Slots())
+		t.domains.update(s, slot)
 	}
-	moved := false
-	if t.status[slot] == nil {
-		for i := range t.norms {
-			moved = t.norms[i].exclude(t.norms[i].raw[slot]) || moved
-		}
-	}
-	t.judge(s, slot)
-	if t.status[slot] == nil {
-		for i := range t.norms {
-			moved = t.norms[i].include(t.norms[i].raw[slot]) || moved
-		}
-	}
-	if moved {
-		t.rekey(c)
+	t.judge(c, s, slot, n)
+	if t.domains == nil {
 		return
 	}
-	t.tree.set(slot, t.key(c, slot))
+	for _, m := range t.domains.moved {
+		if b := t.buckets.of[m]; b != nil {
+			t.place(int(m), b.alone, t.buckets.keys[m])
+		}
+	}
+	t.domains.moved = t.domains.moved[:0]
 }

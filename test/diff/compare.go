@@ -15,6 +15,7 @@ type answer struct {
 	code        int
 	contentType string
 	warnings    []string
+	headers     map[string]string
 	// docs are the JSON documents of the body (a watch sends several); text is the
 	// body where it is no JSON.
 	docs []any
@@ -50,6 +51,11 @@ func compare(up, sk answer) []difference {
 	}
 	if up.contentType != sk.contentType {
 		add("contentType", up.contentType, sk.contentType)
+	}
+	for _, h := range comparedHeaders {
+		if a, b := up.headers[h], sk.headers[h]; a != b {
+			add("header."+h, a, b)
+		}
 	}
 	uw, sw := maskAll(up.warnings), maskAll(sk.warnings)
 	if !reflect.DeepEqual(uw, sw) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 )
@@ -15,6 +16,11 @@ type known struct {
 	// request and over the difference in one line: "PATH: UPSTREAM | SKIFF".
 	Case       string `json:"case"`
 	Difference string `json:"difference"`
+	// Each, where given, makes one entry of each name: the word EACH in the
+	// patterns stands for it. So a name that is none any more is found.
+	Each []string `json:"each,omitempty"`
+	// Sometimes: upstream answers by chance (its maps' order, say), at times as skiff does.
+	Sometimes bool `json:"sometimes,omitempty"`
 	// Reason why it stays.
 	Reason string `json:"reason"`
 
@@ -28,9 +34,18 @@ func readKnown(path string) ([]*known, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []*known
-	if err := yaml.UnmarshalStrict(b, &out); err != nil {
+	var in, out []*known
+	if err := yaml.UnmarshalStrict(b, &in); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, k := range in {
+		if len(k.Each) == 0 {
+			out = append(out, k)
+		}
+		for _, name := range k.Each {
+			word := strings.NewReplacer("EACH", regexp.QuoteMeta(name))
+			out = append(out, &known{Case: word.Replace(k.Case), Difference: word.Replace(k.Difference), Sometimes: k.Sometimes, Reason: k.Reason})
+		}
 	}
 	var errs []error
 	for i, k := range out {

@@ -1,6 +1,8 @@
 package diff
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"regexp"
 	"sort"
 	"strings"
@@ -10,13 +12,14 @@ import (
 var (
 	uidText    = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 	timeText   = regexp.MustCompile(`\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z`)
-	random     = regexp.MustCompile(`\b(gen|kube-api-access)-[bcdfghjklmnpqrstvwxz2456789]{5}\b`)
+	random     = regexp.MustCompile(`(\b(?:gen|kube-api-access)-|\bBad_)[bcdfghjklmnpqrstvwxz2456789]{5}\b`)
 	jwt        = regexp.MustCompile(`eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+`)
 	serviceIP  = regexp.MustCompile(`\b10\.97\.\d{1,3}\.\d{1,3}\b`)
 	number     = regexp.MustCompile(`^[1-9]\d*$`)
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
 	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)
 	newest     = regexp.MustCompile(`(current: |in record \()\d+`)
+	portIn     = regexp.MustCompile(`(?i)(nodeport\\*"?: ?)3[0-2]\d{3}\b`)
 	cellPort   = regexp.MustCompile(`:3[0-2]\d{3}/`)
 	goLocation = regexp.MustCompile(`goroutine \d+`)
 )
@@ -85,6 +88,31 @@ func sortRules(review map[string]any) {
 	}
 }
 
+// claims shows what a token says, without what differs from run to run.
+func claims(token string) string {
+	parts := strings.Split(token, ".")
+	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
+	var c map[string]any
+	if err != nil || json.Unmarshal(raw, &c) != nil {
+		return "TOKEN"
+	}
+	issued, _ := c["iat"].(float64)
+	for _, k := range []string{"exp", "nbf", "iat"} {
+		if t, ok := c[k].(float64); ok {
+			c[k] = t - issued
+		}
+	}
+	if k, ok := c["kubernetes.io"].(map[string]any); ok {
+		if t, ok := k["warnafter"].(float64); ok {
+			k["warnafter"] = t - issued
+		}
+	}
+	if _, ok := c["jti"]; ok {
+		c["jti"] = "ID"
+	}
+	return "TOKEN" + maskText(show(c))
+}
+
 func maskString(key, s string) string {
 	switch key {
 	case "resourceVersion":
@@ -111,10 +139,11 @@ func maskText(s string) string {
 		}
 		return m
 	})
-	s = random.ReplaceAllString(s, "$1-RANDOM")
-	s = jwt.ReplaceAllString(s, "TOKEN")
+	s = random.ReplaceAllString(s, "${1}RANDOM")
+	s = jwt.ReplaceAllStringFunc(s, claims)
 	s = serviceIP.ReplaceAllString(s, "ADDRESS")
 	s = versionIn.ReplaceAllString(s, "$1 VERSION")
+	s = portIn.ReplaceAllString(s, "${1}NODEPORT")
 	s = newest.ReplaceAllString(s, "${1}VERSION")
 	return goLocation.ReplaceAllString(s, "goroutine N")
 }

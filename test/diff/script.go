@@ -2,10 +2,12 @@ package diff
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -31,8 +33,11 @@ type request struct {
 //	body
 //
 // Lines that begin with '#' before the first request, and between a name and its
-// method, are comments. A body with a JSON content type (the default) may be
-// written as YAML.
+// method, are comments. Variables may stand in headers too. A body with a JSON content type (the default), or with
+// protobuf's, may be written as YAML. Headers of the script's own: As names the
+// user, Raw leaves the body as it is, Pad makes it longer by that many bytes, and
+// Until asks again, for a while, until the answer has that code: upstream sees new
+// roles and bindings by a watch, some time after the answer to their creation.
 func readScript(path string) ([]request, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -85,12 +90,22 @@ func (r request) wire() (contentType string, body []byte, err error) {
 		contentType = "application/json"
 	}
 	raw := r.headers["Raw"] != ""
+	if !raw && contentType == protoType {
+		b, err := toProto([]byte(r.body))
+		if err != nil {
+			return "", nil, fmt.Errorf("%s: body: %w", r.name, err)
+		}
+		return contentType, b, nil
+	}
 	if !raw && strings.HasPrefix(contentType, "application/") && strings.Contains(contentType, "json") {
 		b, err := yaml.YAMLToJSON([]byte(r.body))
 		if err != nil {
 			return "", nil, fmt.Errorf("%s: body: %w", r.name, err)
 		}
 		return contentType, b, nil
+	}
+	if n, err := strconv.Atoi(r.headers["Pad"]); err == nil {
+		return contentType, append([]byte(r.body), bytes.Repeat([]byte(" "), n)...), nil
 	}
 	return contentType, []byte(r.body), nil
 }

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"skiff/internal/app"
 	"skiff/internal/pki"
 )
@@ -222,6 +224,23 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
+// fromYAML reads a body in YAML; its text is kept where it is not what the library
+// makes of its content.
+func (a *answer) fromYAML(b []byte) {
+	var v any
+	if err := yaml.Unmarshal(b, &v); err != nil {
+		a.text = string(b)
+		return
+	}
+	if again, err := yaml.Marshal(v); err != nil || !bytes.Equal(again, b) {
+		a.text = string(b)
+	}
+	a.docs = []any{v}
+}
+
+// comparedHeaders are compared besides the content type.
+var comparedHeaders = []string{"Cache-Control", "X-Content-Type-Options", "Retry-After", "Allow", "Vary", "Location", "Www-Authenticate"}
+
 // ask sends a request and reads the whole answer.
 func (s *server) ask(ctx context.Context, r request) (answer, error) {
 	contentType, body, err := r.wire()
@@ -239,7 +258,7 @@ func (s *server) ask(ctx context.Context, r request) (answer, error) {
 			if who = v; v == "anonymous" {
 				who = ""
 			}
-		case "Raw":
+		case "Raw", "Pad", "Until":
 		default:
 			req.Header.Set(k, v)
 		}
@@ -263,7 +282,32 @@ func (s *server) ask(ctx context.Context, r request) (answer, error) {
 	if err != nil {
 		return answer{}, fmt.Errorf("%s: %w", s.name, err)
 	}
-	a := answer{code: resp.StatusCode, contentType: resp.Header.Get("Content-Type"), warnings: resp.Header.Values("Warning")}
+	a := answer{code: resp.StatusCode, contentType: resp.Header.Get("Content-Type"), warnings: resp.Header.Values("Warning"), headers: map[string]string{}}
+	for _, h := range comparedHeaders {
+		if v := resp.Header.Get(h); v != "" {
+			a.headers[h] = v
+		}
+	}
+	switch {
+	case !strings.HasPrefix(a.contentType, protoType):
+	case strings.Contains(a.contentType, "stream=watch"):
+		if a.docs, err = fromProtoStream(b); err != nil {
+			a.text = fmt.Sprintf("%v: %x", err, b)
+		}
+		return a, nil
+	default:
+		v, err := fromProto(b)
+		if err != nil {
+			a.text = fmt.Sprintf("%v: %x", err, b)
+			return a, nil
+		}
+		a.docs = []any{v}
+		return a, nil
+	}
+	if strings.HasPrefix(a.contentType, "application/yaml") {
+		a.fromYAML(b)
+		return a, nil
+	}
 	if !strings.Contains(a.contentType, "json") {
 		a.text = string(b)
 		return a, nil

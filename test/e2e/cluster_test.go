@@ -154,7 +154,8 @@ func (c *cluster) kubectlCmd(ctx context.Context, args ...string) *exec.Cmd {
 	if _, err := exec.LookPath("kubectl"); err != nil || c.carried {
 		cmd = exec.CommandContext(ctx, c.bin, append([]string{"kubectl", "--name", c.name, "--data-dir", c.data}, args...)...)
 	}
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig")
+	// What kubectl remembers of a server, by its port, is of this cluster alone.
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig", "KUBECACHEDIR="+c.data+".kubectl")
 	return cmd
 }
 
@@ -307,9 +308,12 @@ var loadOnce = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// loadProgram builds test/load, once, static.
+// loadProgram builds test/load, once, static; SKIFF_LOAD names one that is built.
 func loadProgram(t *testing.T) string {
 	t.Helper()
+	if path := os.Getenv("SKIFF_LOAD"); path != "" { // where there is no compiler
+		return path
+	}
 	path, err := loadOnce()
 	if err != nil {
 		t.Fatal(err)
@@ -319,8 +323,10 @@ func loadProgram(t *testing.T) string {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := loadOnce(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	if os.Getenv("SKIFF_LOAD") == "" {
+		if path, err := loadOnce(); err == nil {
+			os.RemoveAll(filepath.Dir(path))
+		}
 	}
 	os.Exit(code)
 }

@@ -218,3 +218,37 @@ spec:
 		t.Errorf("readiness restarted the container %s times", n)
 	}
 }
+
+// TestServiceRanges: a further range of services is ready by itself and gives
+// addresses, and stays after its deletion as long as a service has one of them.
+func TestServiceRanges(t *testing.T) {
+	c := start(t, "ranges")
+	c.importBusybox()
+	c.apply(web(1, "here"))
+	c.rollout("web")
+	ready := func(name, status, message string) {
+		t.Helper()
+		c.eventually(name+" says "+message, func() (bool, string) {
+			out := c.jsonpath("servicecidr/"+name, `.status.conditions[?(@.type=="Ready")]`)
+			return strings.Contains(out, `"status":"`+status+`"`) && strings.Contains(out, message), out
+		})
+	}
+	ready("kubernetes", "True", "Kubernetes Service CIDR is ready")
+	c.apply("apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [192.168.251.0/28]}\n")
+	ready("more", "True", "Kubernetes Service CIDR is ready")
+	if out := c.jsonpath("servicecidr/more", ".metadata.finalizers"); out != `["networking.k8s.io/service-cidr-finalizer"]` {
+		t.Errorf("finalizers are %s", out)
+	}
+	c.apply("apiVersion: v1\nkind: Service\nmetadata: {name: there}\nspec: {clusterIP: 192.168.251.5, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n")
+	c.eventually("the service of the further range answers", func() (bool, string) {
+		out, err := fetch("http://192.168.251.5")
+		return err == nil && strings.HasPrefix(out, "here"), fmt.Sprint(out, err)
+	})
+	c.kubectl("delete", "servicecidr", "more", "--wait=false")
+	ready("more", "False", "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR")
+	if out, err := c.kubectlIn(strings.NewReader("apiVersion: v1\nkind: Service\nmetadata: {name: late}\nspec: {clusterIP: 192.168.251.6, ports: [{port: 80}]}\n"), "create", "-f", "-"); err == nil {
+		t.Errorf("an address of a range that goes is given out: %s", out)
+	}
+	c.kubectl("delete", "service", "there")
+	c.gone("servicecidr/more")
+}

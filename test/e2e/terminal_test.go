@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,6 +78,17 @@ func (c *cluster) onTerminal(rows, cols uint16, args ...string) *session {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &session{t: c.t, cmd: c.kubectlCmd(ctx, args...), pty: master, done: make(chan struct{})}
+	// When a terminal's session ends, the kernel throws away what was not read yet.
+	// So the session is a shell's, which says where the output ends and stays until
+	// that was read.
+	shell := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; code=$?; printf '\036'; read -r _ <&3; exit $code`, "sh", s.cmd.Path}, s.cmd.Args[1:]...)...)
+	shell.Env = s.cmd.Env
+	s.cmd = shell
+	wait, release, err := os.Pipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	s.cmd.ExtraFiles = []*os.File{wait}
 	s.resize(rows, cols)
 	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = slave, slave, slave
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -86,13 +98,19 @@ func (c *cluster) onTerminal(rows, cols uint16, args ...string) *session {
 		c.t.Fatal(err)
 	}
 	slave.Close()
+	wait.Close()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
+		defer release.Close()
 		buf := make([]byte, 4096)
 		for {
 			n, err := master.Read(buf)
-			_, _ = s.Write(buf[:n])
+			text, _, ended := bytes.Cut(buf[:n], []byte{0o36})
+			_, _ = s.Write(text)
+			if ended {
+				release.Close()
+			}
 			if err != nil { // EIO: nobody has the other end any more
 				return
 			}

@@ -2,13 +2,11 @@
 package apps
 
 import (
-	"strconv"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -81,9 +79,6 @@ func ReplicaSet() *resource.Resource {
 				return nil
 			}
 			return pod.WorkloadWarnings(specPath.Child("template"), rs, old == nil, &rs.Spec.Template)
-		},
-		Selectable: func(rs *appsv1.ReplicaSet) fields.Set {
-			return fields.Set{"status.replicas": strconv.Itoa(int(rs.Status.Replicas))}
 		},
 		Row: func(rs *appsv1.ReplicaSet, now time.Time) []any {
 			return append([]any{rs.Name, int64(number(rs.Spec.Replicas)), int64(rs.Status.Replicas), int64(rs.Status.ReadyReplicas),

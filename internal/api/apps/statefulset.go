@@ -69,7 +69,7 @@ func StatefulSet() *resource.Resource {
 			}
 		},
 		ValidateCreate: func(env resource.Env, s *appsv1.StatefulSet) field.ErrorList {
-			c := setRules{Options: pod.TemplateOptions(env.Features, nil), features: env.Features, recreate: recreates(env.Features), isNew: true}
+			c := setRules{Options: pod.TemplateOptions(env.Features, nil), recreate: recreates(env.Features), isNew: true}
 			return append(resource.ValidateMeta(s, true, resource.DNSLabel), c.spec(specPath, &s.Spec)...)
 		},
 		ValidateUpdate: validateStatefulSetUpdate,
@@ -142,7 +142,6 @@ func recreates(f resource.Features) bool { return f.Enabled("StatefulSetRecreate
 // stored already may keep.
 type setRules struct {
 	pod.Options
-	features resource.Features
 	// recreate allows the strategy of that name.
 	recreate bool
 	// isNew: fields that cannot change later are checked too.
@@ -153,7 +152,7 @@ type setRules struct {
 
 func validateStatefulSetUpdate(env resource.Env, s, old *appsv1.StatefulSet) field.ErrorList {
 	c := setRules{
-		Options: pod.TemplateOptions(env.Features, &old.Spec.Template), features: env.Features,
+		Options:  pod.TemplateOptions(env.Features, &old.Spec.Template),
 		recreate: recreates(env.Features) || old.Spec.UpdateStrategy.Type == recreateStrategy,
 	}
 	errs := resource.ValidateMetaUpdate(s, old)
@@ -197,7 +196,7 @@ func (c setRules) spec(p *field.Path, s *appsv1.StatefulSetSpec) field.ErrorList
 	}
 	if c.isNew {
 		for i := range s.VolumeClaimTemplates {
-			errs = append(errs, pod.ValidateClaimSpec(p.Child("volumeClaimTemplates").Index(i).Child("spec"), &s.VolumeClaimTemplates[i].Spec, c.features)...)
+			errs = append(errs, pod.ValidateClaimSpec(p.Child("volumeClaimTemplates").Index(i).Child("spec"), &s.VolumeClaimTemplates[i].Spec, pod.ClaimOptions{})...)
 		}
 	}
 	errs = append(errs, resource.NotNegative(p, resource.N("replicas", number(s.Replicas)), resource.N("minReadySeconds", s.MinReadySeconds))...)

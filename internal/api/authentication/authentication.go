@@ -4,6 +4,7 @@ package authentication
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 
 	"skiff/internal/api/resource"
 )
+
+const invalidToken = "invalid bearer token"
 
 // TokenReview asks whose a bearer token is.
 func TokenReview() *resource.Resource {
@@ -30,14 +33,16 @@ func TokenReview() *resource.Resource {
 				audiences = r.Spec.Audiences
 			}
 			u, valid, err := env.Authenticate(ctx, r.Spec.Token, audiences)
-			r.Status = authenticationv1.TokenReviewStatus{Authenticated: err == nil && u != nil}
+			// A status that was sent stays where nothing is known instead, as upstream.
+			r.Status.Authenticated = err == nil && u != nil
 			switch {
 			case err != nil:
-				r.Status.Error = err.Error()
+				// Upstream asks twice, and only its own loopback token knows nothing of
+				// service accounts.
+				r.Status.Error = fmt.Sprintf("[%s, %v]", invalidToken, err)
 			case u == nil:
-				r.Status.Error = "invalid bearer token"
-			}
-			if r.Status.Authenticated {
+				r.Status.Error = invalidToken
+			default:
 				r.Status.User = infoOf(u)
 				r.Status.Audiences = valid
 			}

@@ -3,6 +3,7 @@ package autoscaling
 import (
 	"encoding/json"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -162,6 +163,13 @@ func TestRules(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
 		})
+	}
+	shared := full()
+	q := shared.Spec.Metrics[0].Resource.Target.AverageValue
+	*q = *apiresource.NewQuantity(1, apiresource.DecimalSI)
+	before := *q
+	if targets(shared); !reflect.DeepEqual(*q, before) {
+		t.Error("showing an autoscaler changed it")
 	}
 	if got, want := targets(full()), "memory: 1/1, cpu: <unknown>/3% + 4 more..."; got != want {
 		t.Errorf("targets %q, want %q", got, want)

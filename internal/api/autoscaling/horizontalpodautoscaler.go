@@ -227,7 +227,7 @@ func target(m *autoscalingv2.MetricSpec, status *autoscalingv2.MetricStatus) str
 		if status.Pods != nil {
 			now, known = status.Pods.Current, true
 		}
-		return current(now.AverageValue, known) + "/" + m.Pods.Target.AverageValue.String()
+		return current(now.AverageValue, known) + "/" + text(m.Pods.Target.AverageValue)
 	case m.Type == autoscalingv2.ResourceMetricSourceType && m.Resource != nil:
 		if status.Resource != nil {
 			now, known = status.Resource.Current, true
@@ -242,23 +242,33 @@ func target(m *autoscalingv2.MetricSpec, status *autoscalingv2.MetricStatus) str
 	return "<unknown type>"
 }
 
+// text is a quantity as people write it. A quantity keeps its text once it has
+// made it, and this one may be shared: a copy makes it.
+func text(q *apiresource.Quantity) string {
+	if q == nil {
+		return q.String()
+	}
+	v := *q
+	return v.String()
+}
+
 func current(q *apiresource.Quantity, known bool) string {
 	if !known {
 		return unknown
 	}
-	return q.String()
+	return text(q)
 }
 
 func valueTarget(t *autoscalingv2.MetricTarget, now autoscalingv2.MetricValueStatus, known bool) string {
 	if t.AverageValue != nil {
-		return fmt.Sprintf("%s/%s (avg)", current(now.AverageValue, known && now.AverageValue != nil), t.AverageValue)
+		return fmt.Sprintf("%s/%s (avg)", current(now.AverageValue, known && now.AverageValue != nil), text(t.AverageValue))
 	}
-	return current(now.Value, known) + "/" + t.Value.String()
+	return current(now.Value, known) + "/" + text(t.Value)
 }
 
 func resourceTarget(t *autoscalingv2.MetricTarget, now autoscalingv2.MetricValueStatus, known bool) string {
 	if t.AverageValue != nil {
-		return current(now.AverageValue, known) + "/" + t.AverageValue.String()
+		return current(now.AverageValue, known) + "/" + text(t.AverageValue)
 	}
 	is, want := unknown, "<auto>"
 	if known && now.AverageUtilization != nil {

@@ -232,7 +232,13 @@ func validateNewEventUpdate(e, old *corev1.Event) field.ErrorList {
 		errs = append(errs, validateEventSeries(e)...)
 	}
 	same := func(name string, a, b any) {
-		errs = append(errs, apivalidation.ValidateImmutableField(a, b, field.NewPath(name))...)
+		for _, err := range apivalidation.ValidateImmutableField(a, b, field.NewPath(name)) {
+			switch a.(type) {
+			case corev1.ObjectReference, *corev1.ObjectReference, corev1.EventSource:
+				err.BadValue = resource.Shown(a)
+			}
+			errs = append(errs, err)
+		}
 	}
 	same("involvedObject", e.InvolvedObject, old.InvolvedObject)
 	same("reason", e.Reason, old.Reason)

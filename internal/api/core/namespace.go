@@ -92,7 +92,9 @@ func Namespace() *resource.Resource {
 			return append(validateNamespace(n), resource.ValidateMetaUpdate(n, old)...)
 		},
 		Canonicalize: labelNamespace,
-		Held:         func(n *corev1.Namespace) bool { return len(n.Spec.Finalizers) > 0 },
+		// Its storage checks them itself, before the rules of all kinds.
+		StoredPreconditions: true,
+		Held:                func(n *corev1.Namespace) bool { return len(n.Spec.Finalizers) > 0 },
 		DeletePrepare: func(_ resource.Env, n *corev1.Namespace) {
 			n.Status.Phase = corev1.NamespaceTerminating
 			n.DeletionGracePeriodSeconds = nil

@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -32,6 +33,8 @@ func ServiceAccount() *resource.Resource {
 			Name: "token", Kind: authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"), Verbs: []string{"create"},
 			NewBody: func() resource.Object { return &authenticationv1.TokenRequest{} },
 			Post:    issueToken,
+			Echoed:  true,
+			Default: defaultTokenRequest,
 		}},
 	}, resource.StrategyOf[*corev1.ServiceAccount]{
 		UnconditionalUpdate: true,
@@ -77,7 +80,21 @@ const (
 	defaultTokenSeconds = 3600
 	minTokenSeconds     = 600
 	maxTokenSeconds     = 1 << 32
+
+	// extendedTokenSeconds is the life that admission asks for the token of a pod's
+	// own volume. Such a token is good for extendedTokenLife, for clients that do
+	// not read it again; use after what was asked for is noted (KEP-1205).
+	extendedTokenSeconds = 3607
+	extendedTokenLife    = 365 * 24 * time.Hour
 )
+
+func defaultTokenRequest(body resource.Object) {
+	spec := &body.(*authenticationv1.TokenRequest).Spec
+	if spec.ExpirationSeconds == nil {
+		s := int64(defaultTokenSeconds)
+		spec.ExpirationSeconds = &s
+	}
+}
 
 // issueToken answers a TokenRequest (KEP-1205). A token bound to an object is
 // valid only as long as that object is.
@@ -100,12 +117,12 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 			fmt.Errorf("the UID in the token request (%s) does not match the UID of the service account (%s)", req.UID, sa.UID))
 	}
 	req.Name, req.Namespace, req.UID = name, ns, sa.UID
-	req.CreationTimestamp = metav1.NewTime(env.Now().Truncate(time.Second))
+	now := env.Now().Truncate(time.Second)
+	req.CreationTimestamp = metav1.NewTime(now)
 	req.Status = authenticationv1.TokenRequestStatus{}
 	spec := &req.Spec
-	if spec.ExpirationSeconds == nil {
-		s := int64(defaultTokenSeconds)
-		spec.ExpirationSeconds = &s
+	if len(spec.Audiences) == 0 && env.Tokens != nil {
+		spec.Audiences = env.Tokens.Audiences()
 	}
 	var errs field.ErrorList
 	path := field.NewPath("spec")
@@ -134,11 +151,18 @@ func issueToken(ctx context.Context, env resource.Env, ops resource.Ops, ns, nam
 	if env.Tokens == nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("this server has no key to sign tokens with"))
 	}
-	token, expires, err := env.Tokens.Issue(ctx, t)
+	own := env.Tokens.Audiences()
+	if t.BoundKind == "Pod" && *spec.ExpirationSeconds == extendedTokenSeconds &&
+		!slices.ContainsFunc(spec.Audiences, func(a string) bool { return !slices.Contains(own, a) }) {
+		t.WarnAfter, t.Lifetime = t.Lifetime, extendedTokenLife
+	}
+	token, _, err := env.Tokens.Issue(ctx, t)
 	if err != nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("failed to generate token: %w", err))
 	}
-	req.Status = authenticationv1.TokenRequestStatus{Token: token, ExpirationTimestamp: metav1.NewTime(expires)}
+	req.Status = authenticationv1.TokenRequestStatus{
+		Token: token, ExpirationTimestamp: metav1.NewTime(now.Add(time.Duration(*spec.ExpirationSeconds) * time.Second)),
+	}
 	return req, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/component-helpers/auth/rbac/validation"
 
@@ -20,7 +19,7 @@ import (
 type finish = func(context.Context, bool)
 
 func beginRole(ctx context.Context, env resource.Env, r, old *rbacv1.Role) (finish, error) {
-	if privileged(env.User) || onlyCollected(r, asObject(old)) {
+	if privileged(env.User) || resource.OnlyCollected(r, asObject(old)) {
 		return nil, nil
 	}
 	if mayEscalate(ctx, env, "roles", r.Namespace, nameOf(old)) {
@@ -35,7 +34,7 @@ var everything = []rbacv1.PolicyRule{
 }
 
 func beginClusterRole(ctx context.Context, env resource.Env, r, old *rbacv1.ClusterRole) (finish, error) {
-	if privileged(env.User) || onlyCollected(r, asObject(old)) {
+	if privileged(env.User) || resource.OnlyCollected(r, asObject(old)) {
 		return nil, nil
 	}
 	if mayEscalate(ctx, env, "clusterroles", "", nameOf(old)) {
@@ -59,14 +58,14 @@ func aggregates(r *rbacv1.ClusterRole) bool {
 }
 
 func beginRoleBinding(ctx context.Context, env resource.Env, b, old *rbacv1.RoleBinding) (finish, error) {
-	if privileged(env.User) || onlyCollected(b, asObject(old)) {
+	if privileged(env.User) || resource.OnlyCollected(b, asObject(old)) {
 		return nil, nil
 	}
 	return nil, mayGrant(ctx, env, "rolebindings", b, b.RoleRef)
 }
 
 func beginClusterRoleBinding(ctx context.Context, env resource.Env, b, old *rbacv1.ClusterRoleBinding) (finish, error) {
-	if privileged(env.User) || onlyCollected(b, asObject(old)) {
+	if privileged(env.User) || resource.OnlyCollected(b, asObject(old)) {
 		return nil, nil
 	}
 	return nil, mayGrant(ctx, env, "clusterrolebindings", b, b.RoleRef)
@@ -138,20 +137,6 @@ func nameOf[T any, P interface {
 		return ""
 	}
 	return o.GetName()
-}
-
-// onlyCollected tells that an update changes no more than the garbage collector
-// does: owners and finalizers.
-func onlyCollected(obj, old resource.Object) bool {
-	if old == nil {
-		return false
-	}
-	c := obj.DeepCopyObject().(resource.Object)
-	c.SetOwnerReferences(old.GetOwnerReferences())
-	c.SetFinalizers(old.GetFinalizers())
-	c.SetManagedFields(old.GetManagedFields())
-	c.SetResourceVersion(old.GetResourceVersion())
-	return apiequality.Semantic.DeepEqual(c, old)
 }
 
 func refusal(plural, name string, err error) error {

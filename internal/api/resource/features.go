@@ -59,5 +59,6 @@ func DefaultFeatures() Features {
 		"MutablePodResourcesForSuspendedJobs":            true,
 		"MutableSchedulingDirectivesForSuspendedJobs":    true,
 		"HPAScaleToZero":                                 true,
+		"DRAConsumableCapacity":                          true,
 	}
 }

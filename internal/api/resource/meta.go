@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/duration"
@@ -36,6 +37,20 @@ func finalizerErrors(obj Object) field.ErrorList {
 		}
 	}
 	return errs
+}
+
+// OnlyCollected tells that an update changes no more than the garbage collector
+// does: owners and finalizers.
+func OnlyCollected(obj, old Object) bool {
+	if old == nil {
+		return false
+	}
+	c := obj.DeepCopyObject().(Object)
+	c.SetOwnerReferences(old.GetOwnerReferences())
+	c.SetFinalizers(old.GetFinalizers())
+	c.SetManagedFields(old.GetManagedFields())
+	c.SetResourceVersion(old.GetResourceVersion())
+	return apiequality.Semantic.DeepEqual(c, old)
 }
 
 // Name rules.

@@ -10,7 +10,7 @@
 //
 // decode, Default, managedFields, mutating admission (Default again after
 // webhooks), Prepare (which drops disabled fields and resets what this door may
-// not write), Validate, Canonicalize, validating admission, Begin (with
+// not write), Check, Validate, Canonicalize, validating admission, Begin (with
 // BeginFirst: before Prepare), store. For update and patch everything from the patch on is repeated in the
 // compare-and-swap retry, against the then current object.
 //
@@ -73,6 +73,8 @@ type Resource struct {
 	Verbs []string
 
 	Strategy
+	// Live makes the objects of a resource that is not stored when they are read.
+	Live *Live
 	// Post answers a create of a resource that is not stored.
 	Post func(ctx context.Context, env Env, obj Object) (Object, error)
 
@@ -131,6 +133,10 @@ type StrategyOf[T Object] struct {
 	ValidateCreate func(env Env, obj T) field.ErrorList
 	ValidateUpdate func(env Env, obj, old T) field.ErrorList
 
+	// Check returns the mistakes that only other objects, or the authorizer, can
+	// tell; old is the zero T on create. They come before those of Validate.
+	Check func(ctx context.Context, env Env, obj, old T) field.ErrorList
+
 	// Warnings returns texts for the Warning header; old is nil on create.
 	Warnings func(env Env, obj, old T) []string
 
@@ -168,6 +174,10 @@ type StrategyOf[T Object] struct {
 	// collector for nothing, whatever its options say.
 	NoDependents bool
 
+	// StoredPreconditions: a deletion's preconditions that do not hold are told in
+	// the store's words.
+	StoredPreconditions bool
+
 	// CreateOnUpdate: an update (or an apply patch excepted) of a missing object
 	// creates it.
 	CreateOnUpdate bool
@@ -192,6 +202,9 @@ type StrategyOf[T Object] struct {
 
 	// Row returns the cells of a Table row.
 	Row func(obj T, now time.Time) []any
+	// ListCells changes the cells of the rows of a list, where they depend on each
+	// other; cells[i] belongs to objs[i].
+	ListCells func(objs []T, cells [][]any)
 	// RowConditions returns a row's conditions (a finished pod is Completed).
 	RowConditions func(obj T) []metav1.TableRowCondition
 }
@@ -213,16 +226,23 @@ type Subresource struct {
 	// body from the object, SetView writes the body into a copy of the object,
 	// which then goes through the parent's rules.
 	NewView func() Object
+	// Columns and Row make a Table of the body, where it has one.
+	Columns []metav1.TableColumnDefinition
+	Row     func(view Object, now time.Time) []any
 	View    func(obj Object) (Object, error)
 	SetView func(obj Object, view Object) error
 
 	// Post, where set, answers a create (binding, token, eviction). ops writes
 	// the parent. No object answers with a Status of success.
 	NewBody func() Object
-	// BodyVersions are the versions besides Kind's that the body may be in; it has
-	// the same fields there.
-	BodyVersions []schema.GroupVersion
-	Post         func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
+	// Echoed: the answer of Post is the body, filled in; it has managed fields.
+	Echoed bool
+	// Default fills in what the client left out of a body of Post; nil for nothing.
+	Default func(body Object)
+	// Older turns a body of an older version into one of NewBody's type, and
+	// returns nil for any other; nil where only one version is taken.
+	Older func(body runtime.Object) Object
+	Post  func(ctx context.Context, env Env, ops Ops, namespace, name string, body Object, o metav1.CreateOptions) (Object, error)
 
 	// Connect marks a subresource that the API server connects to a node or a pod
 	// (log, exec, attach, portforward, proxy); the verbs say how it is reached.
@@ -243,7 +263,9 @@ type Env struct {
 	Now      func() time.Time
 	Features Features
 	User     User
-	DryRun   bool
+	// Verb is the request's, as authorization has it.
+	Verb   string
+	DryRun bool
 	// Warn sends a text in the Warning header, for rules that find something
 	// while they change the object; nil drops it.
 	Warn func(text string)
@@ -258,6 +280,8 @@ type Env struct {
 	Tokens TokenIssuer
 	// Services allocates cluster addresses and node ports.
 	Services ServiceAllocator
+	// Usage tells what nodes and pods use; nil where nobody knows.
+	Usage UsageSource
 }
 
 // User is who asks.
@@ -303,13 +327,17 @@ type NonResourceRule struct{ Verbs, NonResourceURLs []string }
 type TokenIssuer interface {
 	// Issue signs a token; bound may name a pod, node or secret.
 	Issue(ctx context.Context, t TokenSpec) (token string, expires time.Time, err error)
+	// Audiences are the server's own: those of a token that asks for none.
+	Audiences() []string
 }
 
 // TokenSpec says what a token asserts.
 type TokenSpec struct {
 	Namespace, ServiceAccount, UID string
 	Audiences                      []string
-	Lifetime                       time.Duration
+	// Lifetime after which the token is refused, and the time after which its use
+	// is noted as late; 0 notes nothing.
+	Lifetime, WarnAfter            time.Duration
 	BoundKind, BoundName, BoundUID string
 	NodeName, NodeUID              string
 }
@@ -358,7 +386,7 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 		return o.(T)
 	}
 	out := Strategy{
-		OrphanByDefault: s.OrphanByDefault, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
+		OrphanByDefault: s.OrphanByDefault, StoredPreconditions: s.StoredPreconditions, NoDependents: s.NoDependents, CreateOnUpdate: s.CreateOnUpdate,
 		UnconditionalUpdate: s.UnconditionalUpdate, ResetFields: s.ResetFields,
 		KeepFields: s.KeepFields, BeginFirst: s.BeginFirst, DeleteWarnings: s.DeleteWarnings,
 	}
@@ -376,6 +404,9 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	}
 	if f := s.ValidateUpdate; f != nil {
 		out.ValidateUpdate = func(e Env, o, old Object) field.ErrorList { return f(e, cast(o), cast(old)) }
+	}
+	if f := s.Check; f != nil {
+		out.Check = func(ctx context.Context, e Env, o, old Object) field.ErrorList { return f(ctx, e, cast(o), cast(old)) }
 	}
 	if f := s.Warnings; f != nil {
 		out.Warnings = func(e Env, o, old Object) []string { return f(e, cast(o), cast(old)) }
@@ -408,6 +439,15 @@ func Untyped[T Object](s StrategyOf[T]) Strategy {
 	}
 	if f := s.Row; f != nil {
 		out.Row = func(o Object, now time.Time) []any { return f(cast(o), now) }
+	}
+	if f := s.ListCells; f != nil {
+		out.ListCells = func(objs []Object, cells [][]any) {
+			list := make([]T, len(objs))
+			for i, o := range objs {
+				list[i] = cast(o)
+			}
+			f(list, cells)
+		}
 	}
 	if f := s.RowConditions; f != nil {
 		out.RowConditions = func(o Object) []metav1.TableRowCondition { return f(cast(o)) }

@@ -1,6 +1,8 @@
 package resource
 
 import (
+	"time"
+
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +25,16 @@ func ScaleOf[T Object](s Scaled[T]) Subresource {
 	return Subresource{
 		Name: "scale", Kind: autoscalingv1.SchemeGroupVersion.WithKind("Scale"), Verbs: []string{"get", "patch", "update"},
 		NewView: func() Object { return &autoscalingv1.Scale{} },
+		Columns: []metav1.TableColumnDefinition{
+			{Name: "Name", Type: "string", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"]},
+			{Name: "Desired", Type: "integer", Description: autoscalingv1.ScaleSpec{}.SwaggerDoc()["replicas"]},
+			{Name: "Available", Type: "integer", Description: autoscalingv1.ScaleStatus{}.SwaggerDoc()["replicas"]},
+			{Name: "Age", Type: "string", Description: metav1.ObjectMeta{}.SwaggerDoc()["creationTimestamp"]},
+		},
+		Row: func(view Object, now time.Time) []any {
+			v := view.(*autoscalingv1.Scale)
+			return []any{v.Name, int64(v.Spec.Replicas), int64(v.Status.Replicas), Age(v.CreationTimestamp, now)}
+		},
 		View: func(obj Object) (Object, error) {
 			t := obj.(T)
 			selector, err := metav1.LabelSelectorAsSelector(s.Selector(t))

@@ -22,11 +22,17 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
+		DefaultStorageClass{}, StorageObjectInUseProtection{}, PersistentVolumeClaimResize{},
+		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{},
+		NodeFeatures{}, PodResize{},
 		NewResourceQuota(),
 	}
 }
 
-var podsResource = schema.GroupResource{Resource: "pods"}
+var (
+	podsResource   = schema.GroupResource{Resource: "pods"}
+	claimsResource = schema.GroupResource{Resource: "persistentvolumeclaims"}
+)
 
 func resourceOf(a *apiserver.Attributes) schema.GroupResource { return a.Resource.GroupResource() }
 

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	resourcehelper "k8s.io/component-helpers/resource"
 
@@ -24,8 +23,6 @@ import (
 type LimitRanger struct{}
 
 const limitRangerAnnotation = "kubernetes.io/limit-ranger"
-
-var claimsResource = schema.GroupResource{Resource: "persistentvolumeclaims"}
 
 // Name implements apiserver.Admission.
 func (LimitRanger) Name() string { return "LimitRanger" }

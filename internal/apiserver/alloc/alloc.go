@@ -24,6 +24,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/api/resource"
 	"skiff/internal/client"
@@ -153,15 +154,19 @@ func (a *Allocator) ensureServiceCIDR(ctx context.Context) error {
 	if obj.DeletionTimestamp != nil || c != nil && c.Status != metav1.ConditionUnknown {
 		return nil
 	}
-	obj = obj.DeepCopy()
-	apimeta.SetStatusCondition(&obj.Status.Conditions, metav1.Condition{
-		Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue,
-		Message: "Kubernetes default Service CIDR is ready", LastTransitionTime: metav1.NewTime(a.Now()),
-	})
-	if _, err := cidrs.UpdateStatus(ctx, obj); err != nil && !apierrors.IsConflict(err) {
+	owner := client.New(a.Client().Transport(), "kubernetes-service-cidr-controller")
+	if _, err := client.For[*networkingv1.ServiceCIDR](owner).Patch(ctx, DefaultServiceCIDR, types.ApplyPatchType, a.readyStatus(), "status"); err != nil {
 		return fmt.Errorf("default service range: %w", err)
 	}
 	return nil
+}
+
+// readyStatus is the apply configuration of a ServiceCIDR that is ready. It has no
+// reason, as upstream's.
+func (a *Allocator) readyStatus() []byte {
+	return fmt.Appendf(nil, `{"apiVersion":%q,"kind":"ServiceCIDR","metadata":{"name":%q},"status":{"conditions":[`+
+		`{"type":%q,"status":"True","message":"Kubernetes default Service CIDR is ready","lastTransitionTime":%q}]}}`,
+		networkingv1.SchemeGroupVersion, DefaultServiceCIDR, networkingv1.ServiceCIDRConditionReady, a.Now().UTC().Format(time.RFC3339))
 }
 
 // Run repairs at once and then now and then, until ctx ends.

@@ -25,6 +25,7 @@ import (
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/alloc"
+	"skiff/internal/apiserver/fields"
 	"skiff/internal/client"
 	"skiff/internal/codec"
 	"skiff/internal/store"
@@ -104,6 +105,7 @@ func start(t *testing.T, cfg config) *fixture {
 	}
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: cfg.store, Resources: api.All(), Log: log, Authenticator: open{}, Authorizer: open{}, Services: a, VerifyCache: true, Now: cfg.now,
+		FieldManagers: fields.New(api.All()),
 	})
 	if err != nil {
 		t.Fatal(err)

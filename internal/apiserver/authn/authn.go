@@ -25,6 +25,8 @@ type Authenticator struct {
 	Tokens *Tokens
 	// Now is the clock.
 	Now func() time.Time
+
+	certificates verified
 }
 
 var errUnauthorized = errors.New("invalid credentials")
@@ -53,13 +55,19 @@ func (a *Authenticator) certificate(r *http.Request) (*resource.User, error) {
 	if a.ClientCAs == nil || r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil, nil
 	}
+	cert, now := r.TLS.PeerCertificates[0], a.Now()
+	alone := len(r.TLS.PeerCertificates) == 1
+	if alone {
+		if u := a.certificates.get(cert, now); u != nil {
+			return u, nil
+		}
+	}
 	intermediates := x509.NewCertPool()
 	for _, c := range r.TLS.PeerCertificates[1:] {
 		intermediates.AddCert(c)
 	}
-	cert := r.TLS.PeerCertificates[0]
-	_, err := cert.Verify(x509.VerifyOptions{
-		Roots: a.ClientCAs, Intermediates: intermediates, CurrentTime: a.Now(),
+	chains, err := cert.Verify(x509.VerifyOptions{
+		Roots: a.ClientCAs, Intermediates: intermediates, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
@@ -69,10 +77,14 @@ func (a *Authenticator) certificate(r *http.Request) (*resource.User, error) {
 		return nil, nil
 	}
 	sum := sha256.Sum256(cert.Raw)
-	return authenticated(&resource.User{
+	u := authenticated(&resource.User{
 		Name: cert.Subject.CommonName, Groups: slices.Clone(cert.Subject.Organization),
 		Extra: map[string][]string{"authentication.kubernetes.io/credential-id": {"X509SHA256=" + hex.EncodeToString(sum[:])}},
-	}), nil
+	})
+	if alone {
+		a.certificates.put(cert, u, chains[0])
+	}
+	return u, nil
 }
 
 func authenticated(u *resource.User) *resource.User {

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"skiff/internal/api/resource"
@@ -91,7 +93,7 @@ func keyID(k crypto.PublicKey) (string, error) {
 
 type named struct {
 	Name string `json:"name"`
-	UID  string `json:"uid"`
+	UID  string `json:"uid,omitempty"`
 }
 
 type privateClaims struct {
@@ -132,7 +134,15 @@ func (t *Tokens) Issue(_ context.Context, s resource.TokenSpec) (string, time.Ti
 	case "Secret":
 		k.Secret = &named{s.BoundName, s.BoundUID}
 	}
-	token, err := jwt.Signed(t.signer).Claims(private).Claims(pub).Serialize()
+	if s.WarnAfter > 0 {
+		k.WarnAfter = jwt.NewNumericDate(now.Add(s.WarnAfter))
+	}
+	// One audience is a list too, as upstream writes it.
+	claims := struct {
+		jwt.Claims
+		Audience []string `json:"aud"`
+	}{pub, auds}
+	token, err := jwt.Signed(t.signer).Claims(private).Claims(claims).Serialize()
 	if err != nil {
 		return "", time.Time{}, err
 	}
@@ -153,19 +163,11 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 	if err := parsed.UnsafeClaimsWithoutVerification(&pub); err != nil || pub.Issuer != t.issuer {
 		return nil, nil, nil
 	}
-	key := t.key(parsed.Headers)
-	if key == nil {
-		return nil, nil, errors.New("token is signed by an unknown key")
+	if err := t.claims(parsed, &pub, &private); err != nil {
+		return nil, nil, err
 	}
-	if err := parsed.Claims(key, &pub, &private); err != nil {
-		return nil, nil, fmt.Errorf("token signature: %w", err)
-	}
-	now := t.now()
-	if err := pub.ValidateWithLeeway(jwt.Expected{Time: now}, 0); err != nil {
-		if errors.Is(err, jwt.ErrExpired) {
-			return nil, nil, errors.New("service account token has expired")
-		}
-		return nil, nil, fmt.Errorf("token: %w", err)
+	if len(pub.Audience) == 0 {
+		pub.Audience = t.audiences
 	}
 	if audiences == nil {
 		audiences = t.audiences
@@ -179,6 +181,9 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 	if len(both) == 0 {
 		return nil, nil, fmt.Errorf("token audiences %q is invalid for the target audiences %q", []string(pub.Audience), audiences)
 	}
+	if err := pub.Validate(jwt.Expected{Time: t.now()}); err != nil {
+		return nil, nil, outOfTime(err)
+	}
 	u, err := t.user(ctx, &pub, &private)
 	if err != nil {
 		return nil, nil, err
@@ -186,16 +191,48 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 	return u, both, nil
 }
 
-func (t *Tokens) key(headers []jose.Header) crypto.PublicKey {
-	for _, h := range headers {
-		if k, ok := t.keys[h.KeyID]; ok {
-			return k
+// claims verifies the signature, by the key that the token names or by any where it
+// names none, and reads the claims.
+func (t *Tokens) claims(token *jwt.JSONWebToken, into ...any) error {
+	id := ""
+	for _, h := range token.Headers {
+		if h.KeyID != "" {
+			id = h.KeyID
+			break
 		}
 	}
-	return nil
+	found, failed := false, []error(nil)
+	for _, k := range slices.Sorted(maps.Keys(t.keys)) {
+		if id != "" && k != id {
+			continue
+		}
+		found = true
+		err := token.Claims(t.keys[k], into...)
+		if err == nil {
+			return nil
+		}
+		failed = append(failed, err)
+	}
+	if !found {
+		return errors.New("invalid signature, no keys found")
+	}
+	return utilerrors.NewAggregate(failed)
 }
 
-// user checks that what the token depends on still is as it was.
+func outOfTime(err error) error {
+	switch {
+	case errors.Is(err, jwt.ErrExpired):
+		return errors.New("service account token has expired")
+	case errors.Is(err, jwt.ErrNotValidYet):
+		return errors.New("service account token is not valid yet")
+	case errors.Is(err, jwt.ErrIssuedInTheFuture):
+		return errors.New("service account token is issued in the future")
+	}
+	return errors.New("service account token claims could not be validated due to unexpected validation error")
+}
+
+// user checks that what the token depends on still is as it was. What was deleted
+// holds for the leeway that clocks are given (jwt.DefaultLeeway).
 func (t *Tokens) user(ctx context.Context, pub *jwt.Claims, private *privateClaims) (*resource.User, error) {
 	k := &private.Kubernetes
 	ns := k.Namespace
@@ -203,15 +240,15 @@ func (t *Tokens) user(ctx context.Context, pub *jwt.Claims, private *privateClai
 		return nil, errors.New("token subject does not match its claims")
 	}
 	c := t.lookup()
-	sa, err := read(client.For[*corev1.ServiceAccount](c).In(ns).Get(ctx, k.ServiceAccount.Name))
+	sa, err := client.For[*corev1.ServiceAccount](c).In(ns).Get(ctx, k.ServiceAccount.Name)
 	if err != nil {
 		return nil, err
 	}
-	if sa == nil || sa.DeletionTimestamp != nil && t.now().Sub(sa.DeletionTimestamp.Time) > time.Minute {
-		return nil, errors.New("service account has been deleted")
-	}
 	if string(sa.UID) != k.ServiceAccount.UID {
 		return nil, fmt.Errorf("service account UID (%s) does not match claim (%s)", sa.UID, k.ServiceAccount.UID)
+	}
+	if t.gone(sa) {
+		return nil, fmt.Errorf("service account %s/%s has been deleted", ns, sa.Name)
 	}
 	u := &resource.User{
 		Name: pub.Subject, UID: string(sa.UID), Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + ns},
@@ -225,8 +262,11 @@ func (t *Tokens) user(ctx context.Context, pub *jwt.Claims, private *privateClai
 		if err != nil {
 			return nil, err
 		}
-		if s == nil || string(s.UID) != k.Secret.UID {
-			return nil, errors.New("service account token has been invalidated")
+		if s != nil && string(s.UID) != k.Secret.UID {
+			return nil, fmt.Errorf("secret UID (%s) does not match service account secret ref claim (%s)", s.UID, k.Secret.UID)
+		}
+		if s == nil || t.gone(s) {
+			return nil, errInvalidated
 		}
 	}
 	if k.Pod != nil {
@@ -234,8 +274,11 @@ func (t *Tokens) user(ctx context.Context, pub *jwt.Claims, private *privateClai
 		if err != nil {
 			return nil, err
 		}
-		if p == nil || string(p.UID) != k.Pod.UID || p.DeletionTimestamp != nil && t.now().Sub(p.DeletionTimestamp.Time) > time.Minute {
-			return nil, errors.New("service account token has been invalidated")
+		if p != nil && string(p.UID) != k.Pod.UID {
+			return nil, fmt.Errorf("pod UID (%s) does not match service account pod ref claim (%s)", p.UID, k.Pod.UID)
+		}
+		if p == nil || t.gone(p) {
+			return nil, errInvalidated
 		}
 		u.Extra["authentication.kubernetes.io/pod-name"] = []string{p.Name}
 		u.Extra["authentication.kubernetes.io/pod-uid"] = []string{string(p.UID)}
@@ -250,12 +293,23 @@ func (t *Tokens) user(ctx context.Context, pub *jwt.Claims, private *privateClai
 			if err != nil {
 				return nil, err
 			}
-			if n == nil || string(n.UID) != k.Node.UID {
-				return nil, errors.New("service account token has been invalidated")
+			if n != nil && string(n.UID) != k.Node.UID {
+				return nil, fmt.Errorf("node UID (%s) does not match service account node ref claim (%s)", n.UID, k.Node.UID)
+			}
+			if n == nil || t.gone(n) {
+				return nil, errInvalidated
 			}
 		}
 	}
 	return u, nil
+}
+
+var errInvalidated = errors.New("service account token has been invalidated")
+
+// gone tells that an object was deleted, and that everybody's clock knows.
+func (t *Tokens) gone(o metav1.Object) bool {
+	at := o.GetDeletionTimestamp()
+	return at != nil && at.Time.Before(t.now().Add(-jwt.DefaultLeeway))
 }
 
 // read turns "not found" into nil.
@@ -266,6 +320,9 @@ func read[T metav1.Object](o T, err error) (T, error) {
 	}
 	return o, err
 }
+
+// Audiences implements resource.TokenIssuer.
+func (t *Tokens) Audiences() []string { return slices.Clone(t.audiences) }
 
 const protocolPrefix = "base64url.bearer.authorization.k8s.io."
 

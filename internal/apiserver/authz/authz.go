@@ -74,14 +74,7 @@ func (Masters) Authorize(_ context.Context, a resource.Attributes) (resource.Dec
 	return resource.Decision{Allowed: slices.Contains(a.User.Groups, "system:masters")}, nil
 }
 
-// Rules implements Authorizer.
-func (Masters) Rules(_ context.Context, u resource.User, _ string) (resource.RuleList, error) {
-	if !slices.Contains(u.Groups, "system:masters") {
-		return resource.RuleList{}, nil
-	}
-	all := []string{"*"}
-	return resource.RuleList{
-		Resource:    []resource.ResourceRule{{Verbs: all, APIGroups: all, Resources: all}},
-		NonResource: []resource.NonResourceRule{{Verbs: all, NonResourceURLs: all}},
-	}, nil
+// Rules implements Authorizer: this is no rule, and upstream lists none for it.
+func (Masters) Rules(context.Context, resource.User, string) (resource.RuleList, error) {
+	return resource.RuleList{}, nil
 }

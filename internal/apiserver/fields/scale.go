@@ -64,7 +64,7 @@ func (m *Managers) applyView(r *resource.Resource, s *resource.Subresource, live
 	if err != nil {
 		return nil, err
 	}
-	now, err := apply(f, v, config, manager, force)
+	now, err := apply(f.FieldManager, v, config, manager, force)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 //go:embed policy.txt
@@ -24,16 +23,14 @@ type Policy struct {
 	RoleBindings        []*rbacv1.RoleBinding
 }
 
-// Default returns the policy of every cluster. The rules of roles that gather
-// others (admin, edit, view) are gathered already: they allow the same before any
-// controller has run.
+// Default returns the policy of every cluster. Roles that gather others (admin,
+// edit, view) have no rules yet: a controller writes them.
 func Default() Policy {
 	p, err := parse(table)
 	if err != nil {
 		// The table is part of the program.
 		panic(err)
 	}
-	gather(p.ClusterRoles)
 	return p
 }
 
@@ -193,50 +190,4 @@ func (p *Policy) bind(words []string) error {
 	}
 	p.ClusterRoleBindings = append(p.ClusterRoleBindings, &rbacv1.ClusterRoleBinding{ObjectMeta: meta("", name), RoleRef: ref, Subjects: subjects})
 	return nil
-}
-
-// gather fills in the rules of roles that gather others, until nothing is added:
-// one of them may be part of another.
-func gather(roles []*rbacv1.ClusterRole) {
-	byName := slices.Clone(roles)
-	slices.SortFunc(byName, func(a, b *rbacv1.ClusterRole) int { return strings.Compare(a.Name, b.Name) })
-	for again := true; again; {
-		again = false
-		for _, r := range byName {
-			if r.AggregationRule == nil {
-				continue
-			}
-			rules := Gathered(r, byName)
-			again = again || len(rules) != len(r.Rules)
-			r.Rules = rules
-		}
-	}
-}
-
-// Gathered returns the rules of a role that gathers others, as the aggregation
-// controller orders them: by the names of the roles, each rule once.
-func Gathered(r *rbacv1.ClusterRole, byName []*rbacv1.ClusterRole) []rbacv1.PolicyRule {
-	var out []rbacv1.PolicyRule
-	for i := range r.AggregationRule.ClusterRoleSelectors {
-		sel, err := metav1.LabelSelectorAsSelector(&r.AggregationRule.ClusterRoleSelectors[i])
-		if err != nil {
-			continue
-		}
-		for _, part := range byName {
-			if part.Name == r.Name || !sel.Matches(labels.Set(part.Labels)) {
-				continue
-			}
-			for _, rule := range part.Rules {
-				if !slices.ContainsFunc(out, func(have rbacv1.PolicyRule) bool { return equalRules(&have, &rule) }) {
-					out = append(out, rule)
-				}
-			}
-		}
-	}
-	return out
-}
-
-func equalRules(a, b *rbacv1.PolicyRule) bool {
-	return slices.Equal(a.Verbs, b.Verbs) && slices.Equal(a.APIGroups, b.APIGroups) && slices.Equal(a.Resources, b.Resources) &&
-		slices.Equal(a.ResourceNames, b.ResourceNames) && slices.Equal(a.NonResourceURLs, b.NonResourceURLs)
 }

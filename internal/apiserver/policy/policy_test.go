@@ -19,8 +19,8 @@ func TestDefault(t *testing.T) {
 		if r.Labels["kubernetes.io/bootstrapping"] != "rbac-defaults" || r.Annotations[rbacv1.AutoUpdateAnnotationKey] != "true" {
 			t.Errorf("cluster role %q: %v %v", r.Name, r.Labels, r.Annotations)
 		}
-		if len(r.Rules) == 0 {
-			t.Errorf("cluster role %q has no rules", r.Name)
+		if (len(r.Rules) == 0) != (r.AggregationRule != nil) {
+			t.Errorf("cluster role %q has %d rules, and gathers by %v", r.Name, len(r.Rules), r.AggregationRule)
 		}
 	}
 	local := map[string]bool{}
@@ -37,8 +37,16 @@ func TestDefault(t *testing.T) {
 			t.Errorf("binding %q is to %q, which there is not", b.Name, b.RoleRef.Name)
 		}
 	}
-	holds := func(role, verb, group, res string) bool {
-		return slices.ContainsFunc(roles[role].Rules, func(r rbacv1.PolicyRule) bool {
+	// holds looks into what a role gathers, too.
+	var holds func(role, verb, group, res string) bool
+	holds = func(role, verb, group, res string) bool {
+		r := roles[role]
+		for name, part := range roles {
+			if r.AggregationRule != nil && part.Labels["rbac.authorization.k8s.io/aggregate-to-"+role] == "true" && holds(name, verb, group, res) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(r.Rules, func(r rbacv1.PolicyRule) bool {
 			return slices.Contains(r.Verbs, verb) && slices.Contains(r.APIGroups, group) && slices.Contains(r.Resources, res)
 		})
 	}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -30,11 +31,17 @@ import (
 // ErrNoConfig is why nothing can be attached while no configuration is there.
 var ErrNoConfig = errors.New("no CNI network configuration")
 
+// Journal records what is put on the host (host.Journal has it).
+type Journal interface {
+	Record(host.Entry) error
+}
+
 // Deps is what a Network needs.
 type Deps struct {
 	Instance host.Instance
-	// ConfDir holds configurations, BinDirs the plugins. Empty: /etc/cni/net.d and
-	// /opt/cni/bin.
+	Journal  Journal
+	// ConfDir holds configurations, BinDirs the plugins. Empty: /etc/cni/net.d;
+	// /opt/cni/bin and Debian's /usr/lib/cni.
 	ConfDir string
 	BinDirs []string
 }
@@ -43,6 +50,10 @@ type Deps struct {
 type Network struct {
 	deps Deps
 	cni  *libcni.CNIConfig
+
+	mu sync.Mutex
+	// known are the networks that this process has attached a pod to.
+	known map[string]bool
 }
 
 // ifName is the link's name in the pod.
@@ -54,21 +65,44 @@ func New(d Deps) *Network {
 		d.ConfDir = "/etc/cni/net.d"
 	}
 	if len(d.BinDirs) == 0 {
-		d.BinDirs = []string{"/opt/cni/bin"}
+		d.BinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
 	}
-	return &Network{deps: d, cni: libcni.NewCNIConfigWithCacheDir(d.BinDirs, d.Instance.Run("cni"), nil)}
+	return &Network{deps: d, cni: libcni.NewCNIConfigWithCacheDir(d.BinDirs, d.Instance.Run("cni"), nil), known: map[string]bool{}}
 }
 
-// load returns the first configuration. ErrNoConfig where there is none.
-func (n *Network) load() (*libcni.NetworkConfigList, error) {
+// ConfDir is where configurations are looked for.
+func (n *Network) ConfDir() string { return n.deps.ConfDir }
+
+// Configured tells whether there is a configuration, be it right or wrong.
+func (n *Network) Configured() bool {
+	files, err := n.files()
+	return err != nil || len(files) > 0
+}
+
+// Attached tells whether plugins have attached the sandbox, and not detached it.
+func (n *Network) Attached(id string) bool {
+	done, err := n.cni.GetCachedAttachments(id)
+	return err != nil || len(done) > 0
+}
+
+func (n *Network) files() ([]string, error) {
 	files, err := libcni.ConfFiles(n.deps.ConfDir, []string{".conf", ".conflist", ".json"})
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration: %w", err)
 	}
+	slices.Sort(files)
+	return files, nil
+}
+
+// load returns the first configuration. ErrNoConfig where there is none.
+func (n *Network) load() (*libcni.NetworkConfigList, error) {
+	files, err := n.files()
+	if err != nil {
+		return nil, err
+	}
 	if len(files) == 0 {
 		return nil, fmt.Errorf("%w in %s", ErrNoConfig, n.deps.ConfDir)
 	}
-	slices.Sort(files)
 	path := files[0]
 	var list *libcni.NetworkConfigList
 	if strings.HasSuffix(path, ".conflist") {
@@ -133,7 +167,17 @@ func (n *Network) Attach(ctx context.Context, s pod.Sandbox) (pod.Result, error)
 	if err := loopbackUp(s.NetNS); err != nil {
 		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
 	}
+	if err := n.keepNamespace(s); err != nil {
+		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
+	}
+	note, err := n.noteLinks(list.Name)
+	if err != nil {
+		return pod.Result{}, fmt.Errorf("attach sandbox %q: %w", s.ID, err)
+	}
 	added, err := n.cni.AddNetworkList(ctx, list, rt)
+	if err == nil {
+		err = note(added)
+	}
 	if err == nil {
 		var r pod.Result
 		if r, err = result(added.GetAsVersion(types100.ImplementedSpecVersion)); err == nil {
@@ -173,7 +217,7 @@ func (n *Network) Detach(ctx context.Context, s pod.Sandbox) error {
 		return fmt.Errorf("detach sandbox %q: %w", s.ID, err)
 	}
 	rt := runtimeConf(s)
-	if _, err := os.Stat(s.NetNS); s.NetNS == "" || err != nil {
+	if !n.sameNamespace(s) {
 		rt.NetNS = "" // what plugins expect of a namespace that is gone
 	}
 	if len(done) == 0 {
@@ -201,6 +245,9 @@ func (n *Network) Detach(ctx context.Context, s pod.Sandbox) error {
 		if err != nil {
 			return fmt.Errorf("detach sandbox %q from CNI network %s: %w", s.ID, a.Network, err)
 		}
+	}
+	if err := os.Remove(n.namespaceFile(s.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach sandbox %q: %w", s.ID, err)
 	}
 	return nil
 }

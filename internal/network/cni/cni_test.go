@@ -196,3 +196,27 @@ func TestBadConfig(t *testing.T) {
 		t.Fatal("attached")
 	}
 }
+
+// A path that leads to another namespace by now, since a process got the number of
+// the pod's, is not given to plugins: they would take that one's links.
+func TestDetachLeavesOtherNamespacesAlone(t *testing.T) {
+	f := newFixture(t)
+	f.config("10-a.conflist", "first")
+	own, other := nettest.New(t), nettest.New(t)
+	path := filepath.Join(t.TempDir(), "ns")
+	if err := os.Symlink(own.Path, path); err != nil {
+		t.Fatal(err)
+	}
+	s := pod.Sandbox{ID: "abc", NetNS: path}
+	if _, err := f.net.Attach(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	f.want("ADD id=abc netns=" + path)
+	if err := errors.Join(os.Remove(path), os.Symlink(other.Path, path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.net.Detach(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	f.want("DEL id=abc netns= ")
+}

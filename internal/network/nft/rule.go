@@ -254,6 +254,9 @@ func (r Rule) Goto(chain string) Rule { return r.Verdict(expr.VerdictGoto, chain
 // Drop ends the rule and the packet.
 func (r Rule) Drop() Rule { return r.Verdict(expr.VerdictDrop, "") }
 
+// Accept ends the rule and the hook's chain.
+func (r Rule) Accept() Rule { return r.Verdict(expr.VerdictAccept, "") }
+
 // Return ends the chain.
 func (r Rule) Return() Rule { return r.Verdict(expr.VerdictReturn, "") }
 

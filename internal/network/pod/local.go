@@ -73,11 +73,16 @@ func (n *Network) setLocalAddrs(addrs []netip.Addr) error {
 
 // guardLocal adds the rules that keep the local addresses to this node and its
 // pods: the kernel takes a packet for any address of the host from any link.
-func (n *Network) guardLocal(t *nft.Txn, r rules, addrs []netip.Addr) {
+func (n *Network) guardLocal(t *nft.Txn, r rules, c Config) {
 	ch := &nftables.Chain{Table: r.table, Name: "input", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter}
 	t.AddChain(ch)
-	for _, a := range addrs {
+	if c.External {
+		// Any link may be a pod's. Who was sent here by a service's address may come,
+		// as to any other service.
+		t.Rule(ch, nft.Rule{}.CTStatus(nft.DNATed).Accept())
+	}
+	for _, a := range c.LocalAddrs {
 		if !r.f.Has(a) {
 			continue
 		}

@@ -49,6 +49,9 @@ const rulesVersion = "1"
 func (n *Network) mark(c Config) string {
 	sum := sha256.Sum256(fmt.Append(nil, rulesVersion, n.deps.Instance.Name,
 		c.PodCIDRs, c.ClusterCIDRs, c.ServiceCIDRs, c.NoMasquerade, c.LocalAddrs))
+	if c.External {
+		sum = sha256.Sum256(fmt.Append(sum[:], n.leaves(c)))
+	}
 	return "made-" + hex.EncodeToString(sum[:8])
 }
 
@@ -107,10 +110,13 @@ func (n *Network) writeRules(c Config) error {
 			t.AddChain(ch)
 			t.Rule(ch, nft.Rule{}.CTStatus(nft.DNATed).SAddr(f, 0).DAddr(f, f.Words).In(r.hairpin, 0).Masquerade())
 			for _, p := range f.Only(c.PodCIDRs) {
+				if n.leaves(c) {
+					break
+				}
 				t.Rule(ch, nft.Rule{}.SAddr(f, 0).InPrefix(f, 0, p).DAddr(f, 0).NotInPrefix(f, 0, multicast(f)).
 					DAddr(f, 0).NotIn(r.keep, 0).Masquerade())
 			}
-			n.guardLocal(t, r, c.LocalAddrs)
+			n.guardLocal(t, r, c)
 			for _, ms := range n.hostPorts {
 				ports, hairpin := r.elements(ms)
 				t.Add(r.ports, ports)

@@ -72,6 +72,11 @@ type Config struct {
 	// LocalAddrs are put on lo, for servers of this node's pods (see LocalAddrs).
 	// Nobody else reaches them.
 	LocalAddrs []netip.Addr
+	// External says that others attach the node's pods: there are no routes for
+	// addresses without a pod, nothing is masqueraded (as long as no pod of this
+	// network's is left), and LocalAddrs answer to all that comes by way of a
+	// service.
+	External bool
 	// MTU of the pods; 0 takes that of the link that has the first node address,
 	// or the default route.
 	MTU int
@@ -444,6 +449,9 @@ func (n *Network) isAttached(name string) bool {
 	_, ok := n.links[name]
 	return ok
 }
+
+// Attached tells whether this network has attached the sandbox.
+func (n *Network) Attached(id string) bool { return n.isAttached(n.deps.Instance.Link(id)) }
 
 func (n *Network) take() ([]netip.Addr, error) {
 	n.mu.Lock()

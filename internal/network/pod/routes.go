@@ -95,6 +95,9 @@ func (n *Network) setOwnRoutes(c Config) error {
 	}
 	want := map[netip.Prefix]bool{}
 	for _, p := range c.PodCIDRs {
+		if n.leaves(c) {
+			break
+		}
 		want[p] = true
 		if err := n.nl.RouteReplace(&netlink.Route{Dst: ipnet(p), Type: unix.RTN_BLACKHOLE, Protocol: n.proto}); err != nil {
 			return fmt.Errorf("add route for pod CIDR %s: %w", p, err)
@@ -128,6 +131,9 @@ func (n *Network) setOwnRoutes(c Config) error {
 	}
 	return nil
 }
+
+// leaves tells whether pods are others' matter entirely. It runs under mu.
+func (n *Network) leaves(c Config) bool { return c.External && len(n.links) == 0 }
 
 func (n *Network) uses(a netip.Addr) bool {
 	return slices.ContainsFunc(n.families, func(f nft.Family) bool { return f.Has(a) })

@@ -26,7 +26,11 @@
 // but those of loopback; external traffic under the Local policy keeps its
 // source, and from pods and the node itself reaches all endpoints; connections
 // to a port that a cluster IP does not have are refused; those to an address of
-// the service CIDRs that no service has are dropped. One bit of the packet mark
+// the service CIDRs that no service has are dropped.
+//
+// Several instances on a host keep apart: pods of another one do not reach this
+// one's cluster IPs, and a node port that another one has stays its own (Refused).
+// One bit of the packet mark
 // (Deps.Mark) is used on the way through the node.
 package service
 
@@ -121,6 +125,8 @@ type Proxy struct {
 	// synced is whether the kernel has what state says.
 	synced  bool
 	removed bool
+	// refused are the node ports that other instances have, by service.
+	refused map[string][]Refused
 
 	checkEvery time.Duration
 	// forgot counts how often stale flows have been forgotten.
@@ -143,7 +149,7 @@ func New(d Deps) (*Proxy, error) {
 		return nil, err
 	}
 	return &Proxy{deps: d, ns: space, nft: nft.Dial(space), stale: make(chan struct{}, 1),
-		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState(), checkEvery: checkEvery}, nil
+		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState(), refused: map[string][]Refused{}, checkEvery: checkEvery}, nil
 }
 
 // Close closes the sockets. The rules stay.
@@ -280,6 +286,7 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 		}
 		next[s.Key] = frag
 	}
+	defer p.yield(next)()
 	p.removed = false
 	d := p.state.change(next, !p.synced)
 	p.state.complete = true

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"skiff/internal/host"
 	"skiff/internal/network/nft"
 )
 
@@ -198,12 +199,17 @@ func (l layout) writeBase(t *nft.Txn, d Deps, found *present) {
 	for _, p := range f.Only(d.ServiceCIDRs) {
 		t.Rule(lookup, nft.Rule{}.DAddr(f, 0).InPrefix(f, 0, p).Drop())
 	}
-	for _, b := range []*nftables.Chain{
-		base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest),
-		base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest),
-	} {
-		t.Rule(b, nft.Rule{}.Verdict(expr.VerdictJump, lookup.Name))
+	pre := base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	stranger := func() nft.Rule {
+		return nft.Rule{}.IfName(0).Eq(0, []byte(host.LinkPrefix)).Neq(0, []byte(d.Instance.LinkPrefix()))
 	}
+	t.Rule(pre, stranger().DAddr(f, 0).In(l.clusterIPs, 0).Drop())
+	for _, p := range f.Only(d.ServiceCIDRs) {
+		t.Rule(pre, stranger().DAddr(f, 0).InPrefix(f, 0, p).Drop())
+	}
+	t.Rule(pre, nft.Rule{}.Verdict(expr.VerdictJump, lookup.Name))
+	out := base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	t.Rule(out, nft.Rule{}.Verdict(expr.VerdictJump, lookup.Name))
 
 	post := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	t.Rule(post, nft.Rule{}.Marked(d.Mark).Unmark(d.Mark).Masquerade())

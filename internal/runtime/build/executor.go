@@ -3,18 +3,21 @@ package build
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"skiff/internal/runtime/cgroup"
 	"skiff/internal/runtime/snapshot"
 )
 
@@ -83,16 +86,25 @@ const HelperName = "skiff-build-run"
 // NamespaceExecutor runs commands in new mount, process, host name and IPC
 // namespaces, as root in the user's own build: with Docker's default
 // capabilities, a /dev and /proc of their own, the host's network and name
-// servers. There is no seccomp filter and no cgroup.
+// servers.
 type NamespaceExecutor struct {
 	// Program is started as HelperName; the running program where empty.
 	Program string
+	// Filter returns the seccomp filter of commands, as DefaultFilter does; nil
+	// for none.
+	Filter func(context.Context) ([]byte, error)
+	// Cgroup is the group below which each command has its own while it runs; ""
+	// leaves it in the caller's.
+	Cgroup string
 }
 
 // helperSpec is what the helper reads.
 type helperSpec struct {
 	ExecSpec
 	ResolvConf string
+	// Cgroups are the files by which the command joins its cgroup.
+	Cgroups []string
+	Filter  []byte
 }
 
 // Run implements Executor.
@@ -103,15 +115,52 @@ func (e *NamespaceExecutor) Run(ctx context.Context, spec ExecSpec) (int, error)
 	if err := ctx.Err(); err != nil {
 		return 0, context.Cause(ctx)
 	}
-	program := e.Program
-	if program == "" {
-		program = "/proc/self/exe"
-	}
 	hs := helperSpec{ExecSpec: spec}
 	if conf, err := os.ReadFile("/etc/resolv.conf"); err == nil && !spec.NoNetwork {
 		hs.ResolvConf = string(conf)
 	}
-	data, err := json.Marshal(hs)
+	if e.Filter != nil {
+		var err error
+		if hs.Filter, err = e.Filter(ctx); err != nil {
+			return 0, err
+		}
+	}
+	leave, err := e.joinCgroup(&hs)
+	if err != nil {
+		return 0, err
+	}
+	code, err := e.run(ctx, hs)
+	return code, errors.Join(err, leave())
+}
+
+// joinCgroup makes a cgroup for one command; leave ends what is in it and removes it.
+func (e *NamespaceExecutor) joinCgroup(hs *helperSpec) (leave func() error, err error) {
+	if e.Cgroup == "" {
+		return func() error { return nil }, nil
+	}
+	h, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	group := filepath.Join(e.Cgroup, rand.Text())
+	leave = func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+		defer cancel()
+		err := errors.Join(h.Kill(ctx, group), h.Remove(ctx, group))
+		h.RemoveEmpty(e.Cgroup)
+		return err
+	}
+	if hs.Cgroups, err = h.Procs(group); err != nil {
+		return nil, errors.Join(err, leave())
+	}
+	return leave, nil
+}
+
+// leaveTime bounds the removal of a command's cgroup.
+const leaveTime = 30 * time.Second
+
+func (e *NamespaceExecutor) run(ctx context.Context, spec helperSpec) (int, error) {
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return 0, err
 	}
@@ -129,6 +178,10 @@ func (e *NamespaceExecutor) Run(ctx context.Context, spec ExecSpec) (int, error)
 	defer errRead.Close()
 	defer errWrite.Close()
 
+	program := e.Program
+	if program == "" {
+		program = "/proc/self/exe"
+	}
 	// The parent death signal is that of the thread: it must outlive the child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -37,6 +37,11 @@ func becomeCommand(specFile *os.File) error {
 		return fmt.Errorf("read spec: %w", err)
 	}
 	unix.Umask(0o022)
+	for _, f := range spec.Cgroups {
+		if err := os.WriteFile(f, []byte("0"), 0); err != nil {
+			return fmt.Errorf("join cgroup: %w", err)
+		}
+	}
 	// Nothing mounted from here on shall reach the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -75,6 +80,10 @@ func becomeCommand(specFile *os.File) error {
 		if err := loopbackUp(); err != nil {
 			return err
 		}
+	}
+	// Its loading needs a capability that is given up next.
+	if err := loadFilter(spec.Filter); err != nil {
+		return err
 	}
 	if err := dropPrivileges(spec.User); err != nil {
 		return err
@@ -262,11 +271,12 @@ func (m *mounter) finish() {
 }
 
 // allowedCaps are the capabilities that containers have by default.
-var allowedCaps = map[uintptr]bool{
-	unix.CAP_CHOWN: true, unix.CAP_DAC_OVERRIDE: true, unix.CAP_FSETID: true, unix.CAP_FOWNER: true,
-	unix.CAP_MKNOD: true, unix.CAP_NET_RAW: true, unix.CAP_SETGID: true, unix.CAP_SETUID: true,
-	unix.CAP_SETFCAP: true, unix.CAP_SETPCAP: true, unix.CAP_NET_BIND_SERVICE: true,
-	unix.CAP_SYS_CHROOT: true, unix.CAP_KILL: true, unix.CAP_AUDIT_WRITE: true,
+var allowedCaps = map[uintptr]string{
+	unix.CAP_CHOWN: "CAP_CHOWN", unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_FSETID: "CAP_FSETID",
+	unix.CAP_FOWNER: "CAP_FOWNER", unix.CAP_MKNOD: "CAP_MKNOD", unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_SETGID: "CAP_SETGID",
+	unix.CAP_SETUID: "CAP_SETUID", unix.CAP_SETFCAP: "CAP_SETFCAP", unix.CAP_SETPCAP: "CAP_SETPCAP",
+	unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE", unix.CAP_SYS_CHROOT: "CAP_SYS_CHROOT", unix.CAP_KILL: "CAP_KILL",
+	unix.CAP_AUDIT_WRITE: "CAP_AUDIT_WRITE",
 }
 
 // dropPrivileges becomes the user with the default capabilities.
@@ -275,7 +285,7 @@ func dropPrivileges(u User) error {
 		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
 			break // past the last one
 		}
-		if allowedCaps[c] {
+		if allowedCaps[c] != "" {
 			continue
 		}
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {

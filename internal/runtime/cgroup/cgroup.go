@@ -107,6 +107,28 @@ func (h *Host) Join(group string, pid int) error {
 	return nil
 }
 
+// Procs makes group and returns the files by which a process joins it: one that
+// writes "0" to each has moved itself.
+func (h *Host) Procs(group string) ([]string, error) {
+	dirs := h.dirs(group)
+	for i, d := range dirs {
+		if err := h.make(d); err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+		dirs[i] = filepath.Join(d, "cgroup.procs")
+	}
+	return dirs, nil
+}
+
+// RemoveEmpty removes group, and those above it, where nothing is in them.
+func (h *Host) RemoveEmpty(group string) {
+	for g := filepath.Clean(group); g != "/" && g != "."; g = filepath.Dir(g) {
+		for _, d := range h.dirs(g) {
+			_ = os.Remove(d)
+		}
+	}
+}
+
 // make creates a directory and its parents; in a cpuset, where nothing can run
 // before it has processors, each gets its parent's.
 func (h *Host) make(dir string) error {
@@ -147,6 +169,9 @@ func (h *Host) SetCPUs(group string, n int) error {
 	if err := h.make(dir); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
+	if h.V2 {
+		h.handDown(group)
+	}
 	file, value := "cpu.shares", 1024*n
 	if h.V2 {
 		file, value = "cpu.weight", min(100*n, 10000)
@@ -156,6 +181,22 @@ func (h *Host) SetCPUs(group string, n int) error {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
+}
+
+// handDown lets the groups above group hand it what controllers they have. One
+// that may not (it has processes of its own) hands down none: then there is
+// nothing to set here, and a container's own limits fail with an error.
+func (h *Host) handDown(group string) {
+	at := h.Path("", "/")
+	for _, e := range strings.Split(strings.Trim(group, "/"), "/") {
+		b, _ := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
+		for _, c := range strings.Fields(string(b)) {
+			if slices.Contains([]string{"cpu", "cpuset", "memory", "pids", "io", "hugetlb"}, c) {
+				_ = os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
+			}
+		}
+		at = filepath.Join(at, e)
+	}
 }
 
 // Pids lists the processes in group and below.

@@ -51,16 +51,18 @@ func TestGroup(t *testing.T) {
 	if pids := h.Pids(top); !slices.Equal(pids, []int{cmd.Process.Pid}) {
 		t.Errorf("pids = %v, want %d", pids, cmd.Process.Pid)
 	}
-	if !h.V2 {
-		if u, err := h.Usage(group); err != nil || u.Processes != 1 {
-			t.Errorf("usage = %+v, %v", u, err)
-		}
-		if err := h.SetCPUs(top, 3); err != nil {
-			t.Error(err)
-		}
-		if b, err := os.ReadFile(filepath.Join(h.Path("cpu", top), "cpu.shares")); strings.TrimSpace(string(b)) != "3072" || err != nil {
-			t.Errorf("shares = %q, %v", b, err)
-		}
+	if err := h.SetCPUs(top+"/a", 3); err != nil {
+		t.Error(err)
+	}
+	file, want := "cpu.shares", "3072"
+	if h.V2 {
+		file, want = "cpu.weight", "300"
+	}
+	if b, err := os.ReadFile(filepath.Join(h.Path("cpu", top+"/a"), file)); strings.TrimSpace(string(b)) != want || err != nil {
+		t.Errorf("%s = %q, %v", file, b, err)
+	}
+	if u, err := h.Usage(top + "/a"); err != nil || u.Processes != 1 {
+		t.Errorf("usage = %+v, %v", u, err)
 	}
 	if b, err := os.ReadFile(h.ProcsFile(group)); err != nil || !strings.Contains(string(b), fmt.Sprint(cmd.Process.Pid)) {
 		t.Errorf("procs = %q, %v", b, err)
@@ -78,7 +80,7 @@ func TestGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := h.Usage(group); !h.V2 && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.Usage(group); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("usage of a removed group: %v", err)
 	}
 	if err := h.Remove(ctx, "/"); err == nil {

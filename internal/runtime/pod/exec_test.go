@@ -45,6 +45,21 @@ func (r *rig) exec(container, id string, p specs.Process) (string, string, pod.P
 	return string(out), string(errOut), r.exit(id)
 }
 
+// A container whose starter kept its filter as rules, as those of the first
+// release did: what is added to it is filtered all the same.
+func TestExecFiltersByRules(t *testing.T) {
+	r := newRig(t, pod.Options{})
+	p, _ := mustStart(t)(r.start(func(s *startspec.Spec, _ *pod.Start) { s.DefaultSeccomp = true }, "sleep", "1000"))
+	state, err := os.ReadFile(filepath.Join(r.dir, "state", p.ID, "state.json"))
+	if err != nil || !strings.Contains(string(state), "io_pgetevents") || strings.Contains(string(state), `"program"`) {
+		t.Fatalf("the state has no rules: %v", err)
+	}
+	out, _, _ := r.exec(p.ID, "e1", specs.Process{Args: []string{"grep", "Seccomp:", "/proc/self/status"}, Cwd: "/", Env: []string{"PATH=/bin"}})
+	if out != "Seccomp:\t2\n" {
+		t.Errorf("a process added has %q", out)
+	}
+}
+
 func TestExec(t *testing.T) {
 	r := newRig(t, pod.Options{})
 	p, _ := mustStart(t)(r.start(nil, "sleep", "1000"))

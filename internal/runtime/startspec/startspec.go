@@ -40,6 +40,9 @@ type Spec struct {
 	// DefaultSeccomp asks for the RuntimeDefault profile, which depends on the
 	// capabilities in OCI.
 	DefaultSeccomp bool `json:"defaultSeccomp,omitempty"`
+	// Filters is a directory, root's alone, where compiled seccomp filters are
+	// kept for the next container; "" for none.
+	Filters string `json:"filters,omitempty"`
 }
 
 // Write stores v at path. The file is read once, right away or after a restart

@@ -46,7 +46,7 @@ type PreFilterer interface {
 
 // Filterer says whether a node can take a pod of a class; nil if it can. It must
 // depend on nothing but the class and the node: the answer is kept until the node
-// changes.
+// changes. A plugin that looks at other nodes' pods is Topological.
 type Filterer interface {
 	Filter(state any, c *Class, n *Node) *Status
 }
@@ -138,8 +138,11 @@ const (
 	NodeLabels
 	NodeTaints // and spec.unschedulable
 	NodeOther
-	PodDeleted // from a node, or finished there
-	PodShrunk  // on a node: resized to less
+	NodeRemoved
+	PodAdded     // to a node
+	PodDeleted   // from a node, or finished there
+	PodShrunk    // on a node: resized to less
+	PodRelabeled // on a node
 	PodTolerations
 	PodGates
 	PodRequests
@@ -153,15 +156,17 @@ type Event struct {
 	Kind EventKind
 	// Node is the node as it is now, OldNode as it was.
 	Node, OldNode *corev1.Node
-	// Pod is the pod that left a node, or the pending pod as it is now.
-	Pod *Pod
+	// Pod is the pod that came to a node, left it or changed there, or the pending
+	// pod as it is now; OldPod is a relabeled pod as it was.
+	Pod, OldPod *Pod
 }
 
-// Hinter tells which changes may turn this plugin's refusal of a class around.
+// Hinter tells which changes may turn this plugin's refusal of a pod around.
 // A plugin without it is tried again at every change.
 type Hinter interface {
 	// Events is what the plugin wants to be asked about.
 	Events() EventKind
-	// Hint tells whether a pod of the class should be tried again.
-	Hint(c *Class, e Event) bool
+	// Hint tells whether the pod should be tried again. Of the pod it looks at
+	// Class, Kin and Terms alone.
+	Hint(p *Pod, e Event) bool
 }

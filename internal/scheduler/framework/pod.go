@@ -38,6 +38,13 @@ type Class struct {
 	NoPreemption bool
 	// Images are the normalized names of the images, in order of containers.
 	Images []string
+	// Spreads are the topology spread constraints.
+	Spreads []Spread
+
+	// terms are the pod affinity terms by the pod's namespace; nil where the
+	// class has none.
+	terms    map[string]*PodTerms
+	mentions map[string]bool
 
 	key  string
 	used uint64
@@ -53,6 +60,16 @@ type Pod struct {
 	// Ending tells that this pod is being evicted, though the API may not say
 	// so yet.
 	Ending bool
+	Kin    *Kin
+	// Terms are nil where the pod has no pod affinity.
+	Terms *PodTerms
+	// Group is what the pod is spread among by default; the scheduler sets it.
+	Group *Group
+
+	classes *Classes
+	asked   *Kin // the last answer of Snapshot.Subject, and what it was for
+	askedAt uint64
+	askedOf *Snapshot
 }
 
 func (p *Pod) use() *usage {
@@ -68,13 +85,17 @@ func (p *Pod) Key() types.UID { return p.UID }
 
 // Classes interns classes.
 type Classes struct {
-	byKey map[string]*Class
-	buf   []byte
-	tick  uint64
+	byKey  map[string]*Class
+	kins   map[string]*Kin
+	groups map[string]*Group
+	buf    []byte
+	tick   uint64
 }
 
 // NewClasses returns an empty set.
-func NewClasses() *Classes { return &Classes{byKey: map[string]*Class{}} }
+func NewClasses() *Classes {
+	return &Classes{byKey: map[string]*Class{}, kins: map[string]*Kin{}, groups: map[string]*Group{}}
+}
 
 // maxClasses bounds the set: beyond it, classes unused for longest are forgotten.
 // A forgotten class still works; its pods and later ones are alike no more.
@@ -82,7 +103,9 @@ const maxClasses = 20_000
 
 // Pod wraps a pod. It is never nil.
 func (c *Classes) Pod(p *corev1.Pod) *Pod {
-	out := &Pod{Pod: p, Class: c.classOf(p)}
+	out := &Pod{Pod: p, Class: c.classOf(p), classes: c}
+	out.Kin = c.kin(p.Namespace, p.Labels, nil)
+	out.Terms = out.Class.termsIn(p.Namespace)
 	if p.Spec.NodeName != "" && resized(p) {
 		u := computeUsage(p, true)
 		out.usage = &u
@@ -115,8 +138,12 @@ func (c *Classes) classOf(p *corev1.Pod) *Class {
 	u := computeUsage(p, false)
 	cl := &Class{
 		Template: p, Requests: u.requested, NonZero: u.nonZero,
-		HostPorts: hostPorts(p), Images: images(p), key: string(c.buf), used: c.tick,
+		HostPorts: hostPorts(p), Images: images(p), Spreads: spreads(p.Spec.TopologySpreadConstraints), key: string(c.buf), used: c.tick,
 	}
+	if a := p.Spec.Affinity; a != nil && (a.PodAffinity != nil || a.PodAntiAffinity != nil) {
+		cl.terms = map[string]*PodTerms{}
+	}
+	cl.mentions = cl.mentioned()
 	if p.Spec.Priority != nil {
 		cl.Priority = *p.Spec.Priority
 	}
@@ -166,6 +193,11 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 		affinity, _ = s.Affinity.Marshal()
 	}
 	b = appendString(b, string(affinity))
+	b = binary.AppendUvarint(b, uint64(len(s.TopologySpreadConstraints)))
+	for i := range s.TopologySpreadConstraints {
+		constraint, _ := s.TopologySpreadConstraints[i].Marshal()
+		b = appendString(b, string(constraint))
+	}
 	b = binary.AppendUvarint(b, uint64(len(s.Tolerations)))
 	for i := range s.Tolerations {
 		t := &s.Tolerations[i]

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -31,6 +32,17 @@ type Snapshot struct {
 
 	// images counts the nodes that hold an image.
 	images map[string]int
+
+	// terms counts the pods on nodes, those that wait for one too, by their
+	// affinity terms; termsVersion grows
+	// when one comes or the last of one goes. mentions are the labels they ask
+	// for, nil until asked.
+	terms        map[*PodTerms]int
+	termsVersion uint64
+	mentions     map[string]bool
+	// namespaces are the labels of namespaces.
+	namespaces        map[string]labels.Set
+	namespacesVersion uint64
 }
 
 type placed struct {
@@ -41,7 +53,10 @@ type placed struct {
 
 // NewSnapshot returns an empty snapshot.
 func NewSnapshot() *Snapshot {
-	return &Snapshot{byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{}}
+	return &Snapshot{
+		byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{},
+		terms: map[*PodTerms]int{}, namespaces: map[string]labels.Set{},
+	}
 }
 
 // Fork returns a snapshot that may be changed without changing s. It costs a
@@ -51,6 +66,8 @@ func (s *Snapshot) Fork() *Snapshot {
 		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),
 		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes,
 		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
+		terms: maps.Clone(s.terms), termsVersion: s.termsVersion,
+		namespaces: maps.Clone(s.namespaces), namespacesVersion: s.namespacesVersion,
 	}
 	for _, n := range s.slots {
 		if n != nil {
@@ -218,31 +235,109 @@ func (s *Snapshot) release(i int) {
 	}
 }
 
+// put and take are the two ways in which the pods of a node change.
+func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
+	s.change(slot).add(p)
+	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: assumed}
+	s.countTerms(p.Terms, 1)
+}
+
+func (s *Snapshot) take(at placed) {
+	delete(s.pods, at.pod.UID)
+	s.change(at.slot).remove(at.pod)
+	s.countTerms(at.pod.Terms, -1)
+	s.release(at.slot)
+}
+
+func (s *Snapshot) countTerms(t *PodTerms, by int) {
+	if t == nil {
+		return
+	}
+	was := s.terms[t]
+	s.terms[t] = was + by
+	if was != 0 && was+by != 0 {
+		return
+	}
+	if was+by == 0 {
+		delete(s.terms, t)
+	}
+	s.termsVersion++
+	s.mentions = nil
+}
+
+// Terms iterates over the affinity terms of the pods on nodes and of those that
+// wait for one, each set once, in no order. TermsVersion is another one after the set changed.
+func (s *Snapshot) Terms() iter.Seq[*PodTerms] { return maps.Keys(s.terms) }
+
+// TermsVersion is described at Terms.
+func (s *Snapshot) TermsVersion() uint64 { return s.termsVersion }
+
+// SetNamespace notes the labels of a namespace; RemoveNamespace forgets it.
+func (s *Snapshot) SetNamespace(name string, set map[string]string) {
+	if old, ok := s.namespaces[name]; ok && maps.Equal(old, set) {
+		return
+	}
+	s.namespaces[name] = set
+	s.namespacesVersion++
+}
+
+// RemoveNamespace is described at SetNamespace.
+func (s *Snapshot) RemoveNamespace(name string) {
+	delete(s.namespaces, name)
+	s.namespacesVersion++
+}
+
+// Namespace returns the labels of a namespace.
+func (s *Snapshot) Namespace(name string) labels.Set { return s.namespaces[name] }
+
+// NamespacesVersion is another one after the labels of a namespace changed.
+func (s *Snapshot) NamespacesVersion() uint64 { return s.namespacesVersion }
+
 // SetPod places a pod on a node, as the API says it is; it ends an assumption
-// about that pod. It tells whether the node's resources or ports changed.
-func (s *Snapshot) SetPod(p *Pod, node string) bool {
+// about that pod. It tells what of that is new to plugins: PodAdded where the API
+// was not known to place it there, PodShrunk where what it takes changed,
+// PodRelabeled where its labels did or its end has begun.
+func (s *Snapshot) SetPod(p *Pod, node string) EventKind {
 	s.Nominate(p, "")
+	news := PodAdded
 	if old, ok := s.pods[p.UID]; ok {
 		p.Ending = old.pod.Ending
-		if s.slots[old.slot].Name == node && old.pod.Class == p.Class && old.pod.use().equal(p.use()) {
-			n := s.slots[old.slot]
-			if n.owner != s {
-				n = n.clone()
-				n.owner = s
-				s.slots[old.slot] = n
+		p.Group = old.pod.Group
+		if s.slots[old.slot].Name == node {
+			if !old.assumed {
+				news = 0
 			}
-			if i := slices.IndexFunc(n.Pods, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 {
-				n.Pods[i] = p
+			use := old.pod.Class == p.Class && old.pod.use().equal(p.use())
+			kin := old.pod.Kin == p.Kin && old.pod.Terms == p.Terms && (old.pod.DeletionTimestamp == nil) == (p.DeletionTimestamp == nil)
+			if use && kin {
+				s.replace(old.slot, p)
+				return news
 			}
-			s.pods[p.UID] = placed{pod: p, slot: old.slot}
-			return false
+			if !use {
+				news |= PodShrunk
+			}
+			if !kin {
+				news |= PodRelabeled
+			}
 		}
-		s.RemovePod(p.UID)
+		s.take(old)
 	}
-	i := s.slotFor(node)
-	s.change(i).add(p)
-	s.pods[p.UID] = placed{pod: p, slot: i}
-	return true
+	s.put(p, s.slotFor(node), false)
+	return news
+}
+
+// replace takes a newer state of a pod that is the same to plugins.
+func (s *Snapshot) replace(slot int, p *Pod) {
+	n := s.slots[slot]
+	if n.owner != s {
+		n = n.clone()
+		n.owner = s
+		s.slots[slot] = n
+	}
+	if i := slices.IndexFunc(n.Pods, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 {
+		n.Pods[i] = p
+	}
+	s.pods[p.UID] = placed{pod: p, slot: slot}
 }
 
 // Assume places a pod on the node in a slot, as long as neither SetPod nor Forget
@@ -250,8 +345,7 @@ func (s *Snapshot) SetPod(p *Pod, node string) bool {
 func (s *Snapshot) Assume(p *Pod, slot int) {
 	s.RemovePod(p.UID)
 	s.Nominate(p, "")
-	s.change(slot).add(p)
-	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: true}
+	s.put(p, slot, true)
 }
 
 // Nominate notes that a pending pod waits for a node; "" ends that.
@@ -266,7 +360,13 @@ func (s *Snapshot) Nominate(p *Pod, node string) {
 	if ok {
 		delete(s.nominated, p.UID)
 		n := s.change(at)
-		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool { return o.UID == p.UID })
+		n.Nominated = slices.DeleteFunc(n.Nominated, func(o *Pod) bool {
+			if o.UID != p.UID {
+				return false
+			}
+			s.countTerms(o.Terms, -1)
+			return true
+		})
 		s.release(at)
 	}
 	if node == "" {
@@ -275,6 +375,7 @@ func (s *Snapshot) Nominate(p *Pod, node string) {
 	i := s.slotFor(node)
 	n := s.change(i)
 	n.Nominated = append(n.Nominated, p)
+	s.countTerms(p.Terms, 1)
 	s.nominated[p.UID] = i
 }
 
@@ -316,8 +417,6 @@ func (s *Snapshot) RemovePod(uid types.UID) bool {
 	if !ok {
 		return false
 	}
-	delete(s.pods, uid)
-	s.change(at.slot).remove(at.pod)
-	s.release(at.slot)
+	s.take(at)
 	return true
 }

@@ -22,6 +22,8 @@ func All() []Enabled {
 		{Plugin: NodeAffinity{}, Weight: 2},
 		{Plugin: NodePorts{}},
 		{Plugin: NodeResourcesFit{}, Weight: 1},
+		{Plugin: PodTopologySpread{}, Weight: 2},
+		{Plugin: InterPodAffinity{}, Weight: 2},
 		{Plugin: DefaultPreemption{}},
 		{Plugin: BalancedAllocation{}, Weight: 1},
 		{Plugin: ImageLocality{}, Weight: 1},

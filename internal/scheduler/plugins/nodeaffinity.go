@@ -132,7 +132,8 @@ func (NodeAffinity) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (NodeAffinity) Hint(c *framework.Class, e framework.Event) bool {
+func (NodeAffinity) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	required := nodeaffinity.GetRequiredNodeAffinity(c.Template)
 	if ok, _ := required.Match(e.Node); !ok {
 		return false

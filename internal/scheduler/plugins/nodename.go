@@ -43,7 +43,8 @@ func (NodeName) Explain(c *framework.Class, n *framework.Node) string {
 func (NodeName) Events() framework.EventKind { return framework.NodeAdded }
 
 // Hint implements framework.Hinter.
-func (NodeName) Hint(c *framework.Class, e framework.Event) bool {
+func (NodeName) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	return e.Node != nil && e.Node.Name == c.NodeName
 }
 

@@ -51,7 +51,8 @@ func (NodePorts) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (NodePorts) Hint(c *framework.Class, e framework.Event) bool {
+func (NodePorts) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	if e.Kind&framework.NodeAdded != 0 {
 		return true
 	}

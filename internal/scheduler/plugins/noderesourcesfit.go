@@ -168,10 +168,15 @@ func (NodeResourcesFit) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (f NodeResourcesFit) Hint(c *framework.Class, e framework.Event) bool {
+func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	if e.Kind&(framework.PodDeleted|framework.PodShrunk) != 0 {
 		// A pod's place is always freed.
-		return e.Kind&framework.PodDeleted != 0 || sharesResource(&c.Requests, &e.Pod.Class.Requests)
+		was := e.Pod
+		if e.OldPod != nil {
+			was = e.OldPod
+		}
+		return e.Kind&framework.PodDeleted != 0 || sharesResource(&c.Requests, &was.Class.Requests)
 	}
 	if e.Kind&framework.PodRequests != 0 {
 		return true

@@ -42,7 +42,7 @@ func (NodeUnschedulable) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (NodeUnschedulable) Hint(_ *framework.Class, e framework.Event) bool {
+func (NodeUnschedulable) Hint(_ *framework.Pod, e framework.Event) bool {
 	if e.Kind&framework.PodTolerations != 0 {
 		return tolerates(e.Pod.Spec.Tolerations, cordonTaint)
 	}

@@ -329,7 +329,7 @@ func TestHints(t *testing.T) {
 		if tt.plugin.Events()&tt.event.Kind == 0 {
 			t.Errorf("%s: the plugin does not listen to the event", tt.name)
 		}
-		if got := tt.plugin.Hint(wrap(tt.pod).Class, tt.event); got != tt.want {
+		if got := tt.plugin.Hint(wrap(tt.pod), tt.event); got != tt.want {
 			t.Errorf("%s: %t, want %t", tt.name, got, tt.want)
 		}
 	}

@@ -34,4 +34,4 @@ func (SchedulingGates) PreEnqueue(p *corev1.Pod) *framework.Status {
 func (SchedulingGates) Events() framework.EventKind { return framework.PodGates }
 
 // Hint implements framework.Hinter.
-func (SchedulingGates) Hint(*framework.Class, framework.Event) bool { return true }
+func (SchedulingGates) Hint(*framework.Pod, framework.Event) bool { return true }

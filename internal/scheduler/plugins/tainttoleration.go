@@ -81,7 +81,8 @@ func (TaintToleration) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (TaintToleration) Hint(c *framework.Class, e framework.Event) bool {
+func (TaintToleration) Hint(p *framework.Pod, e framework.Event) bool {
+	c := p.Class
 	if e.Kind&framework.PodTolerations != 0 {
 		return true
 	}

@@ -376,6 +376,13 @@ func TestBadDirectory(t *testing.T) {
 			}
 			return dir
 		}, "cannot be opened"},
+		{"log lost", func(t *testing.T) string {
+			dir := good(t, 10)
+			if err := os.RemoveAll(filepath.Join(dir, "member/wal")); err != nil {
+				t.Fatal(err)
+			}
+			return dir
+		}, "its log "},
 		{"log of text", func(t *testing.T) string {
 			return damage(t, "member/wal/0000000000000000-0000000000000000.wal", func([]byte) []byte { return []byte(strings.Repeat("no log ", 1000)) })
 		}, "cannot be opened"},

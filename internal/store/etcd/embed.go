@@ -146,6 +146,9 @@ func (e *embedded) start(ctx context.Context, c Config) error {
 	setSegments()
 	made := make(chan *etcdserver.EtcdServer, 1)
 	if err := e.guard(ctx, c.Log, func() error {
+		if err := checkLog(c.Dir); err != nil {
+			return err
+		}
 		srv, err := etcdserver.NewServer(cfg)
 		if err == nil {
 			made <- srv

@@ -110,9 +110,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 	if v.Image != nil {
 		empty(&v.Image.PullPolicy, pullPolicyFor(v.Image.Reference))
 	}
-	if v.HostPath != nil {
-		unset(&v.HostPath.Type, corev1.HostPathUnset)
-	}
+	defaultHostPath(v.HostPath)
 	if v.Secret != nil {
 		unset(&v.Secret.DefaultMode, defaultFileMode)
 	}
@@ -143,18 +141,52 @@ func defaultVolume(v *corev1.VolumeSource) {
 		empty(&v.RBD.RadosUser, "admin")
 		empty(&v.RBD.Keyring, "/etc/ceph/keyring")
 	}
-	if v.AzureDisk != nil {
-		unset(&v.AzureDisk.CachingMode, corev1.AzureDataDiskCachingReadWrite)
-		unset(&v.AzureDisk.FSType, "ext4")
-		unset(&v.AzureDisk.ReadOnly, false)
-		unset(&v.AzureDisk.Kind, corev1.AzureSharedBlobDisk)
-	}
+	defaultAzureDisk(v.AzureDisk)
 	if v.ScaleIO != nil {
 		empty(&v.ScaleIO.StorageMode, "ThinProvisioned")
 		empty(&v.ScaleIO.FSType, "xfs")
 	}
 	if v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil {
 		DefaultClaimSpec(&v.Ephemeral.VolumeClaimTemplate.Spec)
+	}
+}
+
+// DefaultClaimSpec fills in what the spec of a PersistentVolumeClaim leaves out.
+func DefaultClaimSpec(s *corev1.PersistentVolumeClaimSpec) {
+	unset(&s.VolumeMode, corev1.PersistentVolumeFilesystem)
+	WholeMillis(s.Resources.Limits, s.Resources.Requests)
+}
+
+// DefaultVolumeSource fills in what the source of a PersistentVolume leaves out.
+func DefaultVolumeSource(v *corev1.PersistentVolumeSource) {
+	defaultHostPath(v.HostPath)
+	defaultAzureDisk(v.AzureDisk)
+	if s := v.RBD; s != nil {
+		empty(&s.RBDPool, "rbd")
+		empty(&s.RadosUser, "admin")
+		empty(&s.Keyring, "/etc/ceph/keyring")
+	}
+	if s := v.ISCSI; s != nil {
+		empty(&s.ISCSIInterface, "default")
+	}
+	if s := v.ScaleIO; s != nil {
+		empty(&s.StorageMode, "ThinProvisioned")
+		empty(&s.FSType, "xfs")
+	}
+}
+
+func defaultHostPath(v *corev1.HostPathVolumeSource) {
+	if v != nil {
+		unset(&v.Type, corev1.HostPathUnset)
+	}
+}
+
+func defaultAzureDisk(v *corev1.AzureDiskVolumeSource) {
+	if v != nil {
+		unset(&v.CachingMode, corev1.AzureDataDiskCachingReadWrite)
+		unset(&v.FSType, "ext4")
+		unset(&v.ReadOnly, false)
+		unset(&v.Kind, corev1.AzureSharedBlobDisk)
 	}
 }
 

@@ -78,7 +78,6 @@ func ephemeralContainersDoor() resource.Subresource {
 	s := resource.Untyped(resource.StrategyOf[*corev1.Pod]{
 		Default:             setDefaults,
 		UnconditionalUpdate: true,
-		KeepFields:          []string{"spec.ephemeralContainers"},
 		PrepareUpdate: func(env resource.Env, pod, old *corev1.Pod) {
 			list := pod.Spec.EphemeralContainers
 			pod.Spec, pod.Status = old.Spec, old.Status
@@ -119,10 +118,8 @@ func resizeDoor() resource.Subresource {
 	s := resource.Untyped(resource.StrategyOf[*corev1.Pod]{
 		Default:             setDefaults,
 		UnconditionalUpdate: true,
-		KeepFields: []string{"spec.containers[*].resources", "spec.containers[*].resizePolicy",
-			"spec.initContainers[*].resources", "spec.initContainers[*].resizePolicy"},
-		PrepareUpdate:  prepareResize,
-		ValidateUpdate: validateResize,
+		PrepareUpdate:       prepareResize,
+		ValidateUpdate:      validateResize,
 	})
 	return resource.Subresource{Name: "resize", Verbs: []string{"get", "patch", "update"}, Status: &s}
 }

@@ -24,7 +24,7 @@ var gatedSpec = []gated{
 		}
 	}},
 	{"GenericWorkload", func(s *corev1.PodSpec) bool { return s.SchedulingGroup != nil }, func(s *corev1.PodSpec) { s.SchedulingGroup = nil }},
-	{"EvictionRequestAPI", func(s *corev1.PodSpec) bool { return len(s.EvictionResponders) > 0 }, func(s *corev1.PodSpec) { s.EvictionResponders = nil }},
+	{"EvictionRequestAPI", func(s *corev1.PodSpec) bool { return s.EvictionResponders != nil }, func(s *corev1.PodSpec) { s.EvictionResponders = nil }},
 	{"GRPCContainerProbeTLS", inContainers(func(c *corev1.Container) bool {
 		return slices.ContainsFunc(probesOf(c), func(p *corev1.Probe) bool { return p.GRPC != nil && p.GRPC.Mode != nil })
 	}), eachContainer(func(c *corev1.Container) {
@@ -60,7 +60,7 @@ var gatedSpec = []gated{
 		}
 	}},
 	{"VolumeBindMountOptions", inContainers(func(c *corev1.Container) bool {
-		return slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return len(m.BindMountOptions) > 0 })
+		return slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.BindMountOptions != nil })
 	}), eachContainer(func(c *corev1.Container) {
 		for i := range c.VolumeMounts {
 			c.VolumeMounts[i].BindMountOptions = nil

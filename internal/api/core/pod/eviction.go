@@ -8,10 +8,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	policyv1beta1 "k8s.io/api/policy/v1beta1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/component-helpers/apps/poddisruptionbudget"
@@ -23,9 +25,15 @@ import (
 func evictionDoor() resource.Subresource {
 	return resource.Subresource{
 		Name: "eviction", Kind: policyv1.SchemeGroupVersion.WithKind("Eviction"), Verbs: []string{"create"},
-		NewBody:      func() resource.Object { return &policyv1.Eviction{} },
-		BodyVersions: []schema.GroupVersion{{Group: policyv1.GroupName, Version: "v1beta1"}},
-		Post:         evict,
+		NewBody: func() resource.Object { return &policyv1.Eviction{} },
+		Post:    evict,
+		Older: func(body runtime.Object) resource.Object {
+			old, ok := body.(*policyv1beta1.Eviction)
+			if !ok {
+				return nil
+			}
+			return &policyv1.Eviction{ObjectMeta: old.ObjectMeta, DeleteOptions: old.DeleteOptions}
+		},
 	}
 }
 

@@ -22,13 +22,7 @@ func (c *check) affinity(p *field.Path, a *corev1.Affinity) {
 	if n := a.NodeAffinity; n != nil {
 		np := p.Child("nodeAffinity")
 		if r := n.RequiredDuringSchedulingIgnoredDuringExecution; r != nil {
-			terms := np.Child(required, "nodeSelectorTerms")
-			if len(r.NodeSelectorTerms) == 0 {
-				c.required(terms, "must have at least one node selector term")
-			}
-			for i, t := range r.NodeSelectorTerms {
-				c.nodeTerm(terms.Index(i), t, c.badNodeAffinityValues)
-			}
+			c.nodeSelector(np.Child(required), r, c.badNodeAffinityValues)
 		}
 		for i, t := range n.PreferredDuringSchedulingIgnoredDuringExecution {
 			tp := np.Child(preferred).Index(i)
@@ -58,6 +52,23 @@ func (c *check) affinity(p *field.Path, a *corev1.Affinity) {
 func (c *check) weight(p *field.Path, w int32) {
 	if w < 1 || w > 100 {
 		c.invalid(p.Child("weight"), w, "must be in the range 1-100")
+	}
+}
+
+// ValidateNodeSelector checks what selects nodes.
+func ValidateNodeSelector(p *field.Path, s *corev1.NodeSelector) field.ErrorList {
+	c := &check{}
+	c.nodeSelector(p, s, false)
+	return c.errs
+}
+
+func (c *check) nodeSelector(p *field.Path, s *corev1.NodeSelector, laxValues bool) {
+	terms := p.Child("nodeSelectorTerms")
+	if len(s.NodeSelectorTerms) == 0 {
+		c.required(terms, "must have at least one node selector term")
+	}
+	for i, t := range s.NodeSelectorTerms {
+		c.nodeTerm(terms.Index(i), t, laxValues)
 	}
 }
 
@@ -111,18 +122,15 @@ func (c *check) nodeTerm(p *field.Path, t corev1.NodeSelectorTerm, laxValues boo
 }
 
 func badNodeAffinityValues(a *corev1.Affinity) bool {
-	if a == nil || a.NodeAffinity == nil || a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution == nil {
-		return false
-	}
+	return a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil &&
+		badTermValues(a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms)
+}
+
+func badTermValues(terms []corev1.NodeSelectorTerm) bool {
 	bad := func(v string) bool { return len(validation.IsValidLabelValue(v)) > 0 }
-	for _, t := range a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
-		for _, r := range t.MatchExpressions {
-			if slices.ContainsFunc(r.Values, bad) {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(terms, func(t corev1.NodeSelectorTerm) bool {
+		return slices.ContainsFunc(t.MatchExpressions, func(r corev1.NodeSelectorRequirement) bool { return slices.ContainsFunc(r.Values, bad) })
+	})
 }
 
 func (c *check) podTerm(p *field.Path, t *corev1.PodAffinityTerm) {

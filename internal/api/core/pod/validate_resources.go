@@ -115,6 +115,13 @@ func (c *check) quantity(p *field.Path, n corev1.ResourceName, q apiresource.Qua
 	}
 }
 
+// amount is quantity for what is not a resource of a node.
+func (c *check) amount(p *field.Path, q apiresource.Quantity) {
+	if n := q.Value(); n < 0 {
+		c.invalid(p, n, "must be a valid resource quantity")
+	}
+}
+
 // ValidateQuantity checks an amount of a resource, as a node reports it.
 func ValidateQuantity(p *field.Path, n corev1.ResourceName, q apiresource.Quantity) field.ErrorList {
 	c := &check{}

@@ -31,6 +31,10 @@ func validateUpdate(env resource.Env, pod, old *corev1.Pod) field.ErrorList {
 		return c.errs
 	}
 	rest := pod.Spec.DeepCopy()
+	// An empty list that was none is no change, and is not shown as one.
+	if len(rest.InitContainers) == 0 {
+		rest.InitContainers = nil
+	}
 	for i := range rest.Containers {
 		rest.Containers[i].Image = old.Spec.Containers[i].Image
 	}

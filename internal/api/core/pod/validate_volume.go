@@ -96,13 +96,7 @@ func (c *check) volumeSource(p *field.Path, v *corev1.Volume, meta *metav1.Objec
 		c.filled(p.Child("secretName"), v.Secret.SecretName)
 		c.keysAsFiles(p, v.Secret.DefaultMode, v.Secret.DefaultUser, v.Secret.Items)
 	})
-	t.one(v.NFS != nil, "nfs", "", func(p *field.Path) {
-		c.filled(p.Child("server"), v.NFS.Server)
-		c.filled(p.Child("path"), v.NFS.Path)
-		if !path.IsAbs(v.NFS.Path) {
-			c.invalid(p.Child("path"), v.NFS.Path, "must be an absolute path")
-		}
-	})
+	t.one(v.NFS != nil, "nfs", "", func(p *field.Path) { c.nfs(p, v.NFS) })
 	t.one(v.ISCSI != nil, "iscsi", "", func(p *field.Path) { c.iscsi(p, v.ISCSI) })
 	if s := v.ISCSI; s != nil && s.InitiatorName != nil && len(v.Name+":"+s.TargetPortal) > 64 {
 		c.invalid(p.Child("name"), v.Name, "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.")
@@ -140,7 +134,7 @@ func (c *check) volumeSource(p *field.Path, v *corev1.Volume, meta *metav1.Objec
 		}
 	})
 	t.one(v.FC != nil, "fc", "", func(p *field.Path) { c.fibreChannel(p, v.FC) })
-	t.one(v.FlexVolume != nil, "flexVolume", "", func(p *field.Path) { c.flexVolume(p, v.FlexVolume) })
+	t.one(v.FlexVolume != nil, "flexVolume", "", func(p *field.Path) { c.flexVolume(p, v.FlexVolume.Driver, v.FlexVolume.Options) })
 	t.one(v.ConfigMap != nil, "configMap", "", func(p *field.Path) {
 		c.filled(p.Child("name"), v.ConfigMap.Name)
 		c.keysAsFiles(p, v.ConfigMap.DefaultMode, v.ConfigMap.DefaultUser, v.ConfigMap.Items)
@@ -185,6 +179,14 @@ func (c *check) emptyDir(p *field.Path, e *corev1.EmptyDirVolumeSource) {
 	}
 	if m := e.Mode; m != nil && (*m < 0 || *m > 0o1777) {
 		c.invalid(p.Child("mode"), *m, emptyDirMode)
+	}
+}
+
+func (c *check) nfs(p *field.Path, v *corev1.NFSVolumeSource) {
+	c.filled(p.Child("server"), v.Server)
+	c.filled(p.Child("path"), v.Path)
+	if !path.IsAbs(v.Path) {
+		c.invalid(p.Child("path"), v.Path, "must be an absolute path")
 	}
 }
 

@@ -44,29 +44,32 @@ var iscsiName = []struct {
 	{"naa", regexp.MustCompile(`^naa.[[:alnum:]]{32}$`)},
 }
 
-func (c *check) iscsiName(p *field.Path, v string) {
+func (c *check) iscsiName(p *field.Path, v, unknown string) {
 	for _, n := range iscsiName {
 		if strings.HasPrefix(v, n.prefix) {
 			if !n.form.MatchString(v) {
-				c.invalid(p, v, "must be valid format")
+				c.invalid(p, v, iscsiFormat)
 			}
 			return
 		}
 	}
-	c.invalid(p, v, "must be valid format starting with iqn, eui, or naa")
+	c.invalid(p, v, unknown)
 }
 
+const iscsiFormat = "must be valid format"
+
 func (c *check) iscsi(p *field.Path, v *corev1.ISCSIVolumeSource) {
+	const form = iscsiFormat + " starting with iqn, eui, or naa"
 	c.filled(p.Child("targetPortal"), v.TargetPortal)
 	if c.filled(p.Child("iqn"), v.IQN) {
-		c.iscsiName(p.Child("iqn"), v.IQN)
+		c.iscsiName(p.Child("iqn"), v.IQN, form)
 	}
 	c.lun(p.Child("lun"), v.Lun)
 	if (v.DiscoveryCHAPAuth || v.SessionCHAPAuth) && v.SecretRef == nil {
 		c.required(p.Child("secretRef"), "")
 	}
 	if v.InitiatorName != nil {
-		c.iscsiName(p.Child("initiatorname"), *v.InitiatorName)
+		c.iscsiName(p.Child("initiatorname"), *v.InitiatorName, form)
 	}
 }
 
@@ -116,9 +119,9 @@ func (c *check) fibreChannel(p *field.Path, v *corev1.FCVolumeSource) {
 	}
 }
 
-func (c *check) flexVolume(p *field.Path, v *corev1.FlexVolumeSource) {
-	c.filled(p.Child("driver"), v.Driver)
-	for _, k := range sortedKeys(v.Options) {
+func (c *check) flexVolume(p *field.Path, driver string, options map[string]string) {
+	c.filled(p.Child("driver"), driver)
+	for _, k := range sortedKeys(options) {
 		domain, _, _ := strings.Cut(k, "/")
 		domain = "." + strings.ToLower(domain)
 		if strings.HasSuffix(domain, ".kubernetes.io") || strings.HasSuffix(domain, ".k8s.io") {
@@ -161,13 +164,7 @@ func (c *check) storageOS(p *field.Path, v *corev1.StorageOSVolumeSource) {
 }
 
 func (c *check) csi(p *field.Path, v *corev1.CSIVolumeSource) {
-	const most = 63
-	if dp := p.Child("driver"); c.filled(dp, v.Driver) {
-		if len(v.Driver) > most {
-			c.tooLong(dp, "", most)
-		}
-		c.all(dp, v.Driver, validation.IsDNS1123Subdomain(strings.ToLower(v.Driver)))
-	}
+	c.add(resource.ValidateDriverName(p.Child("driver"), v.Driver)...)
 	if r := v.NodePublishSecretRef; r != nil && c.filled(p.Child("nodePublishSecretRef", "name"), r.Name) {
 		c.name(p.Child("name"), r.Name)
 	}
@@ -280,34 +277,60 @@ func (c *check) trustBundle(p *field.Path, b *corev1.ClusterTrustBundleProjectio
 // trustBundleName checks the name of a ClusterTrustBundle: what stands before
 // the last colon is its signer, with colons for slashes.
 func trustBundleName(name string) []string {
+	signer := ""
 	if i := strings.LastIndex(name, ":"); i > 0 {
-		if signer := name[:i]; strings.Contains(signer, "/") {
-			return []string{fmt.Sprintf("ClusterTrustBundle for signerName %s must be named with prefix %s:",
-				strings.ReplaceAll(signer, ":", "/"), strings.ReplaceAll(signer, "/", ":"))}
-		}
-		return resource.DNSSubdomain(name[i+1:], false)
-	} else if i == 0 {
-		return []string{`ClusterTrustBundle without signer name must not have ":" in its name`}
+		signer = strings.ReplaceAll(name[:i], ":", "/")
 	}
-	return resource.DNSSubdomain(name, false)
+	return TrustBundleName(signer)(name, false)
 }
 
-const (
-	maxCertificateSeconds           = 91 * 24 * 60 * 60
-	maxKubernetesCertificateSeconds = 24 * 60 * 60
-)
+// TrustBundleName is the rule for the names of a signer's ClusterTrustBundles, or
+// of those without a signer.
+func TrustBundleName(signer string) apivalidation.ValidateNameFunc {
+	return func(name string, prefix bool) []string {
+		if signer == "" {
+			if strings.Contains(name, ":") {
+				return []string{`ClusterTrustBundle without signer name must not have ":" in its name`}
+			}
+			return resource.DNSSubdomain(name, prefix)
+		}
+		head := strings.ReplaceAll(signer, "/", ":") + ":"
+		rest, ok := strings.CutPrefix(name, head)
+		if !ok {
+			return []string{fmt.Sprintf("ClusterTrustBundle for signerName %s must be named with prefix %s", signer, head)}
+		}
+		return resource.DNSSubdomain(rest, prefix)
+	}
+}
+
+// MaxCertificateSeconds is how long a certificate of a pod may last that a signer
+// issues: a day for Kubernetes' own, 91 for all others.
+func MaxCertificateSeconds(signer string) int32 {
+	const day = 24 * 60 * 60
+	if host, _, _ := strings.Cut(signer, "/"); host == "kubernetes.io" || strings.HasSuffix(host, ".kubernetes.io") {
+		return day
+	}
+	return 91 * day
+}
+
+// ValidateUserAnnotations checks what a pod's owner tells a signer.
+func ValidateUserAnnotations(p *field.Path, m map[string]string) field.ErrorList {
+	if m == nil {
+		return nil
+	}
+	var errs field.ErrorList
+	for _, k := range sortedKeys(m) {
+		errs = append(errs, validation.IsDomainPrefixedKey(p, strings.ToLower(k))...)
+	}
+	if apivalidation.ValidateAnnotationsSize(m) != nil {
+		errs = append(errs, field.TooLong(p, "", apivalidation.TotalAnnotationSizeLimitB))
+	}
+	return errs
+}
 
 func (c *check) podCertificate(p *field.Path, v *corev1.PodCertificateProjection, once func(path, owner string)) {
 	c.signerName(p.Child("signerName"), v.SignerName)
-	if v.UserAnnotations != nil {
-		ap := p.Child("userAnnotations")
-		for _, k := range sortedKeys(v.UserAnnotations) {
-			c.add(validation.IsDomainPrefixedKey(ap, strings.ToLower(k))...)
-		}
-		if apivalidation.ValidateAnnotationsSize(v.UserAnnotations) != nil {
-			c.tooLong(ap, "", apivalidation.TotalAnnotationSizeLimitB)
-		}
-	}
+	c.add(ValidateUserAnnotations(p.Child("userAnnotations"), v.UserAnnotations)...)
 	c.user(p.Child("user"), v.User)
 	oneOf(c, p.Child("keyType"), v.KeyType, "RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519")
 	if m := v.MaxExpirationSeconds; m != nil {
@@ -315,11 +338,7 @@ func (c *check) podCertificate(p *field.Path, v *corev1.PodCertificateProjection
 		if *m < 3600 {
 			c.invalid(mp, *m, "if provided, maxExpirationSeconds must be >= 3600")
 		}
-		most := int32(maxCertificateSeconds)
-		if host, _, _ := strings.Cut(v.SignerName, "/"); host == "kubernetes.io" || strings.HasSuffix(host, ".kubernetes.io") {
-			most = maxKubernetesCertificateSeconds
-		}
-		if *m > most {
+		if most := MaxCertificateSeconds(v.SignerName); *m > most {
 			c.invalid(mp, *m, fmt.Sprintf("if provided, maxExpirationSeconds must be <= %d", most))
 		}
 	}
@@ -337,6 +356,14 @@ func (c *check) podCertificate(p *field.Path, v *corev1.PodCertificateProjection
 	if n == 0 {
 		c.required(p, "specify at least one of credentialBundlePath, keyPath, and certificateChainPath")
 	}
+}
+
+// ValidateSignerName checks the name of a signer of certificates, of the form
+// domain/path.
+func ValidateSignerName(p *field.Path, v string) field.ErrorList {
+	c := &check{}
+	c.signerName(p, v)
+	return c.errs
 }
 
 // signerName checks a name of the form domain/path.
@@ -383,79 +410,22 @@ func (c *check) ephemeral(p *field.Path, t *corev1.PersistentVolumeClaimTemplate
 		c.required(p, "")
 		return
 	}
-	mp := p.Child("metadata")
-	c.add(apivalidation.ValidateAnnotations(t.Annotations, mp.Child("annotations"))...)
-	c.add(metavalidation.ValidateLabels(t.Labels, mp.Child("labels"))...)
-	c.onlyFields(mp, t.ObjectMeta, "cannot be set", "Annotations", "Labels")
-	c.claimSpec(p.Child("spec"), &t.Spec)
+	c.claimMeta(p.Child("metadata"), t.ObjectMeta)
+	c.claimSpec(p.Child("spec"), &t.Spec, ClaimOptions{})
 }
 
-func (c *check) claimSpec(p *field.Path, s *corev1.PersistentVolumeClaimSpec) {
-	modes := p.Child("accessModes")
-	if len(s.AccessModes) == 0 {
-		c.required(modes, "at least 1 access mode is required")
-	}
-	c.selector(p.Child("selector"), s.Selector, false)
-	single, other := false, false
-	for _, m := range s.AccessModes {
-		ok := oneOf(c, modes, m, corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod)
-		single = single || m == corev1.ReadWriteOncePod
-		other = other || ok && m != corev1.ReadWriteOncePod
-	}
-	if single && other {
-		c.forbidden(modes, "may not use ReadWriteOncePod with other access modes")
-	}
-	rp := p.Child("resources").Key(string(corev1.ResourceStorage))
-	if q, ok := s.Resources.Requests[corev1.ResourceStorage]; !ok {
-		c.required(rp, "")
-	} else if q.Sign() <= 0 {
-		c.invalid(rp, q.String(), "must be greater than zero")
-	}
-	if n := s.StorageClassName; n != nil && *n != "" {
-		c.name(p.Child("storageClassName"), *n)
-	}
-	if m := s.VolumeMode; m != nil {
-		oneOf(c, p.Child("volumeMode"), *m, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)
-	}
-	if d := s.DataSource; d != nil {
-		c.dataSource(p.Child("dataSource"), d.APIGroup, d.Kind, d.Name)
-	}
-	across := false
-	if d := s.DataSourceRef; d != nil {
-		c.dataSource(p.Child("dataSourceRef"), d.APIGroup, d.Kind, d.Name)
-		if d.Namespace != nil && *d.Namespace != "" {
-			across = true
-			c.all(p.Child("dataSourceRef", "namespace"), *d.Namespace, resource.DNSLabel(*d.Namespace, false))
-		}
-	}
-	// The value shown is the path itself, which has no members.
-	switch {
-	case s.DataSource == nil || s.DataSourceRef == nil:
-	case across:
-		c.invalid(p, struct{}{}, "may not be specified when dataSourceRef.namespace is specified")
-	case !sameSource(s.DataSource, s.DataSourceRef):
-		c.invalid(p, struct{}{}, "must match dataSourceRef")
-	}
-	if n := s.VolumeAttributesClassName; n != nil && *n != "" && c.features.Enabled("VolumeAttributesClass") {
-		c.name(p.Child("volumeAttributesClassName"), *n)
-	}
+// ValidateClaimMeta checks the metadata of the template of a claim, for storage or
+// for devices: labels and annotations, and nothing else.
+func ValidateClaimMeta(p *field.Path, m metav1.ObjectMeta) field.ErrorList {
+	c := &check{}
+	c.claimMeta(p, m)
+	return c.errs
 }
 
-func sameSource(a *corev1.TypedLocalObjectReference, b *corev1.TypedObjectReference) bool {
-	sameGroup := a.APIGroup == nil && b.APIGroup == nil || a.APIGroup != nil && b.APIGroup != nil && *a.APIGroup == *b.APIGroup
-	return sameGroup && a.Kind == b.Kind && a.Name == b.Name
-}
-
-func (c *check) dataSource(p *field.Path, group *string, kind, name string) {
-	c.filled(p.Child("name"), name)
-	c.filled(p.Child("kind"), kind)
-	if group == nil || *group == "" {
-		if kind != "PersistentVolumeClaim" {
-			c.invalid(p, kind, "must be 'PersistentVolumeClaim' when referencing the default apiGroup")
-		}
-		return
-	}
-	c.subdomain(p.Child("apiGroup"), *group)
+func (c *check) claimMeta(p *field.Path, m metav1.ObjectMeta) {
+	c.add(apivalidation.ValidateAnnotations(m.Annotations, p.Child("annotations"))...)
+	c.add(metavalidation.ValidateLabels(m.Labels, p.Child("labels"))...)
+	c.onlyFields(p, m, "cannot be set", "Annotations", "Labels")
 }
 
 // selector checks a label selector, which may be nil; lax lets bad values pass.

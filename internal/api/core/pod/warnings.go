@@ -186,6 +186,14 @@ func (w *advice) fraction(p *field.Path, list corev1.ResourceList, n corev1.Reso
 	}
 }
 
+// ClaimWarnings are about the spec of a PersistentVolumeClaim.
+func ClaimWarnings(p *field.Path, s *corev1.PersistentVolumeClaimSpec) []string {
+	w := &advice{}
+	w.fraction(p.Child("resources", "requests"), s.Resources.Requests, corev1.ResourceStorage)
+	w.fraction(p.Child("resources", "limits"), s.Resources.Limits, corev1.ResourceStorage)
+	return w.texts
+}
+
 // fractional looks for parts of bytes.
 func (w *advice) fractional(p *field.Path, r *corev1.ResourceRequirements) {
 	for _, n := range []corev1.ResourceName{corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {

@@ -284,7 +284,7 @@ func (o *operation) anyPort() (int32, error) {
 	port := int32(32769)
 	if o.env.DryRun {
 		if len(o.tookPorts) > 0 {
-			port = slices.Max(o.tookPorts) + 1
+			port = max(slices.Max(o.tookPorts), 0) + 1
 		}
 	} else {
 		var err error

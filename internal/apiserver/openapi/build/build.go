@@ -280,7 +280,8 @@ func Build(t *Types, all []*resource.Resource) (*Documents, error) {
 }
 
 // MergeSchema makes the schema that server-side apply merges by, of all objects
-// that are written, as package fields reads it.
+// that are sent, as package fields reads it: reviews have managed fields in their
+// answers, too.
 func MergeSchema(t *Types, all []*resource.Resource) ([]byte, error) {
 	defs, err := t.definitions(refV3)
 	if err != nil {
@@ -288,12 +289,13 @@ func MergeSchema(t *Types, all []*resource.Resource) ([]byte, error) {
 	}
 	var roots []string
 	for _, r := range all {
-		if r.Prefix != "" || r.Twin != nil {
-			roots = append(roots, string(modelOf(r.New())))
-		}
+		roots = append(roots, string(modelOf(r.New())))
 		for _, s := range r.Subresources {
 			if s.NewView != nil {
 				roots = append(roots, string(modelOf(s.NewView())))
+			}
+			if s.Echoed {
+				roots = append(roots, string(modelOf(s.NewBody())))
 			}
 		}
 	}

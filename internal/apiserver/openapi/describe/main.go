@@ -31,6 +31,8 @@ var packages = []string{
 	"k8s.io/apimachinery/pkg/version",
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1",
 	"k8s.io/kube-aggregator/pkg/apis/apiregistration/v1",
+	"k8s.io/metrics/pkg/apis/metrics/v1",
+	"k8s.io/metrics/pkg/apis/metrics/v1beta1",
 }
 
 func main() {

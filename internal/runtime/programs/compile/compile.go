@@ -33,9 +33,17 @@ func Build(root, dir string) error {
 	if err := run(root, nil, "gcc", append(args, sources...)...); err != nil {
 		return err
 	}
+	root, err = filepath.Abs(root)
+	if err != nil {
+		return err
+	}
+	modfile, err := patched(root)
+	if err != nil {
+		return err
+	}
 	// Static, so that it runs on any distribution and is loaded quickly.
-	return run(root, []string{"CGO_ENABLED=1"}, "go", "build", "-buildvcs=false", "-trimpath",
-		"-tags=fieldsv1string,seccomp,netgo,osusergo",
+	return run(root, []string{"CGO_ENABLED=1", "GOFLAGS="}, "go", "build", "-buildvcs=false", "-trimpath", "-modfile="+modfile,
+		"-tags=fieldsv1string,seccomp,compiled,netgo,osusergo",
 		`-ldflags=-s -w -linkmode external -extldflags "-static"`,
 		"-o", filepath.Join(dir, "skiff-start"), "./cmd/skiff-start")
 }
