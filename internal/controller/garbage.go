@@ -12,13 +12,16 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -114,9 +117,22 @@ func newCollector(d Deps) *control.Controller {
 	follow[*batchv1.CronJob](g)
 	follow[*policyv1.PodDisruptionBudget](g)
 	follow[*autoscalingv2.HorizontalPodAutoscaler](g)
-	if client.KindFor(claimResource) != nil {
-		follow[*corev1.PersistentVolumeClaim](g)
-	}
+	follow[*corev1.PersistentVolume](g)
+	follow[*corev1.PersistentVolumeClaim](g)
+	follow[*storagev1.StorageClass](g)
+	follow[*storagev1.VolumeAttachment](g)
+	follow[*storagev1.VolumeAttributesClass](g)
+	follow[*storagev1.CSIDriver](g)
+	follow[*storagev1.CSINode](g)
+	follow[*storagev1.CSIStorageCapacity](g)
+	follow[*certificatesv1.CertificateSigningRequest](g)
+	follow[*certificatesv1.ClusterTrustBundle](g)
+	follow[*certificatesv1.PodCertificateRequest](g)
+	follow[*resourcev1.DeviceClass](g)
+	follow[*resourcev1.DeviceTaintRule](g)
+	follow[*resourcev1.ResourceClaim](g)
+	follow[*resourcev1.ResourceClaimTemplate](g)
+	follow[*resourcev1.ResourceSlice](g)
 	follow[*discoveryv1.EndpointSlice](g)
 	follow[*networkingv1.IPAddress](g)
 	follow[*networkingv1.ServiceCIDR](g)

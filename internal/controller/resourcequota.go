@@ -62,9 +62,7 @@ func newResourceQuota(d Deps) *control.Controller {
 	watchCounted[*appsv1.DaemonSet](r)
 	watchCounted[*batchv1.Job](r)
 	watchCounted[*batchv1.CronJob](r)
-	if client.KindFor(claimResource) != nil {
-		watchCounted[*corev1.PersistentVolumeClaim](r)
-	}
+	watchCounted[*corev1.PersistentVolumeClaim](r)
 	r.lists[schema.GroupResource{Resource: "resourcequotas"}] = func(ns string) []resource.Object { return objectsOf(r.all.List(ns, nil)) }
 	c.Writes = append(c.Writes,
 		control.Rule("*", []string{"*"}, "list", "watch"),

@@ -18,10 +18,7 @@ import (
 	"skiff/internal/control"
 )
 
-var (
-	statefulSetKind = appsv1.SchemeGroupVersion.WithKind("StatefulSet")
-	claimResource   = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
-)
+var statefulSetKind = appsv1.SchemeGroupVersion.WithKind("StatefulSet")
 
 // statefulSets keeps the pods of every StatefulSet, each with its name and its
 // claims. What is to be done is decided in statefulset_plan.go.
@@ -31,7 +28,7 @@ type statefulSets struct {
 	sets      *client.Informer[*appsv1.StatefulSet]
 	pods      *client.Informer[*corev1.Pod]
 	revisions *client.Informer[*appsv1.ControllerRevision]
-	claims    *client.Informer[*corev1.PersistentVolumeClaim] // nil where the kind is not served
+	claims    *client.Informer[*corev1.PersistentVolumeClaim]
 }
 
 func newStatefulSet(d Deps) *control.Controller {
@@ -44,9 +41,7 @@ func newStatefulSet(d Deps) *control.Controller {
 	indexOwners(r.pods)
 	r.revisions = control.Watch[*appsv1.ControllerRevision](c, nil)
 	indexOwners(r.revisions)
-	if client.KindFor(claimResource) != nil {
-		r.claims = control.Watch[*corev1.PersistentVolumeClaim](c, nil)
-	}
+	r.claims = control.Watch[*corev1.PersistentVolumeClaim](c, nil)
 	c.Writes = append(c.Writes,
 		control.Rule("", []string{"pods"}, "list", "watch", "create", "delete", "get", "patch", "update"),
 		control.Rule("apps", []string{"statefulsets"}, "get", "list", "watch"),
@@ -188,9 +183,6 @@ func (w *setWork) look(ctx context.Context, pods []*corev1.Pod, history []*appsv
 }
 
 func (w *setWork) claim(name string) *corev1.PersistentVolumeClaim {
-	if w.claims == nil {
-		return nil
-	}
 	c, _ := w.claims.Get(w.set.Namespace, name)
 	return c
 }
@@ -302,15 +294,10 @@ func (w *setWork) repair(ctx context.Context, p *corev1.Pod) error {
 	return nil
 }
 
-var errNoClaims = errors.New("persistent volume claims are not served")
-
 // makeClaims makes the claims of a pod that do not exist.
 func (w *setWork) makeClaims(ctx context.Context, p *corev1.Pod) error {
 	var errs []error
 	for _, c := range setClaims(w.set, p.Name) {
-		if w.claims == nil {
-			return errNoClaims
-		}
 		if there := w.claim(c.Name); there != nil {
 			if there.DeletionTimestamp != nil {
 				errs = append(errs, fmt.Errorf("pvc %s is being deleted", c.Name))
