@@ -29,6 +29,8 @@ type cluster struct {
 	bin  string
 	name string
 	data string
+	// cache is where kubectl remembers what servers have.
+	cache string
 	// ns is the namespace that kubectl is told of; empty for its default.
 	ns string
 	// carried makes kubectl the one of this release that skiff carries, where
@@ -69,7 +71,7 @@ func reserve(t *testing.T, name string) *cluster {
 	if _, err := os.Stat(skiffBin); err != nil {
 		t.Fatalf("skiff is not built (make build): %v", err)
 	}
-	c := &cluster{t: t, bin: skiffBin, name: fmt.Sprintf("%s-%d", name, os.Getpid()), data: t.TempDir() + "/data"}
+	c := &cluster{t: t, bin: skiffBin, name: fmt.Sprintf("%s-%d", name, os.Getpid()), data: t.TempDir() + "/data", cache: t.TempDir()}
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.dump()
@@ -155,7 +157,7 @@ func (c *cluster) kubectlCmd(ctx context.Context, args ...string) *exec.Cmd {
 		cmd = exec.CommandContext(ctx, c.bin, append([]string{"kubectl", "--name", c.name, "--data-dir", c.data}, args...)...)
 	}
 	// What kubectl remembers of a server, by its port, is of this cluster alone.
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig", "KUBECACHEDIR="+c.data+".kubectl")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.data+"/admin.kubeconfig", "KUBECACHEDIR="+c.cache)
 	return cmd
 }
 
