@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
+
+	"skiff/internal/control"
 )
 
 // setSnapshot reads pods as "ordinal:revision:state" with the states of podState.
@@ -375,4 +378,48 @@ func TestRevisionNames(t *testing.T) {
 	if a, b := revisionHash(data, 0), revisionHash(data, 1); a == b || len(a) == 0 {
 		t.Errorf("hashes %q and %q", a, b)
 	}
+}
+
+func TestStatefulSetMakesAndOwnsClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(d Deps) []*control.Controller { return []*control.Controller{newStatefulSet(d)} })
+		defer w.stop()
+		w.kubelet(time.Second, newRand(1), nil)
+		set := statefulSet("db", 3, "v")
+		set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+		set.Spec.PersistentVolumeClaimRetentionPolicy = &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{WhenDeleted: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType}
+		w.api.Put(set)
+		owners := func() string {
+			var out []string
+			for _, c := range list[*corev1.PersistentVolumeClaim](w, "ns") {
+				text := c.Name
+				for _, r := range c.OwnerReferences {
+					text += " " + r.Kind
+				}
+				out = append(out, text)
+			}
+			slices.Sort(out)
+			return strings.Join(out, ", ")
+		}
+		w.until("three with claims", func() bool {
+			return len(live(w)) == 3 && owners() == "data-db-0 StatefulSet, data-db-1 StatefulSet, data-db-2 StatefulSet"
+		})
+		edit(w, "ns", "db", "", func(s *appsv1.StatefulSet) { *s.Spec.Replicas = 2 })
+		w.until("a condemned pod's claim goes with it", func() bool {
+			return len(live(w)) == 2 && owners() == "data-db-0 StatefulSet, data-db-1 StatefulSet, data-db-2 Pod"
+		})
+		edit(w, "ns", "db", "", func(s *appsv1.StatefulSet) {
+			s.Spec.PersistentVolumeClaimRetentionPolicy.WhenDeleted = appsv1.RetainPersistentVolumeClaimRetentionPolicyType
+		})
+		w.until("a new policy", func() bool { return owners() == "data-db-0, data-db-1, data-db-2 Pod" })
+		claims := 0
+		for _, e := range list[*corev1.Event](w, "ns") {
+			if e.Reason == "SuccessfulCreate" && strings.HasPrefix(e.Message, "Create Claim data-db-") {
+				claims++
+			}
+		}
+		if claims != 3 {
+			t.Errorf("%d events tell of claims", claims)
+		}
+	})
 }

@@ -27,8 +27,10 @@ import (
 // watched.
 const quotaResync = 5 * time.Minute
 
-// quotas counts what every ResourceQuota limits. Admission adds up; here is counted
-// what is really there, and given back what is gone.
+// quotas counts what every ResourceQuota limits. Admission adds up what it lets in;
+// here is given back what is gone. An object that is new is no reason to count: its
+// successors may be admitted, in the quota's status, and not be there yet; counting
+// then would let in one too many.
 type quotas struct {
 	*control.Controller
 	d        Deps
@@ -42,7 +44,13 @@ type quotas struct {
 func newResourceQuota(d Deps) *control.Controller {
 	c := control.New("resourcequota-controller", d.Deps)
 	r := &quotas{Controller: c, d: d, now: d.Clock(), features: resource.DefaultFeatures(), lists: map[schema.GroupResource]func(string) []resource.Object{}}
-	r.all = control.Watch(c, control.Enqueue[*corev1.ResourceQuota](c))
+	r.all = control.Watch(c, func(ch client.Change[*corev1.ResourceQuota]) {
+		// Admission writes the status with every object that it lets in.
+		if ch.Old != nil && ch.New != nil && equality.Semantic.DeepEqual(ch.Old.Spec, ch.New.Spec) {
+			return
+		}
+		c.Queue.Add(control.KeyOf(ch.Object()))
+	})
 	watchCounted[*corev1.Pod](r)
 	watchCounted[*corev1.Service](r)
 	watchCounted[*corev1.ReplicationController](r)
@@ -72,22 +80,19 @@ func objectsOf[T client.Object](list []T) []resource.Object {
 	return out
 }
 
-// watchCounted brings the quotas of a namespace back when what they count of T
-// changes.
+// watchCounted brings the quotas of a namespace back when less is used of what they
+// count of T.
 func watchCounted[T client.Object](r *quotas) {
 	gr := client.KindOf[T]().GVR.GroupResource()
 	counter := quota.For(r.features, gr)
 	inf := control.Watch(r.Controller, func(ch client.Change[T]) {
 		o := ch.Object()
 		list := r.all.List(o.GetNamespace(), nil)
-		if len(list) == 0 {
+		if len(list) == 0 || any(ch.Old) == any(*new(T)) {
 			return
 		}
-		if !ch.Deleted() && any(ch.Old) != any(*new(T)) {
-			now := r.now()
-			if equality.Semantic.DeepEqual(counter.Usage(ch.Old, now), counter.Usage(ch.New, now)) {
-				return
-			}
+		if now := r.now(); !ch.Deleted() && len(quota.Nonzero(quota.Increase(counter.Usage(ch.Old, now), counter.Usage(ch.New, now)))) == 0 {
+			return
 		}
 		for _, q := range list {
 			if len(counter.Matching(quota.Names(q.Spec.Hard))) > 0 {
