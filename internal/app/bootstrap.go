@@ -6,13 +6,16 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/api/scheduling"
+	"skiff/internal/api/storage"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
 	"skiff/internal/control"
+	"skiff/internal/controller"
 )
 
 // atOnce bounds the writes of the bootstrap in flight together: the store commits
@@ -37,6 +40,7 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	for _, pc := range scheduling.SystemClasses() {
 		eg.Go(func() error { return ensure(ctx, c, pc) })
 	}
+	eg.Go(func() error { return ensure(ctx, c, localClass()) })
 	eg.Go(func() error { return s.extensionAuthentication(ctx, c) })
 	eg.Go(func() error { return s.serviceObjects(ctx, c) })
 	return eg.Wait()
@@ -48,6 +52,16 @@ func (s *server) namespaces(ctx context.Context, c *client.Client) error {
 		eg.Go(func() error { return ensure(ctx, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}) })
 	}
 	return eg.Wait()
+}
+
+// localClass is the default class: volumes are directories of the node that the
+// first pod of a claim runs on.
+func localClass() *storagev1.StorageClass {
+	wait, grows, policy := storagev1.VolumeBindingWaitForFirstConsumer, true, corev1.PersistentVolumeReclaimDelete
+	return &storagev1.StorageClass{
+		ObjectMeta:  metav1.ObjectMeta{Name: "local", Annotations: map[string]string{storage.DefaultClassAnnotation: "true"}},
+		Provisioner: controller.LocalProvisioner, VolumeBindingMode: &wait, AllowVolumeExpansion: &grows, ReclaimPolicy: &policy,
+	}
 }
 
 // ensure creates an object that is not there.

@@ -24,6 +24,7 @@ func (s *server) startControl(ctx context.Context) error {
 		},
 		RootCA:       s.pki.CA(pki.ClusterCA).CertPEM,
 		Resources:    s.resources,
+		LocalVolumes: localVolumes{s.nodes},
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 	}
 	all := controller.All(deps)

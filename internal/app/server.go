@@ -53,6 +53,7 @@ type server struct {
 	pki   *pki.PKI
 	api   *apiserver.Server
 	alloc *alloc.Allocator
+	nodes *nodeConnector
 	// bootstrapped is closed when the objects that every cluster has are there.
 	bootstrapped chan struct{}
 }
@@ -134,6 +135,7 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	s.nodes = newNodeConnector(s.pki)
 	docs, err := openapi.New(time.Now())
 	if err != nil {
 		return err
@@ -144,7 +146,7 @@ func (s *server) newAPI() error {
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),
-		Nodes:         newNodeConnector(s.pki),
+		Nodes:         s.nodes,
 		Tokens:        tokens,
 		Issuer:        discovery,
 		FieldManagers: fields.New(all),

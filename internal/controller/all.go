@@ -36,6 +36,9 @@ type Deps struct {
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
 	NamespaceSettle time.Duration
+	// LocalVolumes reaches the nodes for the directories of local volumes; where it
+	// is nil, class local is not provisioned.
+	LocalVolumes LocalVolumes
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -79,10 +82,15 @@ func All(d Deps) []*control.Controller {
 		newDisruption(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
+		newEphemeralVolume(d),
+		newExpand(d),
 		newJob(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodGC(d),
+		newPVBinder(d),
+		newPVCProtection(d),
+		newPVProtection(d),
 		newReplicaSet(d),
 		newReplicationController(d),
 		newResourceQuota(d),
@@ -90,11 +98,15 @@ func All(d Deps) []*control.Controller {
 		newServiceAccount(d),
 		newServiceCIDR(d),
 		newStatefulSet(d),
-		newTTLAfterFinished(d),
 		newTaintEviction(d),
+		newTTLAfterFinished(d),
+		newVACProtection(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
 		cs = append(cs, newNodeIPAM(d))
+	}
+	if d.LocalVolumes != nil {
+		cs = append(cs, newLocalVolume(d))
 	}
 	return cs
 }

@@ -261,11 +261,13 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 	return out, nil
 }
 
-// readOnlyVolume tells of the volumes that containers never write to.
+// readOnlyVolume tells of the volumes that containers never write to: by their
+// kind, or because the pod wants a claim so.
 func readOnlyVolume(pod *corev1.Pod, name string) bool {
 	for i := range pod.Spec.Volumes {
 		if v := &pod.Spec.Volumes[i]; v.Name == name {
-			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil ||
+				v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
 		}
 	}
 	return false

@@ -72,6 +72,13 @@ type Volumes interface {
 	Pods() ([]types.UID, error)
 }
 
+// LocalVolumes makes and removes the directories of local volumes that skiff
+// provisions, by the names of their PersistentVolumes.
+type LocalVolumes interface {
+	MakeLocal(name string) (path string, err error)
+	RemoveLocal(name string) error
+}
+
 // Cgroups makes and removes the cgroups of pods.
 type Cgroups interface {
 	// Ensure makes the pod's cgroup, within its QoS class, and returns the
@@ -93,9 +100,11 @@ type Deps struct {
 	Images  Images
 	Volumes Volumes
 	Cgroups Cgroups
-	Events  Events
-	Log     *slog.Logger
-	Now     func() time.Time
+	// LocalVolumes may be nil: the node then has none.
+	LocalVolumes LocalVolumes
+	Events       Events
+	Log          *slog.Logger
+	Now          func() time.Time
 
 	Host     host.Instance
 	NodeName string

@@ -74,6 +74,10 @@ func (k *Kubelet) Handler() http.Handler {
 		handle(method+" /portForward/{ns}/{pod}", "proxy", k.servePortForward)
 		handle(method+" /portForward/{ns}/{pod}/{uid}", "proxy", k.servePortForward)
 	}
+	if k.d.LocalVolumes != nil {
+		handle("PUT /localVolumes/{name}", "proxy", k.serveMakeLocal)
+		handle("DELETE /localVolumes/{name}", "proxy", k.serveRemoveLocal)
+	}
 	handle("GET /stats/summary", "stats", k.serveStats)
 	handle("GET /metrics", "metrics", k.serveMetrics)
 	handle("GET /metrics/resource", "metrics", k.serveResourceMetrics)
@@ -102,6 +106,23 @@ func writeError(w http.ResponseWriter, err error) {
 		code = int(st.Status().Code)
 	}
 	http.Error(w, err.Error(), code)
+}
+
+// serveMakeLocal makes the directory of a local volume and answers with its path.
+func (k *Kubelet) serveMakeLocal(w http.ResponseWriter, r *http.Request) {
+	path, err := k.d.LocalVolumes.MakeLocal(r.PathValue("name"))
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, path)
+}
+
+func (k *Kubelet) serveRemoveLocal(w http.ResponseWriter, r *http.Request) {
+	if err := k.d.LocalVolumes.RemoveLocal(r.PathValue("name")); err != nil {
+		writeError(w, err)
+	}
 }
 
 func (k *Kubelet) servePods(w http.ResponseWriter, _ *http.Request) {

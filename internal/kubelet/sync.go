@@ -219,8 +219,17 @@ func (w *worker) mountEvents(pod *corev1.Pod, err error) {
 	if j, ok := err.(interface{ Unwrap() []error }); ok {
 		errs = j.Unwrap()
 	}
+	var claims []*claimError
 	for _, e := range errs {
+		var c *claimError
+		if errors.As(e, &c) {
+			claims = append(claims, c)
+			continue
+		}
 		w.event(pod, corev1.EventTypeWarning, "FailedMount", e.Error())
+	}
+	if len(claims) > 0 {
+		w.event(pod, corev1.EventTypeWarning, "FailedMount", unmounted(claims))
 	}
 }
 

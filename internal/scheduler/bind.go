@@ -3,6 +3,8 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -32,18 +34,36 @@ type bound struct {
 	gone bool
 }
 
-// bindAll writes decisions: all that wait, as one batch, one batch at a time.
+// bindAll writes decisions: all that wait, as one batch, one batch at a time. Those
+// for which a plugin waits are bound each by itself.
 func (s *Scheduler) bindAll(ctx context.Context) error {
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.binder.wake:
 		}
-		if todo := s.binder.take(); len(todo) > 0 {
+		todo := s.binder.take()
+		todo = slices.DeleteFunc(todo, func(b binding) bool {
+			if b.doubt != nil || !s.waits(b.pod) {
+				return false
+			}
+			waiting.Go(func() { s.bind(ctx, []binding{b}) })
+			return true
+		})
+		if len(todo) > 0 {
 			s.bind(ctx, todo)
 		}
 	}
+}
+
+func (s *Scheduler) waits(p *framework.Pod) bool {
+	return slices.ContainsFunc(s.preBind, func(b framework.PreBinder) bool {
+		w, ok := b.(framework.Waiter)
+		return ok && w.Waits(p)
+	})
 }
 
 func (s *Scheduler) bind(ctx context.Context, todo []binding) {

@@ -58,7 +58,7 @@ type Deps struct {
 	Seed uint64
 	// Name is the schedulerName that pods ask for; "default-scheduler" by default.
 	Name string
-	// Plugins are plugins.All() by default.
+	// Plugins are plugins.All() and VolumeBinding by default.
 	Plugins []plugins.Enabled
 	// Metrics, where not nil, gets the scheduler's metrics.
 	Metrics prometheus.Registerer
@@ -100,6 +100,8 @@ type input struct {
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
+	// storage tells that a volume, a claim or a storage class changed.
+	storage bool
 }
 
 // New returns a scheduler; it works while Run runs.
@@ -117,7 +119,7 @@ func New(d Deps) (*Scheduler, error) {
 		d.Name = corev1.DefaultSchedulerName
 	}
 	if d.Plugins == nil {
-		d.Plugins = plugins.All()
+		d.Plugins = append(plugins.All(), plugins.Enabled{Plugin: plugins.NewVolumeBinding(d.Client, d.Informers)})
 	}
 	if d.Events == nil {
 		d.Events = noEvents{}
@@ -163,9 +165,15 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.nodes.OnChange(func(c client.Change[*corev1.Node]) { s.in.put(input{node: &c}) })
 	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
 	s.groups.watch()
-	for _, c := range []<-chan struct{}{
+	ready := []<-chan struct{}{
 		s.nodes.Synced(), s.spaces.Synced(), s.groups.services.Synced(), s.groups.sets.Synced(), s.pods.Synced(),
-	} {
+	}
+	for _, p := range s.d.Plugins {
+		if v, ok := p.Plugin.(*plugins.VolumeBinding); ok {
+			ready = append(ready, v.OnChange(func() { s.in.put(input{storage: true}) })...)
+		}
+	}
+	for _, c := range ready {
 		select {
 		case <-c:
 		case <-ctx.Done():
@@ -288,6 +296,8 @@ func (s *Scheduler) apply(in input) {
 		} else {
 			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
 		}
+	case in.storage:
+		s.queue.happened(framework.Event{Kind: framework.VolumesChanged}, s.d.Now())
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:

@@ -5,6 +5,7 @@ func All() []Type {
 	return []Type{
 		emptyDir{},
 		hostPath{},
+		local{},
 		configMap{},
 		secret{},
 		downwardAPI{},

@@ -18,10 +18,17 @@ type hostPath struct{}
 func (hostPath) Name() string              { return "kubernetes.io~host-path" }
 func (hostPath) Has(v *corev1.Volume) bool { return v.HostPath != nil }
 
+// HasPersistent implements Persistent.
+func (hostPath) HasPersistent(s *corev1.PersistentVolumeSource) bool { return s.HostPath != nil }
+
 func (hostPath) Setup(_ context.Context, m *Mount) (string, time.Time, error) {
-	path := m.Volume.HostPath.Path
+	source := m.Volume.HostPath
+	if m.PV != nil {
+		source = m.PV.Spec.HostPath
+	}
+	path := source.Path
 	want := corev1.HostPathUnset
-	if t := m.Volume.HostPath.Type; t != nil {
+	if t := source.Type; t != nil {
 		want = *t
 	}
 	if want == corev1.HostPathUnset {

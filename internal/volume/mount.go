@@ -86,15 +86,9 @@ func unmountBelow(dir string) error {
 		return err
 	}
 	for try := 0; ; try++ {
-		all, err := mounts()
+		found, err := mountsBelow(real)
 		if err != nil {
 			return err
-		}
-		var found []string
-		for _, m := range all {
-			if m == real || strings.HasPrefix(m, real+"/") {
-				found = append(found, m)
-			}
 		}
 		if len(found) == 0 {
 			return nil
@@ -109,4 +103,20 @@ func unmountBelow(dir string) error {
 			}
 		}
 	}
+}
+
+// mountsBelow lists what is mounted on dir, which has no symbolic links in it, and
+// below it.
+func mountsBelow(dir string) ([]string, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, m := range all {
+		if m == dir || strings.HasPrefix(m, dir+"/") {
+			found = append(found, m)
+		}
+	}
+	return found, nil
 }

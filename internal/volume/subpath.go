@@ -38,7 +38,7 @@ func (s *Set) SubPath(ctx context.Context, pod *corev1.Pod, container string, in
 	if vol == nil {
 		return "", fmt.Errorf("volume %q: the pod has none of this name", mount.Name)
 	}
-	root, err := s.path(pod, vol)
+	root, err := s.path(ctx, pod, vol)
 	if err != nil {
 		return "", err
 	}
@@ -66,9 +66,18 @@ func (s *Set) SubPath(ctx context.Context, pod *corev1.Pod, container string, in
 }
 
 // path is where a volume that Setup made is.
-func (s *Set) path(pod *corev1.Pod, v *corev1.Volume) (string, error) {
+func (s *Set) path(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (string, error) {
 	if v.HostPath != nil {
 		return v.HostPath.Path, nil
+	}
+	pv, _, err := s.typeOf(ctx, pod, v)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("volume %q: %w", v.Name, err)
+	case pv != nil && pv.Spec.Local != nil:
+		return pv.Spec.Local.Path, nil
+	case pv != nil && pv.Spec.HostPath != nil:
+		return pv.Spec.HostPath.Path, nil
 	}
 	for _, t := range s.d.Types {
 		if !t.Has(v) {

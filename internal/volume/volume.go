@@ -8,6 +8,8 @@
 // # Where things are
 //
 //	<data>/kubelet/pods/<pod UID>/volumes/<type>/<name>        volumes on disk
+//	<data>/volumes/<PersistentVolume>                          local volumes that
+//	                                                           skiff provisions
 //	<data>/kubelet/pods/<pod UID>/volume-subpaths/<name>/<container>/<index>
 //	                                                           bind mounts of parts
 //	<run>/volumes/<pod UID>/<type>/<name>                      what must not touch a
@@ -49,6 +51,9 @@ type Sources interface {
 	// Token returns a token of the pod's service account and when to ask for the
 	// next one.
 	Token(ctx context.Context, pod *corev1.Pod, audience string, expirationSeconds int64) (string, time.Time, error)
+	// PersistentVolume returns the volume that the claim of v, a
+	// persistentVolumeClaim or an ephemeral volume of the pod, is bound to.
+	PersistentVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, error)
 	// Field and Resource resolve the downward API.
 	Field(ctx context.Context, pod *corev1.Pod, f *corev1.ObjectFieldSelector) (string, error)
 	Resource(ctx context.Context, pod *corev1.Pod, container string, f *corev1.ResourceFieldSelector) (string, error)
@@ -75,11 +80,21 @@ type Type interface {
 	Setup(ctx context.Context, m *Mount) (path string, refresh time.Time, err error)
 }
 
+// Persistent is a Type that serves PersistentVolumes too.
+type Persistent interface {
+	Type
+	// HasPersistent tells whether a PersistentVolume is of this type.
+	HasPersistent(s *corev1.PersistentVolumeSource) bool
+}
+
 // Mount is a volume to be made for a pod.
 type Mount struct {
 	Pod     *corev1.Pod
 	Volume  *corev1.Volume
 	Sources Sources
+	// PV is what the volume's claim is bound to; nil where the volume stands in the
+	// pod itself.
+	PV *corev1.PersistentVolume
 	// Dir is the volume's own directory on disk; it may not exist yet.
 	Dir string
 	// Memory is the same on a file system in memory; it is made by Memory().
@@ -153,13 +168,12 @@ func (s *Set) Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]stri
 }
 
 func (s *Set) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (string, time.Time, error) {
-	i := slices.IndexFunc(s.d.Types, func(t Type) bool { return t.Has(v) })
-	if i < 0 {
-		return "", time.Time{}, errors.New("no volume plugin matched")
+	pv, t, err := s.typeOf(ctx, pod, v)
+	if err != nil {
+		return "", time.Time{}, err
 	}
-	t := s.d.Types[i]
 	m := &Mount{
-		Pod: pod, Volume: v, Sources: s.d.Sources,
+		Pod: pod, Volume: v, Sources: s.d.Sources, PV: pv,
 		Dir: filepath.Join(s.podDir(pod.UID), "volumes", t.Name(), v.Name),
 		memory: func() (string, error) {
 			if err := s.mountMemory(); err != nil {
@@ -174,6 +188,27 @@ func (s *Set) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (str
 		}
 	}
 	return t.Setup(ctx, m)
+}
+
+// typeOf finds the type of a volume, and the PersistentVolume behind it.
+func (s *Set) typeOf(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, Type, error) {
+	var pv *corev1.PersistentVolume
+	has := func(t Type) bool { return t.Has(v) }
+	if v.PersistentVolumeClaim != nil || v.Ephemeral != nil {
+		var err error
+		if pv, err = s.d.Sources.PersistentVolume(ctx, pod, v); err != nil {
+			return nil, nil, err
+		}
+		has = func(t Type) bool {
+			p, ok := t.(Persistent)
+			return ok && p.HasPersistent(&pv.Spec.PersistentVolumeSource)
+		}
+	}
+	i := slices.IndexFunc(s.d.Types, has)
+	if i < 0 {
+		return nil, nil, errors.New("no volume plugin matched")
+	}
+	return pv, s.d.Types[i], nil
 }
 
 // note writes to the journal, before the first mount, where mounts will be.

@@ -38,6 +38,11 @@ func TestContract(t *testing.T) {
 		"emptyDir memory": {Volume: src(corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size}})},
 		"hostPath": {Volume: src(corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir, Type: ptr(corev1.HostPathDirectory)}}),
 			Files: map[string]string{"x": "of the host"}, Outside: true},
+		"local": {
+			Volume:  src(corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}),
+			Sources: &volumetest.Sources{Volumes: map[string]*corev1.PersistentVolume{"c": {Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: dir}}}}}},
+			Files:   map[string]string{"x": "of the host"}, Outside: true,
+		},
 		"configMap": {
 			Volume: src(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: name("cm")}}), Sources: maps(),
 			Files:  map[string]string{"a": "1", "b": "2"},

@@ -118,6 +118,13 @@ type PreBinder interface {
 	PreBind(ctx context.Context, p *Pod, node string) error
 }
 
+// Waiter is a PreBinder that waits for others to do something: the pods for which
+// it does are bound beside the rest.
+type Waiter interface {
+	PreBinder
+	Waits(p *Pod) bool
+}
+
 // PreEnqueuer keeps a pod from the queue until it allows it.
 type PreEnqueuer interface {
 	PreEnqueue(p *corev1.Pod) *Status
@@ -147,6 +154,7 @@ const (
 	PodGates
 	PodRequests
 	PodLabels
+	VolumesChanged // a volume, a claim or a storage class
 
 	NodeChanged = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
 )

@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
+
+	"skiff/internal/api/storage"
 )
 
 // HostPort is a port that a pod takes on its node.
@@ -217,7 +219,10 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	b = appendContainers(b, s.Containers)
 	for i := range s.Volumes {
 		if v := s.Volumes[i].Image; v != nil {
-			b = appendString(b, v.Reference)
+			b = appendString(append(b, 'i'), v.Reference)
+		}
+		if claim := storage.ClaimOf(p, &s.Volumes[i]); claim != "" {
+			b = appendString(appendString(append(b, 'c'), p.Namespace), claim)
 		}
 	}
 	return b

@@ -64,6 +64,32 @@ func TestClasses(t *testing.T) {
 	}
 }
 
+// A claim is not an image, though both are written by name: pods that differ in one
+// are of two classes.
+func TestClassesOfVolumes(t *testing.T) {
+	classes := NewClasses()
+	image := func(ref string) corev1.Volume {
+		return corev1.Volume{VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: ref}}}
+	}
+	claim := func(name string) corev1.Volume {
+		return corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}}
+	}
+	in := func(ns string, vs ...corev1.Volume) *Class {
+		return classes.Pod(classPod(func(p *corev1.Pod) { p.Namespace, p.Spec.Volumes = ns, vs })).Class
+	}
+	if in("ns", claim("data")) != in("ns", claim("data")) {
+		t.Error("pods of one claim are of two classes")
+	}
+	for what, other := range map[string]*Class{
+		"another claim": in("ns", claim("logs")), "another namespace": in("other", claim("data")),
+		"two images": in("ns", image("ns"), image("data")), "none": in("ns"),
+	} {
+		if in("ns", claim("data")) == other {
+			t.Errorf("%s: one class", what)
+		}
+	}
+}
+
 // The set of classes is bounded, and keeps those in use.
 func TestClassesBounded(t *testing.T) {
 	classes := NewClasses()

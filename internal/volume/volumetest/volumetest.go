@@ -26,6 +26,8 @@ type Sources struct {
 	mu      sync.Mutex
 	Maps    map[string]map[string]string
 	Secrets map[string]map[string]string
+	// Volumes are what claims are bound to, by the claim's name.
+	Volumes map[string]*corev1.PersistentVolume
 	Tokens  int // handed out so far
 	Refresh time.Time
 }
@@ -73,6 +75,18 @@ func (s *Sources) Token(_ context.Context, pod *corev1.Pod, audience string, sec
 	defer s.mu.Unlock()
 	s.Tokens++
 	return fmt.Sprintf("token-of-%s-for-%s-%d", pod.Name, audience, seconds), s.Refresh, nil
+}
+
+// PersistentVolume implements volume.Sources.
+func (s *Sources) PersistentVolume(_ context.Context, _ *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.PersistentVolumeClaim != nil {
+		if pv, ok := s.Volumes[v.PersistentVolumeClaim.ClaimName]; ok {
+			return pv, nil
+		}
+	}
+	return nil, apierrors.NewNotFound(corev1.Resource("persistentvolume"), v.Name)
 }
 
 // Field implements volume.Sources.
