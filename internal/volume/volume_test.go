@@ -43,6 +43,7 @@ func TestContract(t *testing.T) {
 			Sources: &volumetest.Sources{Volumes: map[string]*corev1.PersistentVolume{"c": {Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: dir}}}}}},
 			Files:   map[string]string{"x": "of the host"}, Outside: true,
 		},
+		"image": {Volume: src(corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "example.com/model:1"}})},
 		"configMap": {
 			Volume: src(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: name("cm")}}), Sources: maps(),
 			Files:  map[string]string{"a": "1", "b": "2"},
