@@ -68,13 +68,11 @@ func podStatus(in statusInput) corev1.PodStatus {
 	podResources(&s, pod)
 
 	s.Phase = podPhase(pod, &s, in.terminal)
-	if !final(s.Phase) {
-		// A phase that is final is never left.
-		if final(in.old.Phase) {
-			s.Phase = in.old.Phase
-		} else if final(pod.Status.Phase) {
-			s.Phase = pod.Status.Phase
-		}
+	// A phase that is final is never left, however its containers end.
+	if final(pod.Status.Phase) {
+		s.Phase = pod.Status.Phase
+	} else if !final(s.Phase) && final(in.old.Phase) {
+		s.Phase = in.old.Phase
 	}
 	if s.Phase == in.old.Phase {
 		s.Reason, s.Message = in.old.Reason, in.old.Message
@@ -84,9 +82,6 @@ func podStatus(in statusInput) corev1.PodStatus {
 		if strings.HasPrefix(s.Reason, "OutOf") || s.Reason == "NodePorts" || s.Reason == "NodeAffinity" {
 			s.Message = "Pod was rejected: " + s.Message
 		}
-	}
-	if final(pod.Status.Phase) {
-		s.Phase = pod.Status.Phase
 	}
 	readiness(&s, in)
 	conditions(&s, in)
