@@ -197,6 +197,10 @@ func (c *Cycle) table(s *framework.Snapshot, sub framework.Subject) *table {
 	return t
 }
 
+// Forget drops all that was judged of nodes: what plugins go by, beside class and
+// node, has changed.
+func (c *Cycle) Forget() { clear(c.tables) }
+
 func (c *Cycle) evict() {
 	used := make([]uint64, 0, len(c.tables))
 	for _, t := range c.tables {
@@ -238,9 +242,11 @@ func (c *Cycle) Undo(s *framework.Snapshot, p *framework.Pod, node string) {
 	if !s.Forget(p.UID) {
 		return
 	}
-	if n := s.Node(node); n != nil {
-		c.unreserve(p, n)
+	n := s.Node(node)
+	if n == nil {
+		n = &framework.Node{Name: node}
 	}
+	c.unreserve(p, n)
 }
 
 func (c *Cycle) preFilterFailure(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
@@ -306,10 +312,12 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 
 func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, head string, judged framework.Judged) *Failure {
 	f.Message = head
+	separator := " "
 	for _, pf := range c.post {
 		r := pf.PostFilter(p, s, judged)
 		if r.Message != "" {
-			f.Message += " " + r.Message
+			f.Message += separator + r.Message
+			separator = ", "
 		}
 		if r.Node != "" {
 			f.Nominated, f.Victims = r.Node, r.Victims

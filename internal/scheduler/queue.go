@@ -45,8 +45,9 @@ type queued struct {
 	attempts int // failed for want of a node
 	errors   int // failed by an error, in a row
 	refused  []string
-	alike    alike // while unschedulable
-	early    bool  // tried before its back-off was over
+	gate     string // the plugin that keeps it out, while gated
+	alike    alike  // while unschedulable
+	early    bool   // tried before its back-off was over
 	message  string
 }
 
@@ -66,8 +67,10 @@ type queue struct {
 	backoff backoffHeap
 	// waiting has the unschedulable pods: what may help one helps its like.
 	waiting map[alike]map[types.UID]*queued
-	order   uint64
-	gated   int
+	// gates has the gated pods by the plugin that keeps them out.
+	gates map[string]map[types.UID]*queued
+	order uint64
+	gated int
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
@@ -83,7 +86,10 @@ type alike struct {
 }
 
 func newQueue() *queue {
-	return &queue{pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, hints: map[string]framework.Hinter{}}
+	return &queue{
+		pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gates: map[string]map[types.UID]*queued{},
+		hints: map[string]framework.Hinter{},
+	}
 }
 
 // put moves q to a place, taking it from where it was.
@@ -101,6 +107,9 @@ func (qu *queue) put(q *queued, to place) {
 		}
 	case gated:
 		qu.gated--
+		if delete(qu.gates[q.gate], q.pod.UID); len(qu.gates[q.gate]) == 0 {
+			delete(qu.gates, q.gate)
+		}
 	}
 	q.place = to
 	switch to {
@@ -118,6 +127,10 @@ func (qu *queue) put(q *queued, to place) {
 		m[q.pod.UID] = q
 	case gated:
 		qu.gated++
+		if qu.gates[q.gate] == nil {
+			qu.gates[q.gate] = map[types.UID]*queued{}
+		}
+		qu.gates[q.gate][q.pod.UID] = q
 	case nowhere:
 		delete(qu.pods, q.pod.UID)
 		return
@@ -164,6 +177,8 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 func (qu *queue) enter(q *queued) *framework.Status {
 	for _, p := range qu.preEnqueue {
 		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
+			qu.put(q, nowhere)
+			q.gate = st.Plugin
 			qu.put(q, gated)
 			return st
 		}
@@ -265,6 +280,27 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 	for _, q := range wake {
 		qu.requeue(q, now)
 	}
+	qu.open(e)
+}
+
+// open lets in the gated pods that an event may help.
+func (qu *queue) open(e framework.Event) {
+	var wake []*queued
+	for plugin, pods := range qu.gates {
+		h := qu.hints[plugin]
+		if h == nil || h.Events()&e.Kind == 0 {
+			continue
+		}
+		for _, q := range pods {
+			if h.Hint(q.pod, e) {
+				wake = append(wake, q)
+			}
+		}
+	}
+	slices.SortFunc(wake, compareQueued)
+	for _, q := range wake {
+		qu.enter(q)
+	}
 }
 
 // hinted tells whether any plugin that refused the pod thinks that e may help.
@@ -336,6 +372,9 @@ func podChange(old, new *corev1.Pod) framework.EventKind {
 	}
 	if !equality.Semantic.DeepEqual(old.Labels, new.Labels) {
 		k |= framework.PodLabels
+	}
+	if len(new.Spec.ResourceClaims) > 0 && !equality.Semantic.DeepEqual(old.Status.ResourceClaimStatuses, new.Status.ResourceClaimStatuses) {
+		k |= framework.PodClaims
 	}
 	for i := range new.Spec.Containers {
 		if i < len(old.Spec.Containers) && !equality.Semantic.DeepEqual(old.Spec.Containers[i].Resources, new.Spec.Containers[i].Resources) {

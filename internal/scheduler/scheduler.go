@@ -58,7 +58,7 @@ type Deps struct {
 	Seed uint64
 	// Name is the schedulerName that pods ask for; "default-scheduler" by default.
 	Name string
-	// Plugins are plugins.All() and VolumeBinding by default.
+	// Plugins are plugins.Live by default.
 	Plugins []plugins.Enabled
 	// Metrics, where not nil, gets the scheduler's metrics.
 	Metrics prometheus.Registerer
@@ -100,8 +100,8 @@ type input struct {
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
-	// storage tells that a volume, a claim or a storage class changed.
-	storage bool
+	// event is what a plugin was told of.
+	event *framework.Event
 }
 
 // New returns a scheduler; it works while Run runs.
@@ -118,11 +118,11 @@ func New(d Deps) (*Scheduler, error) {
 	if d.Name == "" {
 		d.Name = corev1.DefaultSchedulerName
 	}
-	if d.Plugins == nil {
-		d.Plugins = append(plugins.All(), plugins.Enabled{Plugin: plugins.NewVolumeBinding(d.Client, d.Informers)})
-	}
 	if d.Events == nil {
 		d.Events = noEvents{}
+	}
+	if d.Plugins == nil {
+		d.Plugins = plugins.Live(plugins.Deps{Client: d.Client, Informers: d.Informers, Events: d.Events, Log: d.Log, Now: d.Now})
 	}
 	seen := map[string]bool{}
 	s := &Scheduler{
@@ -169,8 +169,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		s.nodes.Synced(), s.spaces.Synced(), s.groups.services.Synced(), s.groups.sets.Synced(), s.pods.Synced(),
 	}
 	for _, p := range s.d.Plugins {
-		if v, ok := p.Plugin.(*plugins.VolumeBinding); ok {
-			ready = append(ready, v.OnChange(func() { s.in.put(input{storage: true}) })...)
+		if f, ok := p.Plugin.(framework.Follower); ok {
+			ready = append(ready, f.Follow(func(e framework.Event) { s.in.put(input{event: &e}) })...)
 		}
 	}
 	for _, c := range ready {
@@ -185,6 +185,11 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bindAll(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx) })
 	g.Go(func() error { return s.evictAll(ctx) })
+	for _, p := range s.d.Plugins {
+		if r, ok := p.Plugin.(framework.Runner); ok {
+			g.Go(func() error { return r.Run(ctx) })
+		}
+	}
 	return g.Wait()
 }
 
@@ -296,8 +301,11 @@ func (s *Scheduler) apply(in input) {
 		} else {
 			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
 		}
-	case in.storage:
-		s.queue.happened(framework.Event{Kind: framework.VolumesChanged}, s.d.Now())
+	case in.event != nil:
+		if in.event.Kind&framework.DeviceClasses != 0 {
+			s.cycle.Forget()
+		}
+		s.queue.happened(*in.event, s.d.Now())
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:
@@ -354,7 +362,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 			s.snapshot.Nominate(pod, p.Status.NominatedNodeName)
 		}
 	}
-	if st := s.queue.set(pod, s.d.Now()); st != nil && !hasCondition(p, corev1.PodReasonSchedulingGated) {
+	if st := s.queue.set(pod, s.d.Now()); st != nil && len(p.Spec.SchedulingGates) > 0 && !hasCondition(p, corev1.PodReasonSchedulingGated) {
 		s.reporter.put(report{pod: p, reason: corev1.PodReasonSchedulingGated, message: gatedMessage, quiet: true})
 	}
 }

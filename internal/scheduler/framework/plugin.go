@@ -4,6 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 )
 
 // Code says what a plugin decided.
@@ -101,7 +102,7 @@ type PostFilterResult struct {
 
 // Reserver takes note of a decision, before other pods of the batch are judged.
 // A refusal undoes the decision; Unreserve is called on every plugin then, and
-// whenever a later step fails.
+// whenever a later step fails; n.Obj is nil then where the node is gone.
 type Reserver interface {
 	Reserve(p *Pod, n *Node) *Status
 	Unreserve(p *Pod, n *Node)
@@ -125,7 +126,21 @@ type Waiter interface {
 	Waits(p *Pod) bool
 }
 
-// PreEnqueuer keeps a pod from the queue until it allows it.
+// Follower is told of objects other than pods and nodes.
+type Follower interface {
+	// Follow has changed called for every change that may let a pod run, and
+	// returns what must have synced before the plugin is asked anything.
+	Follow(changed func(Event)) []<-chan struct{}
+}
+
+// Runner has work of its own beside the cycle, until ctx ends.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// PreEnqueuer keeps a pod from the queue until it allows it. It is asked again
+// when the pod changes, and at the events that its Hint, if it is a Hinter, says
+// may help.
 type PreEnqueuer interface {
 	PreEnqueue(p *corev1.Pod) *Status
 }
@@ -155,6 +170,10 @@ const (
 	PodRequests
 	PodLabels
 	VolumesChanged // a volume, a claim or a storage class
+	PodClaims      // the resource claims made for the pending pod
+	DeviceClaims   // a resource claim
+	Devices        // a resource slice, or a rule that taints devices
+	DeviceClasses  // a device class: what was judged of any class of pods may be wrong now
 
 	NodeChanged = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
 )
@@ -167,6 +186,9 @@ type Event struct {
 	// Pod is the pod that came to a node, left it or changed there, or the pending
 	// pod as it is now; OldPod is a relabeled pod as it was.
 	Pod, OldPod *Pod
+	// Claim is the resource claim as it is now, nil where it is gone; OldClaim as
+	// it was, nil where it is new.
+	Claim, OldClaim *resourcev1.ResourceClaim
 }
 
 // Hinter tells which changes may turn this plugin's refusal of a pod around.

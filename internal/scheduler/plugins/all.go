@@ -4,7 +4,16 @@
 // in the cluster may turn its refusal around.
 package plugins
 
-import "skiff/internal/scheduler/framework"
+import (
+	"log/slog"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"skiff/internal/client"
+	"skiff/internal/scheduler/framework"
+)
 
 // Enabled is a plugin and the weight of its score.
 type Enabled struct {
@@ -12,7 +21,37 @@ type Enabled struct {
 	Weight int64
 }
 
-// All returns the default plugins, in the order in which they are asked.
+// Deps is what plugins need that read and write objects other than pods and nodes.
+type Deps struct {
+	Client    *client.Client
+	Informers *client.Informers
+	// Events records what such a plugin waits for.
+	Events interface {
+		Event(regarding, related *corev1.Pod, eventType, reason, action, note string)
+	}
+	Log *slog.Logger
+	Now func() time.Time
+}
+
+// Live returns All and the plugins that read and write other objects.
+func Live(d Deps) []Enabled {
+	devices := NewDynamicResources(d)
+	out := All()
+	for i := range out {
+		if _, ok := out[i].Plugin.(NodeResourcesFit); ok {
+			out[i].Plugin = NodeResourcesFit{Devices: devices}
+		}
+	}
+	// Claims are given back before victims are looked for.
+	at := slices.IndexFunc(out, func(e Enabled) bool { return e.Name() == DefaultPreemption{}.Name() })
+	return slices.Insert(out, at,
+		Enabled{Plugin: NewVolumeBinding(d.Client, d.Informers)},
+		Enabled{Plugin: devices, Weight: 2},
+	)
+}
+
+// All returns the default plugins that go by pods and nodes alone, in the order in
+// which they are asked.
 func All() []Enabled {
 	return []Enabled{
 		{Plugin: SchedulingGates{}},

@@ -12,7 +12,19 @@ import (
 
 // NodeResourcesFit refuses nodes that have not enough of a resource left, and
 // prefers those with most left of CPU and memory (LeastAllocated).
-type NodeResourcesFit struct{}
+type NodeResourcesFit struct {
+	// Devices says which extended resources device classes stand for: nodes that
+	// have none of such a resource themselves are left to DynamicResources. It may
+	// be nil.
+	Devices interface {
+		Backs(name corev1.ResourceName) bool
+	}
+}
+
+// delegated tells that what a node has of a resource is for DynamicResources to say.
+func (f NodeResourcesFit) delegated(name corev1.ResourceName, allocatable int64) bool {
+	return allocatable == 0 && f.Devices != nil && f.Devices.Backs(name)
+}
 
 // The four resources that every node has, as bits; a fifth says that no eviction
 // could help.
@@ -51,7 +63,7 @@ func makeLacks() [lackEnd]*framework.Status {
 func (NodeResourcesFit) Name() string { return "NodeResourcesFit" }
 
 // Filter implements framework.Filterer.
-func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *framework.Status {
+func (f NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *framework.Status {
 	bits := 0
 	want, have, used := &c.Requests, &n.Allocatable, &n.Requested
 	if int64(len(n.Pods))+1 > have.Pods {
@@ -77,7 +89,7 @@ func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *fr
 	}
 	var names []string
 	for name, w := range want.Scalar {
-		if w > 0 && w > have.Scalar[name]-used.Scalar[name] {
+		if w > 0 && w > have.Scalar[name]-used.Scalar[name] && !f.delegated(name, have.Scalar[name]) {
 			names = append(names, string(name))
 			if w > have.Scalar[name] {
 				bits |= lackAlways
@@ -164,7 +176,7 @@ func amount(name corev1.ResourceName, v int64) string {
 
 // Events implements framework.Hinter.
 func (NodeResourcesFit) Events() framework.EventKind {
-	return framework.NodeAdded | framework.NodeAllocatable | framework.PodDeleted | framework.PodShrunk | framework.PodRequests
+	return framework.NodeAdded | framework.NodeAllocatable | framework.PodDeleted | framework.PodShrunk | framework.PodRequests | framework.DeviceClasses
 }
 
 // Hint implements framework.Hinter.
@@ -180,6 +192,9 @@ func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
 	}
 	if e.Kind&framework.PodRequests != 0 {
 		return true
+	}
+	if e.Kind&framework.DeviceClasses != 0 {
+		return f.Devices != nil && len(c.Requests.Scalar) > 0
 	}
 	now := framework.NodeOf(e.Node)
 	if f.Filter(nil, c, now) != nil {

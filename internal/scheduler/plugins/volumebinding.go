@@ -66,15 +66,14 @@ func NewVolumeBinding(c *client.Client, inf *client.Informers) *VolumeBinding {
 	}
 }
 
-// OnChange has changed called when something changes that the plugin looks at, and
-// returns what must have synced before it is asked.
-func (v *VolumeBinding) OnChange(changed func()) []<-chan struct{} {
+// Follow implements framework.Follower.
+func (v *VolumeBinding) Follow(changed func(framework.Event)) []<-chan struct{} {
 	note := func() {
 		v.mu.Lock()
 		close(v.changed)
 		v.changed = make(chan struct{})
 		v.mu.Unlock()
-		changed()
+		changed(framework.Event{Kind: framework.VolumesChanged})
 	}
 	v.volumes.OnChange(func(client.Change[*corev1.PersistentVolume]) { note() })
 	v.claims.OnChange(func(client.Change[*corev1.PersistentVolumeClaim]) { note() })
