@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
 	"skiff/internal/host"
@@ -63,6 +64,9 @@ type Config struct {
 	// plugins attach pods instead of the built-in network.
 	CNIConfDir string `json:"cniConfDir,omitempty"`
 	CNIBinDir  string `json:"cniBinDir,omitempty"`
+	// SchedulerConfig is a file with a KubeSchedulerConfiguration
+	// (kubescheduler.config.k8s.io/v1).
+	SchedulerConfig string `json:"schedulerConfig,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -180,6 +184,7 @@ func (c *Config) Merge() error {
 	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+		{&c.SchedulerConfig, &old.SchedulerConfig},
 	} {
 		if *f.now == "" {
 			*f.now = *f.was
@@ -242,6 +247,8 @@ type Settings struct {
 	APIServiceIP, DNSIP netip.Addr
 	NodePortFirst       uint16
 	NodePortLast        uint16
+	// Scheduler is what SchedulerConfig says.
+	Scheduler *configv1.KubeSchedulerConfiguration
 }
 
 // Complete fills in defaults and checks every field.
@@ -332,6 +339,9 @@ func (c Config) Complete() (*Settings, error) {
 		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
 			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
 		}
+	}
+	if s.Scheduler, err = c.scheduler(); err != nil {
+		return nil, err
 	}
 	if err := c.checkEtcd(); err != nil {
 		return nil, err
