@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
 	"skiff/internal/host"
@@ -67,6 +68,9 @@ type Config struct {
 	// RegistryMirrors are URLs that images are looked for at before their registry
 	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}.
 	RegistryMirrors map[string][]string `json:"registryMirrors,omitempty"`
+	// SchedulerConfig is a file with a KubeSchedulerConfiguration
+	// (kubescheduler.config.k8s.io/v1).
+	SchedulerConfig string `json:"schedulerConfig,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -187,6 +191,7 @@ func (c *Config) Merge() error {
 	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+		{&c.SchedulerConfig, &old.SchedulerConfig},
 	} {
 		if *f.now == "" {
 			*f.now = *f.was
@@ -249,6 +254,8 @@ type Settings struct {
 	APIServiceIP, DNSIP netip.Addr
 	NodePortFirst       uint16
 	NodePortLast        uint16
+	// Scheduler is what SchedulerConfig says.
+	Scheduler *configv1.KubeSchedulerConfiguration
 }
 
 // Complete fills in defaults and checks every field.
@@ -346,6 +353,9 @@ func (c Config) Complete() (*Settings, error) {
 				return nil, &ConfigError{"registryMirrors." + domain, err.Error()}
 			}
 		}
+	}
+	if s.Scheduler, err = c.scheduler(); err != nil {
+		return nil, err
 	}
 	if err := c.checkEtcd(); err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{NodeName: "A B"}, `nodeName: "A B": a lowercase RFC 1123 subdomain`},
 		{Config{MaxPods: -1}, `maxPods: -1: must be greater than 0`},
 		{Config{APIPort: 70000}, `apiPort: 70000: must be a port from 1 to 65535`},
+		{Config{SchedulerConfig: "/nowhere"}, `schedulerConfig: open /nowhere: no such file or directory`},
 		{Config{NodeIP: "here"}, `nodeIP: "here": must be an IP address`},
 		{Config{NodeIP: "10.244.0.9"}, `nodeIP: 10.244.0.9 lies within podCIDR or serviceCIDR`},
 	}
