@@ -19,11 +19,11 @@ import (
 )
 
 // explanations are the resources of explain.skiff.io. What they tell is read as the
-// user who asks: nobody learns more than he could read himself (docs/adr/011).
+// user who asks: nobody learns more than he could read himself (docs/adr/015).
 func (s *server) explanations() []*resource.Resource {
 	var of []explanation.Subject
 	for _, k := range explain.Kinds() {
-		of = append(of, explanation.Subject{Of: k.GVR, Namespaced: k.Namespaced, Short: k.Short})
+		of = append(of, explanation.Subject{Of: k.GVR, Kind: k.Kind, Namespaced: k.Namespaced})
 	}
 	return explanation.Resources(of, func(ctx context.Context, env resource.Env, objs []resource.Object) ([]*explanation.Explanation, error) {
 		r := explain.Reader{

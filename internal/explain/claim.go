@@ -104,12 +104,12 @@ func (w *World) whyUnbound(out *explanation.Explanation, c *corev1.PersistentVol
 		return
 	case !storage.NamesClass(c):
 		out.Summary = "it names no storage class, no class is the default, and no volume suits"
-		cause(out, "NoClass", "no storage class is the default (%s)", some("there are", classes, "there is none at all"))
+		cause(out, "NoClass", "%s", some("the storage class is", classes, "there is no storage class at all"))
 	case name == "":
 		out.Summary = `it wants no storage class (""), and no volume suits`
 	case !known:
 		out.Summary = fmt.Sprintf("its storage class %s does not exist", name)
-		cause(out, "ClassNotFound", "storage class %s does not exist (%s)", name, some("there are", classes, "there is none at all"))
+		cause(out, "ClassNotFound", "%s", some("the storage class is", classes, "there is no storage class at all"))
 	case delay && c.Annotations[storage.SelectedNode] == "" && (provisions(class) || len(w.usersOf(c)) == 0):
 		out.State = explanation.Waiting
 		users := w.usersOf(c)

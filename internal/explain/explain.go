@@ -53,7 +53,7 @@ func (w *World) Explain(o client.Object) *explanation.Explanation {
 // begin is an explanation of an object, to be filled in.
 func begin(kind, version string, o client.Object) *explanation.Explanation {
 	out := &explanation.Explanation{Regarding: explanation.Reference{APIVersion: version, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}}
-	out.APIVersion, out.Kind = explanation.GroupVersion.String(), "Explanation"
+	out.APIVersion, out.Kind = explanation.GroupVersion.String(), explanation.KindFor(kind)
 	out.Name, out.Namespace, out.Labels = o.GetName(), o.GetNamespace(), o.GetLabels()
 	return out
 }
@@ -123,7 +123,11 @@ func some(what string, names []string, none string) string {
 			what = "there is"
 		}
 	} else if len(names) > 1 {
-		what += "s"
+		if s, is := strings.CutSuffix(what, "class is"); is {
+			what = s + "classes are"
+		} else {
+			what += "s"
+		}
 	}
 	return what + " " + few(names)
 }

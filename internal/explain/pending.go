@@ -71,7 +71,7 @@ func (w *World) explainPending(p *corev1.Pod, out *explanation.Explanation) {
 		out.State = explanation.Failing
 		out.Summary = fmt.Sprintf("none of the %d nodes can take it", nodes)
 		if nodes == 1 {
-			out.Summary = "the one node cannot take it"
+			out.Summary = "the only node cannot take it"
 		}
 		if pin := pinnedTo(p); pin != "" {
 			out.Summary = fmt.Sprintf("node %s, for which it is made, cannot take it", pin)

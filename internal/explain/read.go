@@ -129,11 +129,21 @@ func (r Reader) Unwell(ctx context.Context, k Kind, namespace string) ([]*explan
 		if len(out) == maxUnwell {
 			break
 		}
-		if e := w.Explain(o); e != nil && e.State != explanation.Fine {
+		if e := w.Explain(o); e != nil && e.State != explanation.Fine && !owned(o) {
 			out = append(out, e)
 		}
 	}
 	return out, nil
+}
+
+// owned tells that an object belongs to a workload, which is told instead.
+func owned(o client.Object) bool {
+	c := metav1.GetControllerOfNoCopy(o)
+	if c == nil {
+		return false
+	}
+	k, ok := KindOf(c.Kind)
+	return ok && k.Kind == c.Kind
 }
 
 // maxUnwell bounds a list of explanations; maxEvents the objects whose events are

@@ -8,6 +8,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
@@ -36,6 +37,9 @@ func (w *World) explainService(s *corev1.Service) *explanation.Explanation {
 		return out
 	case len(s.Spec.Selector) == 0 && ready > 0:
 		out.State, out.Summary = explanation.Fine, fmt.Sprintf("it has %s", count(ready, "endpoint"))
+		return out
+	case len(s.Spec.Selector) == 0 && s.Namespace == metav1.NamespaceSystem && s.Name == "kube-dns":
+		out.State, out.Summary = explanation.Fine, "each node answers it for its own pods: it needs no endpoints"
 		return out
 	case len(s.Spec.Selector) == 0:
 		out.State, out.Summary = explanation.Failing, "it has no selector, and nobody has given it endpoints"

@@ -15,9 +15,12 @@ import (
 // Subject is a resource whose objects are explained.
 type Subject struct {
 	Of         schema.GroupVersionResource
+	Kind       string
 	Namespaced bool
-	Short      []string
 }
+
+// KindFor is the kind of explanations of a kind: kubectl finds a resource by it.
+func KindFor(kind string) string { return kind + "Explanation" }
 
 // Explain makes the explanations of objects, as the user of env may know them. For a
 // list it leaves out what is well.
@@ -28,7 +31,7 @@ func Resources(of []Subject, f Explain) []*resource.Resource {
 	var out []*resource.Resource
 	for _, s := range of {
 		out = append(out, resource.Define(resource.Resource{
-			GroupVersion: GroupVersion, Kind: "Explanation", Plural: s.Of.Resource, Singular: strings.TrimSuffix(s.Of.Resource, "s"),
+			GroupVersion: GroupVersion, Kind: KindFor(s.Kind), Plural: s.Of.Resource, Singular: strings.ToLower(s.Kind),
 			Namespaced: s.Namespaced, Verbs: []string{"get", "list"},
 			New:     func() resource.Object { return &Explanation{} },
 			NewList: func() runtime.Object { return &List{} },
