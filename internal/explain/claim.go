@@ -302,6 +302,13 @@ func (w *World) released(c *corev1.PersistentVolumeClaim) []change {
 	return append(out, change{key: "volume for " + c.Name, message: text, storage: []client.Object{v}, target: &explanation.Reference{APIVersion: "v1", Kind: "PersistentVolume", Name: name}})
 }
 
+const volumeBinding = "VolumeBinding"
+
+// ofVolumes tells whether a plugin looks at a pod's volumes.
+func ofVolumes(plugin string) bool {
+	return slices.Contains([]string{volumeBinding, "VolumeRestrictions", "NodeVolumeLimits", "VolumeZone"}, plugin)
+}
+
 // volumeChanges are what might give a pod its volumes on one of the nodes.
 func (m *sim) volumeChanges(p *corev1.Pod, _ []*framework.Node) [][]change {
 	var set []change
@@ -317,6 +324,12 @@ func (m *sim) volumeChanges(p *corev1.Pod, _ []*framework.Node) [][]change {
 			// Its controller makes it.
 		case !ok:
 			set = append(set, m.newClaim(p.Namespace, name))
+		case claimBound(c) && slices.Contains(c.Spec.AccessModes, corev1.ReadWriteOncePod):
+			for _, o := range m.w.usersOf(c) {
+				if o.Spec.NodeName != "" {
+					alternatives = append(alternatives, []change{leaves(o)})
+				}
+			}
 		case claimBound(c) || c.DeletionTimestamp != nil:
 		default:
 			for _, ch := range m.w.claimChanges(c) {

@@ -185,7 +185,7 @@ func (m *sim) grouped(out *explanation.Explanation, p *corev1.Pod, refusals []sc
 	for _, k := range keys {
 		g := groups[k]
 		g.Message = m.sentence(p, g, k, shared[k])
-		if len(g.Nodes) == m.s.NumNodes() && g.Reason == "VolumeBinding" && len(keys) == 1 {
+		if len(g.Nodes) == m.s.NumNodes() && ofVolumes(g.Reason) && len(keys) == 1 {
 			g.Nodes = nil // it is about the pod, not about nodes
 		}
 		out.Causes = append(out.Causes, *g)
@@ -397,7 +397,7 @@ func (w *World) broken(pods []*corev1.Pod) []string {
 
 // claimsBehind adds the explanations of claims that the pod waits for.
 func (w *World) claimsBehind(p *corev1.Pod, out *explanation.Explanation) {
-	if !slices.ContainsFunc(out.Causes, func(c explanation.Cause) bool { return c.Reason == "VolumeBinding" }) {
+	if !slices.ContainsFunc(out.Causes, func(c explanation.Cause) bool { return ofVolumes(c.Reason) }) {
 		return
 	}
 	for _, c := range w.claimsOf(p) {

@@ -55,7 +55,7 @@ func (m *sim) proposals(p *corev1.Pod, refusals []scheduler.Refusal) [][]change 
 			one(spreadChanges(p, m)...)
 		case "InterPodAffinity":
 			one(podAffinityChanges(p, m)...)
-		case "VolumeBinding":
+		case volumeBinding, "VolumeRestrictions", "NodeVolumeLimits", "VolumeZone":
 			out = append(out, m.volumeChanges(p, nodes)...)
 		}
 	}

@@ -249,6 +249,9 @@ func (d *reading) cluster(ctx context.Context, g *errgroup.Group) {
 	})
 	g.Go(func() error { return list[*storagev1.StorageClass](ctx, d, "", "storageclasses") })
 	g.Go(func() error { return list[*storagev1.CSIDriver](ctx, d, "", "csidrivers") })
+	g.Go(func() error { return list[*storagev1.CSINode](ctx, d, "", "csinodes") })
+	g.Go(func() error { return list[*storagev1.CSIStorageCapacity](ctx, d, "", "csistoragecapacities") })
+	g.Go(func() error { return list[*storagev1.VolumeAttachment](ctx, d, "", "volumeattachments") })
 	g.Go(func() error { return list[*schedulingv1.PriorityClass](ctx, d, "", "priorityclasses") })
 	g.Go(func() error { return list[*policyv1.PodDisruptionBudget](ctx, d, "", "poddisruptionbudgets") })
 }

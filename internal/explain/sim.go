@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -83,19 +84,13 @@ func newSim(w *World, of *corev1.Pod) *sim {
 // newCycle has the plugins that the scheduler has, reading w.
 func newCycle(w *World, preempts bool) *scheduler.Cycle {
 	var objects []client.Object
-	for _, n := range all[*corev1.Node](w) {
-		objects = append(objects, n)
+	for t, list := range w.byType {
+		// Pods are in the snapshot; no plugin reads these.
+		if t != reflect.TypeFor[*corev1.Pod]() && t != reflect.TypeFor[*corev1.Event]() {
+			objects = append(objects, list...)
+		}
 	}
-	for _, v := range all[*corev1.PersistentVolume](w) {
-		objects = append(objects, v)
-	}
-	for _, c := range all[*corev1.PersistentVolumeClaim](w) {
-		objects = append(objects, c)
-	}
-	for _, c := range all[*storagev1.StorageClass](w) {
-		objects = append(objects, c)
-	}
-	enabled := append(plugins.All(), plugins.Enabled{Plugin: plugins.NewVolumeBinding(nil, client.Still(objects...))})
+	enabled := plugins.Default(nil, client.Still(objects...))
 	if !preempts {
 		enabled = slices.DeleteFunc(enabled, func(e plugins.Enabled) bool {
 			_, post := e.Plugin.(framework.PostFilterer)

@@ -85,7 +85,7 @@ func (m *sim) sentence(p *corev1.Pod, g *explanation.Cause, _ string, reasons []
 		return m.unevenly(p, nodes)
 	case "InterPodAffinity":
 		return m.company(p, first, reasons)
-	case "VolumeBinding":
+	case volumeBinding, "VolumeRestrictions", "NodeVolumeLimits", "VolumeZone":
 		return m.noVolume(p, first.Obj, reasons)
 	}
 	return strings.Join(reasons, ", ")
