@@ -52,7 +52,8 @@ type nodeVersion struct {
 type jobTruth struct {
 	succeeded map[types.UID]bool // with the finalizer on
 	failed    map[types.UID]bool // or went before they ended
-	indexes   map[string]bool    // that succeeded
+	all       map[types.UID]bool
+	indexes   map[string]bool // that succeeded
 	counted   int32
 }
 
@@ -381,7 +382,7 @@ func uses(o client.Object, k corev1.ResourceName) bool {
 func (v *invariants) truth(uid types.UID) *jobTruth {
 	t := v.jobs[uid]
 	if t == nil {
-		t = &jobTruth{succeeded: map[types.UID]bool{}, failed: map[types.UID]bool{}, indexes: map[string]bool{}}
+		t = &jobTruth{succeeded: map[types.UID]bool{}, failed: map[types.UID]bool{}, all: map[types.UID]bool{}, indexes: map[string]bool{}}
 		v.jobs[uid] = t
 	}
 	return t
@@ -394,6 +395,7 @@ func (v *invariants) jobPod(old, p *corev1.Pod) {
 		return
 	}
 	t := v.truth(owner(p))
+	t.all[p.UID] = true
 	switch {
 	case p.Status.Phase == corev1.PodSucceeded:
 		t.succeeded[p.UID] = true
@@ -448,8 +450,16 @@ func (v *invariants) job(c *change) {
 		v.fail("%s counted %d completions and counts %d now", c.key, t.counted, s.Succeeded)
 	}
 	t.counted = s.Succeeded
-	if int(s.Failed) > len(t.failed) {
-		v.fail("%s counts %d failures of %d", c.key, s.Failed, len(t.failed))
+	// Of a job that failed, every pod that ran counts as failed, though it may end
+	// well after that (upstream's rule).
+	failures := len(t.failed)
+	if slices.ContainsFunc(s.Conditions, func(c batchv1.JobCondition) bool {
+		return c.Type == batchv1.JobFailureTarget || c.Type == batchv1.JobFailed
+	}) {
+		failures = len(t.all)
+	}
+	if int(s.Failed) > failures {
+		v.fail("%s counts %d failures of %d", c.key, s.Failed, failures)
 	}
 	if indexed(j) {
 		n := int32(0)

@@ -86,16 +86,17 @@ func (w *world) calm() {
 		}
 		for _, r := range list[*appsv1.ReplicaSet](w, ns) {
 			if owner(r) == "" {
-				// Pods that a deleted owner left are adopted; its template may be bad.
+				edit(w, ns, r.Name, func(r *appsv1.ReplicaSet) {
+					easy(&r.Spec.Template)
+					r.Spec.Replicas = ptr.To(min(*r.Spec.Replicas, narrow(&r.Spec.Template)))
+				})
+				w.sleep(5 * time.Second)
+				// A replica set makes no pod anew that is there, however bad.
 				for _, p := range w.pods(ns) {
 					if owner(p) == r.UID && !ready(p) {
 						remove[*corev1.Pod](w, ns, p.Name, metav1.DeletePropagationBackground)
 					}
 				}
-				edit(w, ns, r.Name, func(r *appsv1.ReplicaSet) {
-					easy(&r.Spec.Template)
-					r.Spec.Replicas = ptr.To(min(*r.Spec.Replicas, narrow(&r.Spec.Template)))
-				})
 			}
 		}
 		for _, j := range list[*batchv1.Job](w, ns) {
@@ -184,6 +185,7 @@ func (w *world) unsettled() []string {
 		}
 	}
 	// The state asked for, and the pods that there are for it.
+	generation := ""
 	whole := func(what string, uid string, want int32, t *corev1.PodTemplateSpec) {
 		pods := owned[uid]
 		if len(pods) != int(want) {
@@ -192,6 +194,11 @@ func (w *world) unsettled() []string {
 		for _, p := range pods {
 			if !ready(p) {
 				add("%s: pod %s is not ready: %s on %q: %s", what, p.Name, p.Status.Phase, p.Spec.NodeName, reason(p))
+			}
+			// A pod of an older daemon set's template of the same number counts as
+			// updated (upstream's rule), and so may be adopted for good.
+			if g := p.Labels[appsv1.DeprecatedTemplateGeneration]; g != "" && g == generation {
+				continue
 			}
 			if t != nil && p.Spec.Containers[0].Image != t.Spec.Containers[0].Image {
 				add("%s: pod %s has %s instead of %s", what, p.Name, p.Spec.Containers[0].Image, t.Spec.Containers[0].Image)
@@ -230,6 +237,7 @@ func (w *world) unsettled() []string {
 	}
 	for _, d := range all[*appsv1.DaemonSet](h) {
 		what, n := "daemonset "+d.Namespace+"/"+d.Name, int32(len(nodes)) //nolint:gosec // few
+		generation = d.Annotations[appsv1.DeprecatedTemplateGeneration]
 		whole(what, string(d.UID), n, &d.Spec.Template)
 		if s := d.Status; s.ObservedGeneration != d.Generation || s.DesiredNumberScheduled != n || s.NumberAvailable != n || s.UpdatedNumberScheduled != n {
 			add("%s: %d wanted, generation %d, status %+v", what, n, d.Generation, s)

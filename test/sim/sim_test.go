@@ -56,6 +56,7 @@ func TestSimulation(t *testing.T) {
 func simulate(t *testing.T, seed uint64, most int) int {
 	w := newWorld(t, seed)
 	defer w.stop()
+	w.begin()
 	w.populate()
 	for {
 		w.faults.Set(w.rates())

@@ -44,7 +44,6 @@ type world struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
-	fixed  bool // leaders are not started anew
 
 	mu      sync.Mutex
 	control [2]*candidate
@@ -61,8 +60,7 @@ type candidate struct {
 
 var errViolated = errors.New("an invariant is violated")
 
-// newWorld starts a cluster, with processes of controllers that follow one another
-// when killed. It is for use inside a bubble.
+// newWorld starts a cluster, without controllers yet. It is for use inside a bubble.
 func newWorld(t *testing.T, seed uint64) *world {
 	utilrand.Seed(int64(seed)) //nolint:gosec // any number
 	w := &world{
@@ -96,10 +94,14 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w.run("informers", informers.Run)
 	w.run("kubelets", w.fleet.Run)
 	w.run("compaction", w.compact)
+	return w
+}
+
+// begin starts the processes of controllers: one leads, the other waits.
+func (w *world) begin() {
 	for i := range w.control {
 		w.run("control", func(ctx context.Context) error { return w.lead(ctx, i) })
 	}
-	return w
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.jump.Load())) }
@@ -322,6 +324,9 @@ func edit[T client.Object](w *world, ns, name string, f func(T)) bool {
 
 func remove[T client.Object](w *world, ns, name string, policy metav1.DeletionPropagation) {
 	err := client.For[T](w.user).In(ns).Delete(w.ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy})
+	for err != nil && lost(err) && !apierrors.IsNotFound(err) && w.ctx.Err() == nil {
+		err = client.For[T](w.user).In(ns).Delete(w.ctx, name, metav1.DeleteOptions{PropagationPolicy: &policy})
+	}
 	if err != nil && !lost(err) && w.ctx.Err() == nil {
 		w.failed("delete %s/%s: %v", ns, name, err)
 	}
