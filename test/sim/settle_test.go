@@ -197,11 +197,11 @@ func (w *world) unsettled() []string {
 			}
 			// A pod of an older daemon set's template of the same number counts as
 			// updated (upstream's rule), and so may be adopted for good.
-			if g := p.Labels[appsv1.DeprecatedTemplateGeneration]; g != "" && g == generation {
+			if g := p.Labels["pod-template-generation"]; g != "" && g == generation {
 				continue
 			}
 			if t != nil && p.Spec.Containers[0].Image != t.Spec.Containers[0].Image {
-				add("%s: pod %s has %s instead of %s", what, p.Name, p.Spec.Containers[0].Image, t.Spec.Containers[0].Image)
+				add("%s: pod %s has %s instead of %s; its labels %v, generation %s", what, p.Name, p.Spec.Containers[0].Image, t.Spec.Containers[0].Image, p.Labels, generation)
 			}
 		}
 	}
