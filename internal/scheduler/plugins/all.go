@@ -4,7 +4,15 @@
 // in the cluster may turn its refusal around.
 package plugins
 
-import "skiff/internal/scheduler/framework"
+import (
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"skiff/internal/client"
+	"skiff/internal/scheduler/framework"
+)
 
 // Enabled is a plugin and the weight of its score.
 type Enabled struct {
@@ -12,22 +20,38 @@ type Enabled struct {
 	Weight int64
 }
 
-// All returns the default plugins, in the order in which they are asked.
-func All() []Enabled {
-	return []Enabled{
-		{Plugin: SchedulingGates{}},
-		{Plugin: NodeName{}},
-		{Plugin: NodeUnschedulable{}},
-		{Plugin: TaintToleration{}, Weight: 3},
-		{Plugin: NodeAffinity{}, Weight: 2},
-		{Plugin: NodePorts{}},
-		{Plugin: NodeResourcesFit{}, Weight: 1},
-		{Plugin: PodTopologySpread{}, Weight: 2},
-		{Plugin: InterPodAffinity{}, Weight: 2},
-		{Plugin: DefaultPreemption{}},
-		{Plugin: BalancedAllocation{}, Weight: 1},
-		{Plugin: ImageLocality{}, Weight: 1},
+// Deps is what plugins need that read and write objects other than pods and nodes.
+type Deps struct {
+	Client    *client.Client
+	Informers *client.Informers
+	// Events records what such a plugin waits for.
+	Events interface {
+		Event(regarding, related *corev1.Pod, eventType, reason, action, note string)
 	}
+	Log *slog.Logger
+	Now func() time.Time
+}
+
+// All returns those of the default plugins that go by pods and nodes alone, in the
+// order in which they are asked.
+func All() []Enabled { return defaults(&Factory{}, false) }
+
+// Live returns the default plugins: upstream's, in its order.
+func Live(d Deps) []Enabled { return defaults(NewFactory(d), true) }
+
+func defaults(f *Factory, live bool) []Enabled {
+	var out []Enabled
+	for _, w := range Defaults {
+		if !live && alive[w.Name] {
+			continue
+		}
+		p, err := f.Make(w.Name, nil)
+		if err != nil {
+			panic(err) // of a name in this package
+		}
+		out = append(out, Enabled{Plugin: p, Weight: w.Weight})
+	}
+	return out
 }
 
 // toGreatest scales so that the greatest value becomes the best score.
