@@ -49,6 +49,7 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/host"
+	"skiff/internal/kubelet/devices"
 )
 
 // Events records events about objects. It does not block.
@@ -150,6 +151,7 @@ type Kubelet struct {
 	services    *client.Informer[*corev1.Service]
 	sources     *Sources
 	refs        *references
+	devices     *devices.Devices
 	runtimeName string
 	memory      int64 // capacity in bytes
 	node        *nodeState
@@ -213,6 +215,19 @@ func New(d Deps) (*Kubelet, error) {
 	k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
 	k.refs = newReferences(d.Client, d.Log)
 	k.node = newNodeState()
+	var err error
+	k.devices, err = devices.New(devices.Deps{
+		Client: d.Client, NodeName: d.NodeName, Registry: d.Host.Data("kubelet", "plugins_registry"), State: d.Host.Data("kubelet", "dra_manager_state"),
+		Boot: line("/proc/sys/kernel/random/boot_id"), Log: d.Log, Active: k.active,
+		Changed: func(pod types.UID) {
+			if w := k.worker(pod); w != nil {
+				w.kick()
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
 	return k, nil
 }
 
@@ -253,7 +268,17 @@ func (k *Kubelet) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })
+	g.Go(func() error { return k.devices.Run(ctx) })
 	return g.Wait()
+}
+
+// active are the pods that a worker cares for: it gives their devices back itself.
+func (k *Kubelet) active() map[types.UID]bool {
+	out := map[types.UID]bool{}
+	for _, w := range k.allWorkers() {
+		out[w.uid] = true
+	}
+	return out
 }
 
 // connect waits for the runtime to answer.
