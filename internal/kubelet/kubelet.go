@@ -134,6 +134,9 @@ type Deps struct {
 	Leave func(ctx context.Context, pod *corev1.Pod)
 	// ResolvConf is the host's resolver configuration; /etc/resolv.conf by default.
 	ResolvConf string
+	// Plugins is the directory in which the node's plugins register, drivers of
+	// devices say; "" for none.
+	Plugins string
 	// PodLogDir is where pod logs are; Host.Data("logs") by default.
 	PodLogDir string
 	// RegisterNode off leaves node, status and lease alone, for tests.
@@ -217,7 +220,7 @@ func New(d Deps) (*Kubelet, error) {
 	k.node = newNodeState()
 	var err error
 	k.devices, err = devices.New(devices.Deps{
-		Client: d.Client, NodeName: d.NodeName, Registry: d.Host.Data("kubelet", "plugins_registry"), State: d.Host.Data("kubelet", "dra_manager_state"),
+		Client: d.Client, NodeName: d.NodeName, Registry: d.Plugins, State: d.Host.Data("kubelet", "dra_manager_state"),
 		Boot: line("/proc/sys/kernel/random/boot_id"), Log: d.Log, Active: k.active,
 		Changed: func(pod types.UID) {
 			if w := k.worker(pod); w != nil {
@@ -268,7 +271,9 @@ func (k *Kubelet) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })
-	g.Go(func() error { return k.devices.Run(ctx) })
+	if k.d.Plugins != "" {
+		g.Go(func() error { return k.devices.Run(ctx) })
+	}
 	return g.Wait()
 }
 
