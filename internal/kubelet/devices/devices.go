@@ -82,8 +82,10 @@ func New(d Deps) (*Devices, error) {
 // releasePeriod is how often claims of pods that are gone are looked for.
 const releasePeriod = time.Minute
 
-// Run registers drivers and follows them until ctx ends. What they published before
-// is deleted first: they publish it anew when they register.
+// Run registers drivers and follows them until ctx ends. What is published of drivers
+// that do not register within Deps.Gone is deleted. (Upstream's kubelet deletes all at
+// its start; but here the API server starts with it, and drivers whose watch it cut
+// would take half a minute to publish their devices again.)
 func (x *Devices) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	x.mu.Lock()
@@ -91,7 +93,7 @@ func (x *Devices) Run(ctx context.Context) error {
 		g.Go(func() error { f(ctx); return nil })
 	}
 	x.mu.Unlock()
-	g.Go(func() error { x.wipe(ctx, ""); return nil })
+	g.Go(func() error { x.expect(ctx); return nil })
 	g.Go(func() error {
 		return registration.Watch(ctx, registration.Deps{
 			Dir: x.d.Registry, Log: x.d.Log, Handlers: map[string]registration.Handler{registerapi.DRAPlugin: x},

@@ -111,6 +111,7 @@ type node struct {
 	t    *testing.T
 	dir  string
 	boot string
+	gone time.Duration
 	api  *clienttest.API
 	x    *Devices
 	stop func()
@@ -127,7 +128,7 @@ func newNode(t *testing.T, api *clienttest.API) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, boot: "first", api: api, changed: make(chan types.UID, 16)}
+	n := &node{t: t, dir: dir, boot: "first", gone: 50 * time.Millisecond, api: api, changed: make(chan types.UID, 16)}
 	n.start()
 	t.Cleanup(func() { n.stop(); os.RemoveAll(dir) })
 	return n
@@ -137,7 +138,7 @@ func (n *node) start() {
 	n.t.Helper()
 	x, err := New(Deps{
 		Client: n.api.Client(), NodeName: "node", Registry: filepath.Join(n.dir, "registry"), State: filepath.Join(n.dir, "state"), Boot: n.boot,
-		Active: func() map[types.UID]bool { return n.active }, Changed: func(p types.UID) { n.changed <- p }, Gone: 50 * time.Millisecond,
+		Active: func() map[types.UID]bool { return n.active }, Changed: func(p types.UID) { n.changed <- p }, Gone: n.gone,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -355,7 +356,7 @@ func TestSlicesGoWithTheDriver(t *testing.T) {
 		}
 	}
 	n := newNode(t, api)
-	// What was there before the kubelet goes at once.
+	// What was there before the kubelet goes where no driver comes.
 	gone("old")
 	_, stop, _ := n.drive(draapi.DRAPluginService)
 	api.Put(slice("mine", "gpu.example.com"))
@@ -364,6 +365,19 @@ func TestSlicesGoWithTheDriver(t *testing.T) {
 	gone("mine")
 	if _, err := all.Get(t.Context(), "other"); err != nil {
 		t.Errorf("the slice of another driver: %v", err)
+	}
+
+	// A restart takes away the slices alone whose driver does not register again.
+	d, stop, _ := n.drive(draapi.DRAPluginService)
+	defer func() { stop() }()
+	api.Put(slice("kept", "gpu.example.com"))
+	n.stop()
+	n.gone = 2 * time.Second
+	n.start()
+	n.await(d)
+	gone("other")
+	if _, err := all.Get(t.Context(), "kept"); err != nil {
+		t.Errorf("the slice of a driver that registered again: %v", err)
 	}
 }
 

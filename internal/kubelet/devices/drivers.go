@@ -149,23 +149,48 @@ func (x *Devices) wipeIfAway(name string) {
 			if wait(ctx, x.d.Gone) {
 				x.wipe(ctx, name)
 			}
+			x.mu.Lock()
+			if ctx.Err() == nil {
+				delete(x.wipes, name) // the next time that it is away counts anew
+			}
+			x.mu.Unlock()
 		})
 	}
 }
 
-// Bounds of the wait between two tries to delete slices.
+// Bounds of the wait between two tries to list or delete slices.
 const (
 	firstWipe = time.Second
 	lastWipe  = 5 * time.Minute
 )
 
-// wipe deletes what a driver, or every driver where name is "", published of this
-// node.
-func (x *Devices) wipe(ctx context.Context, name string) {
+// expect notes the drivers that have published devices of this node: those that do not
+// come are away.
+func (x *Devices) expect(ctx context.Context) {
 	sel := fields.Set{resourcev1.ResourceSliceSelectorNodeName: x.d.NodeName}
-	if name != "" {
-		sel[resourcev1.ResourceSliceSelectorDriver] = name
+	for d := firstWipe; ; d = min(d*2, lastWipe) {
+		list, _, err := client.For[*resourcev1.ResourceSlice](x.d.Client).List(ctx, metav1.ListOptions{FieldSelector: sel.String()})
+		if err == nil {
+			x.mu.Lock()
+			for _, s := range list {
+				x.wipeIfAway(s.Spec.Driver)
+			}
+			x.mu.Unlock()
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		x.d.Log.Warn("list resource slices of this node", "err", err)
+		if !wait(ctx, d) {
+			return
+		}
 	}
+}
+
+// wipe deletes what a driver published of this node.
+func (x *Devices) wipe(ctx context.Context, name string) {
+	sel := fields.Set{resourcev1.ResourceSliceSelectorNodeName: x.d.NodeName, resourcev1.ResourceSliceSelectorDriver: name}
 	for d := firstWipe; ; d = min(d*2, lastWipe) {
 		err := client.For[*resourcev1.ResourceSlice](x.d.Client).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{FieldSelector: sel.String()})
 		if err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil {
