@@ -22,14 +22,14 @@ import (
 // Between calls it keeps, for the subjects that it met last, a table of judged
 // nodes that follows the snapshot's log.
 type Cycle struct {
-	plugins []plugins.Enabled
-	globals []framework.Global
-	post    []framework.PostFilterer
-	reserve []framework.Reserver
-	permit  []framework.Permitter
-	rand    *rand.Rand
-
+	profile     plugins.Profile
+	globals     []framework.Global
+	post        []framework.PostFilterer
+	reserve     []framework.Reserver
+	permit      []framework.Permitter
 	topological []topoEnabled
+	extenders   extenders
+	rand        *rand.Rand
 
 	of     *framework.Snapshot
 	tables map[framework.Subject]*table
@@ -45,25 +45,46 @@ const (
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
-	c := &Cycle{plugins: enabled, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
-	for _, p := range enabled {
+	return newCycle(plugins.ProfileOf("", enabled), seed)
+}
+
+func newCycle(profile plugins.Profile, seed uint64) *Cycle {
+	c := &Cycle{profile: profile, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
+	c.post = acting[framework.PostFilterer](profile.PostFilter)
+	c.reserve = acting[framework.Reserver](profile.Reserve)
+	c.permit = acting[framework.Permitter](profile.Permit)
+	for _, p := range profile.Filter {
+		if f, ok := p.Plugin.(framework.Topological); ok {
+			c.topological = append(c.topological, topoEnabled{Topological: f, filters: true})
+		}
+	}
+	for _, p := range profile.Score {
 		if g, ok := p.Plugin.(framework.Global); ok && p.Weight > 0 {
 			c.globals = append(c.globals, g)
 		}
-		if f, ok := p.Plugin.(framework.Topological); ok {
-			c.topological = append(c.topological, topoEnabled{f, p.Weight})
+		f, ok := p.Plugin.(framework.Topological)
+		if !ok {
+			continue
 		}
-		if f, ok := p.Plugin.(framework.PostFilterer); ok {
-			c.post = append(c.post, f)
+		i := slices.IndexFunc(c.topological, func(t topoEnabled) bool { return t.Name() == p.Name() })
+		if i < 0 {
+			i = len(c.topological)
+			c.topological = append(c.topological, topoEnabled{Topological: f})
 		}
-		if r, ok := p.Plugin.(framework.Reserver); ok {
-			c.reserve = append(c.reserve, r)
-		}
-		if r, ok := p.Plugin.(framework.Permitter); ok {
-			c.permit = append(c.permit, r)
-		}
+		c.topological[i].weight = p.Weight
 	}
 	return c
+}
+
+// acting are the plugins of a list that are of a kind.
+func acting[T any](list []plugins.Enabled) []T {
+	var out []T
+	for _, p := range list {
+		if t, ok := p.Plugin.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // Decision is what becomes of one pod: a node, or the reason why none.
@@ -71,6 +92,8 @@ type Decision struct {
 	Pod     *framework.Pod
 	Node    string
 	Failure *Failure
+	// Err is why nothing could be decided: an extender did not answer.
+	Err error
 }
 
 // Failure is why no node can take a pod.
@@ -81,8 +104,9 @@ type Failure struct {
 	// is no node at all: then any node that appears is reason enough.
 	Plugins []string
 	// Nominated is the node on which Victims would have to end first.
-	Nominated string
-	Victims   []*framework.Pod
+	Nominated  string
+	Victims    []*framework.Pod
+	Violations int // victims that a disruption budget would keep
 }
 
 // noNodes is upstream's answer where no node exists.
@@ -111,8 +135,15 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 		return d
 	}
 	slot, ok := c.pick(s, t, p)
+	var refused map[int]*framework.Status
+	if ok && c.extenders.interested(p.Pod) {
+		if slot, refused, d.Err = c.extend(s, t, p); d.Err != nil {
+			return d
+		}
+		ok = slot >= 0
+	}
 	if !ok {
-		d.Failure = c.explain(s, p, t)
+		d.Failure = c.explain(s, p, t, refused)
 		if d.Failure.Nominated != "" {
 			// The rest of the batch must not count on this place.
 			s.Nominate(p, d.Failure.Nominated)
@@ -185,7 +216,7 @@ func (c *Cycle) table(s *framework.Snapshot, sub framework.Subject) *table {
 	t, ok := c.tables[sub]
 	if !ok {
 		t = c.newTable(sub, s)
-		if t.nodes == nil && t.preFilter == nil {
+		if t.nodes == nil && t.preFilter == nil && !t.once {
 			// A class that names its nodes is hardly met again.
 			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
 				c.evict()
@@ -252,7 +283,7 @@ func (c *Cycle) Undo(s *framework.Snapshot, p *framework.Pod, node string) {
 func (c *Cycle) preFilterFailure(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
 	f := &Failure{Plugins: []string{t.preFilter.Plugin}}
 	head := fmt.Sprintf("0/%d nodes are available: %s.", s.NumNodes(), join(t.preFilter.Reasons))
-	return c.postFilter(s, p, f, head, allJudged{t, t.preFilter})
+	return c.postFilter(s, p, f, head, allJudged{tableJudged{t, p.UID, c.rand}, t.preFilter})
 }
 
 func join(reasons []string) string {
@@ -267,15 +298,16 @@ func join(reasons []string) string {
 }
 
 // explain says why no node can take a pod. For pods of one class the answer is
-// the same until a node changes.
-func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
+// the same until a node changes. extended is what extenders said of nodes that the plugins would take.
+func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, extended map[int]*framework.Status) *Failure {
 	nominated := s.NominatedNode(p.UID) != ""
-	if t.failure != nil && !nominated {
+	if t.failure != nil && !nominated && extended == nil {
 		return t.failure
 	}
 	reasons := framework.Reasons{}
 	refused := map[string]bool{}
-	var judged framework.Judged = tableJudged{t, p.UID}
+	mine := tableJudged{t, p.UID, c.rand}
+	var judged framework.Judged = mine
 	if t.nodes != nil {
 		named := map[int]*framework.Status{}
 		for i, slot := range t.named {
@@ -286,7 +318,10 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 			Reasons: []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) [%s]", t.namedBy)},
 		}
 		refused[t.namedBy] = true
-		judged = namedJudged{t, p.UID, named, other}
+		judged = namedJudged{mine, named, other}
+	}
+	if extended != nil {
+		judged = extendedJudged{judged, extended}
 	}
 	for slot := range s.All() {
 		st := judged.Status(slot)
@@ -304,7 +339,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 	}
 	slices.Sort(f.Plugins)
 	f = c.postFilter(s, p, f, reasons.Message(s.NumNodes()), judged)
-	if t.nodes == nil && !nominated && f.Nominated == "" {
+	if t.nodes == nil && !nominated && extended == nil && f.Nominated == "" {
 		t.failure = f
 	}
 	return f
@@ -320,26 +355,38 @@ func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, 
 			separator = ", "
 		}
 		if r.Node != "" {
-			f.Nominated, f.Victims = r.Node, r.Victims
+			f.Nominated, f.Victims, f.Violations = r.Node, r.Victims, r.Violations
 			break
 		}
 	}
 	return f
 }
 
+// tableJudged is what a table's plugins said of the nodes to one pod.
 type tableJudged struct {
-	t   *table
-	uid types.UID
+	t    *table
+	uid  types.UID
+	rand *rand.Rand
 }
 
 func (j tableJudged) Status(slot int) *framework.Status { return j.t.statusOf(slot) }
 func (j tableJudged) Refilter(n *framework.Node) *framework.Status {
 	return j.t.refilter(n, j.uid)
 }
+func (j tableJudged) Random(n int) int { return j.rand.IntN(n) }
 
+// Memo is nil too where a plugin looked at more than the class, and where the pod
+// itself is waited for on a node: the others of its class see that one with it.
+func (j tableJudged) Memo() *any {
+	if j.t.once || j.t.nodes != nil || j.t.domains != nil || j.t.s.NominatedNode(j.uid) != "" {
+		return nil
+	}
+	return &j.t.memo
+}
+
+// namedJudged is the same of a pod that names its nodes.
 type namedJudged struct {
-	t     *table
-	uid   types.UID
+	tableJudged
 	named map[int]*framework.Status
 	other *framework.Status
 }
@@ -351,16 +398,30 @@ func (j namedJudged) Status(slot int) *framework.Status {
 	return j.other
 }
 
-func (j namedJudged) Refilter(n *framework.Node) *framework.Status { return j.t.refilter(n, j.uid) }
+// extendedJudged is what extenders said beside the plugins.
+type extendedJudged struct {
+	framework.Judged
+	refused map[int]*framework.Status
+}
 
+func (j extendedJudged) Status(slot int) *framework.Status {
+	if st := j.refused[slot]; st != nil {
+		return st
+	}
+	return j.Judged.Status(slot)
+}
+
+// allJudged is one answer for all nodes.
 type allJudged struct {
-	t  *table
+	tableJudged
 	st *framework.Status
 }
 
 func (j allJudged) Status(int) *framework.Status { return j.st }
 
 func (j allJudged) Refilter(*framework.Node) *framework.Status { return j.st }
+
+func (j allJudged) Memo() *any { return nil }
 
 // Refusal is one node's answer to a pod.
 type Refusal struct {
@@ -391,7 +452,7 @@ func (c *Cycle) Explain(s *framework.Snapshot, p *framework.Pod) []Refusal {
 			continue
 		}
 		r := Refusal{Node: n.Name, Plugin: st.Plugin, Reasons: st.Reasons, Resolvable: st.Code == framework.Unschedulable}
-		for _, pl := range c.plugins {
+		for _, pl := range c.profile.All {
 			if e, ok := pl.Plugin.(framework.Explainer); ok && pl.Name() == st.Plugin {
 				r.Sentence = e.Explain(p.Class, n)
 			}

@@ -2,15 +2,16 @@ package scheduler
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
 )
 
 // place is where in the queue a pod is.
@@ -49,6 +50,9 @@ type queued struct {
 	alike    alike  // while unschedulable
 	early    bool   // tried before its back-off was over
 	message  string
+	waits    string    // for victims to end on this node
+	tried    time.Time // when it was taken last
+	leftover bool      // it was tried last for having waited long
 }
 
 // Bounds of the wait between two tries of one pod, and the time after which an
@@ -74,21 +78,40 @@ type queue struct {
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
-	preEnqueue []framework.PreEnqueuer
-	hints      map[string]framework.Hinter // by plugin
+	// By schedulerName: what keeps pods out, and the hints by plugin.
+	preEnqueue map[string][]framework.PreEnqueuer
+	hints      map[string]map[string]framework.Hinter
+	// The first wait of a pod that could not be placed, and the longest.
+	first, last time.Duration
+	// incoming, where set, is told where a pod came to and what brought it there.
+	incoming func(to place, event string)
+}
+
+// profile tells what acts on the pods of a profile.
+func (qu *queue) profile(p plugins.Profile) {
+	hints := map[string]framework.Hinter{}
+	for _, pl := range p.All {
+		if h, ok := pl.Plugin.(framework.Hinter); ok {
+			hints[pl.Name()] = h
+		}
+	}
+	qu.hints[p.Name] = hints
+	qu.preEnqueue[p.Name] = acting[framework.PreEnqueuer](p.PreEnqueue)
 }
 
 // alike is what the answer to an event depends on.
 type alike struct {
 	class   *framework.Class
 	kin     *framework.Kin
+	group   *framework.Group
 	refused string // by plugins, joined
 }
 
 func newQueue() *queue {
 	return &queue{
 		pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gates: map[string]map[types.UID]*queued{},
-		hints: map[string]framework.Hinter{},
+		hints: map[string]map[string]framework.Hinter{}, preEnqueue: map[string][]framework.PreEnqueuer{},
+		first: firstBackoff, last: lastBackoff,
 	}
 }
 
@@ -118,7 +141,7 @@ func (qu *queue) put(q *queued, to place) {
 	case backingOff:
 		heap.Push(&qu.backoff, q)
 	case unschedulable:
-		q.alike = alike{q.pod.Class, q.pod.Kin, strings.Join(q.refused, " ")}
+		q.alike = alike{q.pod.Class, q.pod.Kin, q.pod.Group, strings.Join(q.refused, " ")}
 		m := qu.waiting[q.alike]
 		if m == nil {
 			m = map[types.UID]*queued{}
@@ -138,6 +161,13 @@ func (qu *queue) put(q *queued, to place) {
 	qu.pods[q.pod.UID] = q
 }
 
+// came tells where q came to.
+func (qu *queue) came(q *queued, event string) {
+	if qu.incoming != nil {
+		qu.incoming(q.place, event)
+	}
+}
+
 // set adds a pending pod, or tells that it changed. It returns the refusal of
 // the plugin that keeps a pod out.
 func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
@@ -145,9 +175,12 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 	if q == nil {
 		qu.order++
 		q = &queued{pod: p, since: now, first: now, order: qu.order}
-		return qu.enter(q)
+		st := qu.enter(q)
+		qu.came(q, "UnscheduledPodAdd")
+		return st
 	}
 	old := q.pod
+	p.Group = old.Group
 	switch q.place {
 	case gated:
 		q.pod = p
@@ -156,11 +189,12 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		q.pod = p
 		return nil
 	case unschedulable:
-		kind := podChange(old.Pod, p.Pod)
+		kind := podChange(old, p)
 		qu.put(q, nowhere)
 		q.pod = p
-		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p}) {
+		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p, OldPod: old}) {
 			qu.requeue(q, now)
+			qu.came(q, "TargetPodUpdate")
 		} else {
 			qu.put(q, unschedulable)
 		}
@@ -175,7 +209,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 
 // enter asks the plugins that may keep a pod out.
 func (qu *queue) enter(q *queued) *framework.Status {
-	for _, p := range qu.preEnqueue {
+	for _, p := range qu.preEnqueue[q.pod.Spec.SchedulerName] {
 		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
 			qu.put(q, nowhere)
 			q.gate = st.Plugin
@@ -230,8 +264,10 @@ func (qu *queue) failed(q *queued, plugins []string, now time.Time) {
 	q.errors = 0
 	q.refused = plugins
 	q.since = now
-	q.until = now.Add(backoffOf(q.attempts))
+	q.until = now.Add(qu.backoffOf(q.attempts))
+	q.leftover = false
 	qu.put(q, unschedulable)
+	qu.came(q, "ScheduleAttemptFailure")
 }
 
 // errored returns a pod whose try ended in an error.
@@ -241,18 +277,19 @@ func (qu *queue) errored(q *queued, now time.Time) {
 	}
 	q.errors++
 	q.since = now
-	q.until = now.Add(backoffOf(q.errors))
+	q.until = now.Add(qu.backoffOf(q.errors))
 	qu.put(q, backingOff)
+	qu.came(q, "ScheduleAttemptFailure")
 }
 
-func backoffOf(tries int) time.Duration {
-	d := firstBackoff
+func (qu *queue) backoffOf(tries int) time.Duration {
+	d := qu.first
 	for range tries - 1 {
-		if d *= 2; d >= lastBackoff {
-			return lastBackoff
+		if d *= 2; d >= qu.last {
+			return qu.last
 		}
 	}
-	return d
+	return min(d, qu.last)
 }
 
 // requeue lets a pod be tried again: now, or after its back-off.
@@ -267,8 +304,13 @@ func (qu *queue) requeue(q *queued, now time.Time) {
 // happened tries again the unschedulable pods that an event may help.
 func (qu *queue) happened(e framework.Event, now time.Time) {
 	var wake []*queued
+	// What a victim leaves is for those who wait for it there.
+	victim := e.Kind&framework.PodDeleted != 0 && e.Pod != nil && e.Pod.Ending
 	for _, pods := range qu.waiting {
 		for _, q := range pods {
+			if victim && q.waits != "" && q.waits != e.Pod.Spec.NodeName {
+				continue
+			}
 			if len(wake) == 0 || wake[len(wake)-1].alike != q.alike {
 				if !qu.hinted(q.pod, q.refused, e) {
 					break // nor does it help the rest of them
@@ -279,6 +321,7 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 	}
 	for _, q := range wake {
 		qu.requeue(q, now)
+		qu.came(q, eventName(e.Kind))
 	}
 	qu.open(e)
 }
@@ -287,12 +330,8 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 func (qu *queue) open(e framework.Event) {
 	var wake []*queued
 	for plugin, pods := range qu.gates {
-		h := qu.hints[plugin]
-		if h == nil || h.Events()&e.Kind == 0 {
-			continue
-		}
 		for _, q := range pods {
-			if h.Hint(q.pod, e) {
+			if h := qu.hints[q.pod.Spec.SchedulerName][plugin]; h != nil && h.Events()&e.Kind != 0 && h.Hint(q.pod, e) {
 				wake = append(wake, q)
 			}
 		}
@@ -310,7 +349,7 @@ func (qu *queue) hinted(p *framework.Pod, refused []string, e framework.Event) b
 		return e.Kind&framework.NodeAdded != 0
 	}
 	for _, name := range refused {
-		h := qu.hints[name]
+		h := qu.hints[p.Spec.SchedulerName][name]
 		if h == nil || h.Events()&e.Kind != 0 && h.Hint(p, e) {
 			return true
 		}
@@ -325,7 +364,9 @@ const leftoverEvery = 30 * time.Second
 // flush moves what waited long enough.
 func (qu *queue) flush(now time.Time) {
 	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
-		qu.put(qu.backoff[0], active)
+		q := qu.backoff[0]
+		qu.put(q, active)
+		qu.came(q, "BackoffComplete")
 	}
 	if len(qu.waiting) == 0 {
 		qu.leftover = time.Time{}
@@ -348,7 +389,9 @@ func (qu *queue) flush(now time.Time) {
 	}
 	slices.SortFunc(wake, compareQueued)
 	for _, q := range wake {
+		q.leftover = true
 		qu.requeue(q, now)
+		qu.came(q, "UnschedulableTimeout")
 	}
 }
 
@@ -362,24 +405,26 @@ func (qu *queue) next() time.Time {
 }
 
 // podChange tells what of a pending pod changed that a plugin may care about.
-func podChange(old, new *corev1.Pod) framework.EventKind {
+func podChange(was, is *framework.Pod) framework.EventKind {
 	var k framework.EventKind
-	if len(old.Spec.Tolerations) != len(new.Spec.Tolerations) || !equality.Semantic.DeepEqual(old.Spec.Tolerations, new.Spec.Tolerations) {
+	old, now := was.Pod, is.Pod
+	if len(old.Spec.Tolerations) != len(now.Spec.Tolerations) || !equality.Semantic.DeepEqual(old.Spec.Tolerations, now.Spec.Tolerations) {
 		k |= framework.PodTolerations
 	}
-	if len(old.Spec.SchedulingGates) != len(new.Spec.SchedulingGates) {
+	if len(old.Spec.SchedulingGates) != len(now.Spec.SchedulingGates) {
 		k |= framework.PodGates
 	}
-	if !equality.Semantic.DeepEqual(old.Labels, new.Labels) {
+	if !maps.Equal(old.Labels, now.Labels) {
 		k |= framework.PodLabels
 	}
-	if len(new.Spec.ResourceClaims) > 0 && !equality.Semantic.DeepEqual(old.Status.ResourceClaimStatuses, new.Status.ResourceClaimStatuses) {
+	if len(now.Spec.ResourceClaims) > 0 && !equality.Semantic.DeepEqual(old.Status.ResourceClaimStatuses, now.Status.ResourceClaimStatuses) {
 		k |= framework.PodClaims
 	}
-	for i := range new.Spec.Containers {
-		if i < len(old.Spec.Containers) && !equality.Semantic.DeepEqual(old.Spec.Containers[i].Resources, new.Spec.Containers[i].Resources) {
-			k |= framework.PodRequests
-		}
+	if !was.Class.Requests.Equal(&is.Class.Requests) {
+		k |= framework.PodRequests
+	}
+	if was.Class != is.Class {
+		k |= framework.PodOther
 	}
 	return k
 }

@@ -5,6 +5,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
+
+	"skiff/internal/client"
 )
 
 // Code says what a plugin decided.
@@ -43,6 +45,15 @@ type Plugin interface{ Name() string }
 // are the only nodes that can do.
 type PreFilterer interface {
 	PreFilter(c *Class) (state any, nodes []string, st *Status)
+}
+
+// Surveyor is a PreFilterer that for some classes looks at more than the class:
+// at the snapshot, or at objects that are neither nodes nor pods. For those Survey
+// is called in place of PreFilter, and what it and Filter say holds for this one
+// decision.
+type Surveyor interface {
+	Surveys(c *Class) bool
+	Survey(c *Class, s *Snapshot) (state any, nodes []string, st *Status)
 }
 
 // Filterer says whether a node can take a pod of a class; nil if it can. It must
@@ -91,6 +102,12 @@ type Judged interface {
 	Status(slot int) *Status
 	// Refilter judges a node as it would be.
 	Refilter(n *Node) *Status
+	// Memo keeps what a plugin found out for pods that are alike: it may rely on it
+	// for a node of the same generation. It is nil where what holds for a node
+	// depends on others.
+	Memo() *any
+	// Random is a number below n, which follows from the seed.
+	Random(n int) int
 }
 
 // PostFilterResult is what a PostFilterer found.
@@ -98,6 +115,8 @@ type PostFilterResult struct {
 	Message string
 	Node    string
 	Victims []*Pod
+	// Violations is the number of victims that a disruption budget would keep.
+	Violations int
 }
 
 // Reserver takes note of a decision, before other pods of the batch are judged.
@@ -126,11 +145,11 @@ type Waiter interface {
 	Waits(p *Pod) bool
 }
 
-// Follower is told of objects other than pods and nodes.
-type Follower interface {
-	// Follow has changed called for every change that may let a pod run, and
-	// returns what must have synced before the plugin is asked anything.
-	Follow(changed func(Event)) []<-chan struct{}
+// Watcher is implemented by a plugin that follows more than nodes and pods. Watch is
+// called once, before any other method; tell may be called from any goroutine, from
+// then on. The plugin is not asked before the channels are closed.
+type Watcher interface {
+	Watch(tell func(Event)) []<-chan struct{}
 }
 
 // Runner has work of its own beside the cycle, until ctx ends.
@@ -169,13 +188,22 @@ const (
 	PodGates
 	PodRequests
 	PodLabels
-	VolumesChanged // a volume, a claim or a storage class
-	PodClaims      // the resource claims made for the pending pod
-	DeviceClaims   // a resource claim
-	Devices        // a resource slice, or a rule that taints devices
-	DeviceClasses  // a device class: what was judged of any class of pods may be wrong now
+	PodOther            // anything else of the pending pod
+	NodeFeatures        // the features that it declares
+	ClaimChanged        // a claim; Event.OldObject is nil where it is new
+	VolumeChanged       // a volume, likewise
+	StorageClassChanged // likewise
+	CSINodeChanged      // likewise
+	CSIDriverChanged    // likewise
+	CapacityChanged     // what a driver can still provision, likewise
+	AttachmentGone      // a volume was detached
+	PodClaims           // the resource claims made for the pending pod
+	DeviceClaims        // a resource claim
+	Devices             // a resource slice, or a rule that taints devices
+	DeviceClasses       // a device class: what was judged of any class of pods may be wrong now
 
-	NodeChanged = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
+	NodeChanged    = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
+	VolumesChanged = ClaimChanged | VolumeChanged | StorageClassChanged | CSIDriverChanged | CapacityChanged
 )
 
 // Event is a change that may let a refused pod run.
@@ -184,8 +212,10 @@ type Event struct {
 	// Node is the node as it is now, OldNode as it was.
 	Node, OldNode *corev1.Node
 	// Pod is the pod that came to a node, left it or changed there, or the pending
-	// pod as it is now; OldPod is a relabeled pod as it was.
+	// pod as it is now; OldPod is a relabeled pod, or the pending one, as it was.
 	Pod, OldPod *Pod
+	// Object is what else changed, nil where it is gone; OldObject is as it was.
+	Object, OldObject client.Object
 	// Claim is the resource claim as it is now, nil where it is gone; OldClaim as
 	// it was, nil where it is new.
 	Claim, OldClaim *resourcev1.ResourceClaim
@@ -197,6 +227,6 @@ type Hinter interface {
 	// Events is what the plugin wants to be asked about.
 	Events() EventKind
 	// Hint tells whether the pod should be tried again. Of the pod it looks at
-	// Class, Kin and Terms alone.
+	// Class, Kin, Terms and Group alone.
 	Hint(p *Pod, e Event) bool
 }

@@ -25,6 +25,7 @@ type Snapshot struct {
 	nominated map[types.UID]int
 	gen       uint64
 	nodes     int
+	assumed   int
 
 	// log holds the slots changed; logStart is the number of its first entry.
 	log      []int32
@@ -32,6 +33,8 @@ type Snapshot struct {
 
 	// images counts the nodes that hold an image.
 	images map[string]int
+	// claims counts the pods on nodes by the volume claims that they use.
+	claims map[string]map[int]int
 
 	// terms counts the pods on nodes, those that wait for one too, by their
 	// affinity terms; termsVersion grows
@@ -55,7 +58,8 @@ type placed struct {
 func NewSnapshot() *Snapshot {
 	return &Snapshot{
 		byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{},
-		terms: map[*PodTerms]int{}, namespaces: map[string]labels.Set{},
+		claims: map[string]map[int]int{},
+		terms:  map[*PodTerms]int{}, namespaces: map[string]labels.Set{},
 	}
 }
 
@@ -64,10 +68,14 @@ func NewSnapshot() *Snapshot {
 func (s *Snapshot) Fork() *Snapshot {
 	f := &Snapshot{
 		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),
-		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes,
+		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes, assumed: s.assumed,
 		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
 		terms: maps.Clone(s.terms), termsVersion: s.termsVersion,
 		namespaces: maps.Clone(s.namespaces), namespacesVersion: s.namespacesVersion,
+		claims: make(map[string]map[int]int, len(s.claims)),
+	}
+	for name, on := range s.claims {
+		f.claims[name] = maps.Clone(on)
 	}
 	for _, n := range s.slots {
 		if n != nil {
@@ -79,6 +87,9 @@ func (s *Snapshot) Fork() *Snapshot {
 
 // NumNodes is the number of nodes that exist.
 func (s *Snapshot) NumNodes() int { return s.nodes }
+
+// NumAssumed is the number of pods that are assumed on nodes.
+func (s *Snapshot) NumAssumed() int { return s.assumed }
 
 // NumPods is the number of pods on nodes, assumed ones included.
 func (s *Snapshot) NumPods() int { return len(s.pods) }
@@ -239,14 +250,50 @@ func (s *Snapshot) release(i int) {
 func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
 	s.change(slot).add(p)
 	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: assumed}
+	if assumed {
+		s.assumed++
+	}
 	s.countTerms(p.Terms, 1)
+	s.countClaims(p, slot, 1)
 }
 
 func (s *Snapshot) take(at placed) {
 	delete(s.pods, at.pod.UID)
+	if at.assumed {
+		s.assumed--
+	}
+	s.countClaims(at.pod, at.slot, -1)
 	s.change(at.slot).remove(at.pod)
 	s.countTerms(at.pod.Terms, -1)
 	s.release(at.slot)
+}
+
+func (s *Snapshot) countClaims(p *Pod, slot, by int) {
+	for _, name := range p.Class.Claims {
+		on := s.claims[name]
+		if on == nil {
+			on = map[int]int{}
+			s.claims[name] = on
+		}
+		if on[slot] += by; on[slot] <= 0 {
+			delete(on, slot)
+		}
+		if len(on) == 0 {
+			delete(s.claims, name)
+		}
+	}
+}
+
+// ClaimUsers is how many pods use a volume claim (namespace/name) on the nodes
+// that there are, by node.
+func (s *Snapshot) ClaimUsers(name string) iter.Seq2[*Node, int] {
+	return func(yield func(*Node, int) bool) {
+		for slot, n := range s.claims[name] {
+			if !yield(s.slots[slot], n) {
+				return
+			}
+		}
+	}
 }
 
 func (s *Snapshot) countTerms(t *PodTerms, by int) {
@@ -336,6 +383,9 @@ func (s *Snapshot) replace(slot int, p *Pod) {
 	}
 	if i := slices.IndexFunc(n.Pods, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 {
 		n.Pods[i] = p
+	}
+	if s.pods[p.UID].assumed {
+		s.assumed--
 	}
 	s.pods[p.UID] = placed{pod: p, slot: slot}
 }

@@ -6,7 +6,6 @@ package plugins
 
 import (
 	"log/slog"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,40 +32,26 @@ type Deps struct {
 	Now func() time.Time
 }
 
-// Live returns All and the plugins that read and write other objects.
-func Live(d Deps) []Enabled {
-	devices := NewDynamicResources(d)
-	out := All()
-	for i := range out {
-		if _, ok := out[i].Plugin.(NodeResourcesFit); ok {
-			out[i].Plugin = NodeResourcesFit{Devices: devices}
-		}
-	}
-	// Claims are given back before victims are looked for.
-	at := slices.IndexFunc(out, func(e Enabled) bool { return e.Name() == DefaultPreemption{}.Name() })
-	return slices.Insert(out, at,
-		Enabled{Plugin: NewVolumeBinding(d.Client, d.Informers)},
-		Enabled{Plugin: devices, Weight: 2},
-	)
-}
+// All returns those of the default plugins that go by pods and nodes alone, in the
+// order in which they are asked.
+func All() []Enabled { return defaults(&Factory{}, false) }
 
-// All returns the default plugins that go by pods and nodes alone, in the order in
-// which they are asked.
-func All() []Enabled {
-	return []Enabled{
-		{Plugin: SchedulingGates{}},
-		{Plugin: NodeName{}},
-		{Plugin: NodeUnschedulable{}},
-		{Plugin: TaintToleration{}, Weight: 3},
-		{Plugin: NodeAffinity{}, Weight: 2},
-		{Plugin: NodePorts{}},
-		{Plugin: NodeResourcesFit{}, Weight: 1},
-		{Plugin: PodTopologySpread{}, Weight: 2},
-		{Plugin: InterPodAffinity{}, Weight: 2},
-		{Plugin: DefaultPreemption{}},
-		{Plugin: BalancedAllocation{}, Weight: 1},
-		{Plugin: ImageLocality{}, Weight: 1},
+// Live returns the default plugins: upstream's, in its order.
+func Live(d Deps) []Enabled { return defaults(NewFactory(d), true) }
+
+func defaults(f *Factory, live bool) []Enabled {
+	var out []Enabled
+	for _, w := range Defaults {
+		if !live && alive[w.Name] {
+			continue
+		}
+		p, err := f.Make(w.Name, nil)
+		if err != nil {
+			panic(err) // of a name in this package
+		}
+		out = append(out, Enabled{Plugin: p, Weight: w.Weight})
 	}
+	return out
 }
 
 // toGreatest scales so that the greatest value becomes the best score.

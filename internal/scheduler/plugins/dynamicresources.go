@@ -98,8 +98,8 @@ func NewDynamicResources(d Deps) *DynamicResources {
 	return p
 }
 
-// Follow implements framework.Follower.
-func (d *DynamicResources) Follow(changed func(framework.Event)) []<-chan struct{} {
+// Watch implements framework.Watcher.
+func (d *DynamicResources) Watch(changed func(framework.Event)) []<-chan struct{} {
 	d.claims.OnChange(func(c client.Change[*resourcev1.ResourceClaim]) {
 		d.mu.Lock()
 		d.news = append(d.news, deviceNews{claim: &c})
