@@ -110,7 +110,7 @@ func (k *Kubelet) summarize(ctx context.Context) (*summary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read statistics: %w", err)
 	}
-	s := &summary{Node: k.measureNode(metav1.NewTime(k.d.Now()))}
+	s := &summary{Node: k.measureNode(metav1.NewTime(k.d.Now())), Pods: []podStats{}}
 	byPod := map[string]*podStats{}
 	for _, c := range latest(list) {
 		l := c.GetAttributes().GetLabels()
