@@ -37,8 +37,8 @@ type Deps struct {
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
 	NamespaceSettle time.Duration
-	// Get asks the API for a path as the controller named, for groups that extensions
-	// serve; nil where there are none.
+	// Get asks the API for a path, not escaped, as the controller named, for groups
+	// that extensions serve; nil where there are none.
 	Get func(ctx context.Context, controller, path string, q url.Values) (code int, body []byte, err error)
 	// LocalVolumes reaches the nodes for the directories of local volumes; where it
 	// is nil, class local is not provisioned.

@@ -166,17 +166,17 @@ func (m *hpaMetrics) custom(ctx context.Context, ns string, gk schema.GroupKind,
 	if s := of.String(); s != "" {
 		q.Set("metricLabelSelector", s)
 	}
-	at := "/apis/" + customMetrics + "/" + version + "/namespaces/" + url.PathEscape(ns)
+	at := "/apis/" + customMetrics + "/" + version + "/namespaces/" + ns
 	if gk == (schema.GroupKind{Kind: "Namespace"}) {
 		// The autoscaler's own: it reaches no other.
-		return m.values(ctx, schema.GroupResource{Group: customMetrics, Resource: "metrics"}, at+"/metrics/"+url.PathEscape(metric), q)
+		return m.values(ctx, schema.GroupResource{Group: customMetrics, Resource: "metrics"}, at+"/metrics/"+metric, q)
 	}
 	rs, err := m.kind(ctx, gk)
 	if err != nil {
 		return nil, fmt.Errorf("unable to map kind %s to resource: %w", gk, err)
 	}
 	gr := rs[0].GVR.GroupResource().String()
-	return m.values(ctx, schema.GroupResource{Group: customMetrics, Resource: gr}, at+"/"+gr+"/"+url.PathEscape(name)+"/"+url.PathEscape(metric), q)
+	return m.values(ctx, schema.GroupResource{Group: customMetrics, Resource: gr}, at+"/"+gr+"/"+name+"/"+metric, q)
 }
 
 var customVersions = []string{"v1beta2", "v1beta1"}
@@ -211,7 +211,7 @@ func (m *hpaMetrics) external(ctx context.Context, ns, metric string, of labels.
 		q.Set("labelSelector", s)
 	}
 	l, err := m.values(ctx, schema.GroupResource{Group: externalMetrics, Resource: metric},
-		"/apis/"+externalMetrics+"/v1beta1/namespaces/"+url.PathEscape(ns)+"/"+url.PathEscape(metric), q)
+		"/apis/"+externalMetrics+"/v1beta1/namespaces/"+ns+"/"+metric, q)
 	if err != nil {
 		return nil, fmt.Errorf("unable to fetch metrics from external metrics API: %w", err)
 	}

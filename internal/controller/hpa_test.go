@@ -292,7 +292,6 @@ func TestScaleLimits(t *testing.T) {
 		"as it is":                    {nil, hpaPast{}, 5, 5, 5, "ReadyForNewScale", "DesiredWithinRange"},
 		"up":                          {nil, hpaPast{}, 5, 8, 8, "ReadyForNewScale", "DesiredWithinRange"},
 		"no more than double":         {nil, hpaPast{}, 5, 30, 10, "ReadyForNewScale", "ScaleUpLimit"},
-		"at least to four":            {nil, hpaPast{}, 1, 30, 4, "ReadyForNewScale", "ScaleUpLimit"},
 		"too many":                    {nil, hpaPast{}, 30, 90, 50, "ReadyForNewScale", "TooManyReplicas"},
 		"too few":                     {nil, hpaPast{recommended: []recommendation{recommended(400, 9)}}, 5, 1, 2, "ReadyForNewScale", "TooFewReplicas"},
 		"down, not at once":           {nil, hpaPast{recommended: []recommendation{recommended(290, 9), recommended(20, 4)}}, 5, 3, 9, "ScaleDownStabilized", "DesiredWithinRange"},
@@ -502,6 +501,9 @@ func TestScaleArithmetic(t *testing.T) {
 	}
 	if got := count(math.NaN()); got != 0 {
 		t.Errorf("count(NaN) = %d", got)
+	}
+	if got := within(1, 30, 1, 50); got.replicas != 4 || got.reason != "ScaleUpLimit" {
+		t.Errorf("one is scaled to %+v at once", got)
 	}
 	for _, c := range [][4]int64{{7, 100, 3, 233}, {-7, 100, 3, -233}, {math.MaxInt64, 100, 100, math.MaxInt64}, {math.MaxInt64, 100, 1, math.MaxInt64}, {math.MinInt64, 100, 1, -math.MaxInt64}, {0, 1, 1, 0}} {
 		if got := scaled(c[0], c[1], c[2]); got != c[3] {
