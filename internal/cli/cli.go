@@ -41,6 +41,7 @@ type Settings struct {
 	ContainerRuntimeEndpoint string
 	CNIConfDir               string
 	CNIBinDir                string
+	RegistryMirrors          map[string][]string // in the config file alone
 	Verbose                  bool
 }
 
