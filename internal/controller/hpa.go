@@ -219,7 +219,8 @@ func (r *autoscalers) choose(h *autoscalingv2.HorizontalPodAutoscaler, m *hpaMem
 		message := fmt.Sprintf("couldn't convert selector into a corresponding internal selector object: %v", err)
 		return nil, nil, &selectionFailure{"InvalidSelector", "InvalidSelector", message, message}
 	}
-	pods := r.pods.List(h.Namespace, selector)
+	// In one order, so that of several pods the same one is told every time.
+	pods := slices.SortedFunc(slices.Values(r.pods.List(h.Namespace, selector)), func(a, b *corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
 	r.mu.Lock()
 	m.selector = selector
 	rivals := r.selecting(h.Namespace, pods)
