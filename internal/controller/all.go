@@ -82,6 +82,7 @@ func All(d Deps) []*control.Controller {
 		newDisruption(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
+		newEndpointSliceMirroring(d),
 		newEphemeralVolume(d),
 		newExpand(d),
 		newJob(d),

@@ -38,6 +38,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:disruption-controller",
 		"system:controller:endpoint-controller",
 		"system:controller:endpointslice-controller",
+		"system:controller:endpointslicemirroring-controller",
 		"system:controller:ephemeral-volume-controller",
 		"system:controller:expand-controller",
 		"system:controller:generic-garbage-collector",
