@@ -32,6 +32,9 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	}
 	p := policy.Default()
 	for _, k := range all {
+		if k.Roleless {
+			continue
+		}
 		p.AddController(k.Name, k.Rules())
 	}
 	var eg errgroup.Group

@@ -27,6 +27,9 @@ func (s *server) startControl(ctx context.Context) error {
 		LocalVolumes: localVolumes{s.nodes},
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 	}
+	if ca := s.pki.CA(pki.ClusterCA); ca.CanSign() {
+		deps.Authority = ca
+	}
 	all := controller.All(deps)
 	// What follows acts under its own identity: it needs its role.
 	if err := s.bootstrap(ctx, all); err != nil {

@@ -39,6 +39,8 @@ type Deps struct {
 	// LocalVolumes reaches the nodes for the directories of local volumes; where it
 	// is nil, class local is not provisioned.
 	LocalVolumes LocalVolumes
+	// Authority signs certificate requests; where it is nil, none are signed.
+	Authority Authority
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -74,6 +76,8 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newCertificateApproval(d),
+		newCertificateCleaner(d),
 		newClusterRoleAggregation(d),
 		newCollector(d),
 		newCronJob(d),
@@ -88,6 +92,7 @@ func All(d Deps) []*control.Controller {
 		newJob(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
+		newPodCertificateCleaner(d),
 		newPodGC(d),
 		newPVBinder(d),
 		newPVCProtection(d),
@@ -101,10 +106,14 @@ func All(d Deps) []*control.Controller {
 		newStatefulSet(d),
 		newTaintEviction(d),
 		newTTLAfterFinished(d),
+		newTrustBundle(d),
 		newVACProtection(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
 		cs = append(cs, newNodeIPAM(d))
+	}
+	if d.Authority != nil {
+		cs = append(cs, newCertificateSigning(d))
 	}
 	if d.LocalVolumes != nil {
 		cs = append(cs, newLocalVolume(d))

@@ -31,6 +31,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 	}
 	// The names are upstream's: its bootstrap roles serve as well.
 	want := []string{
+		"system:controller:certificate-controller",
 		"system:controller:clusterrole-aggregation-controller",
 		"system:controller:cronjob-controller",
 		"system:controller:daemon-set-controller",
@@ -43,10 +44,12 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:expand-controller",
 		"system:controller:generic-garbage-collector",
 		"system:controller:job-controller",
+		"system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
 		"system:controller:namespace-controller",
 		"system:controller:node-controller",
 		"system:controller:persistent-volume-binder",
 		"system:controller:pod-garbage-collector",
+		"system:controller:podcertificaterequestcleaner",
 		"system:controller:pv-protection-controller",
 		"system:controller:pvc-protection-controller",
 		"system:controller:replicaset-controller",

@@ -356,7 +356,7 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 	}
 	// Status and the rest are written through their own doors.
 	oldMap, newMap := tree(old), tree(o)
-	if ref.Subresource == "status" {
+	if ref.Subresource == "status" || ref.Subresource == "approval" {
 		merged := tree(old)
 		merged["status"] = newMap["status"]
 		newMap = merged
@@ -388,7 +388,7 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
-		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims":
+		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "certificatesigningrequests":
 		return true
 	}
 	return false
