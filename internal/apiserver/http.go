@@ -61,6 +61,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if user == nil {
 		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
 	}
+	if user.Warning != "" {
+		w.Header().Add("Warning", "299 - "+strconv.Quote(user.Warning))
+	}
 	in := parsePath(r.Method, r.URL)
 	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
 	if in.resource {

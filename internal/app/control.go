@@ -19,12 +19,19 @@ func (s *server) startControl(ctx context.Context) error {
 		Deps: control.Deps{
 			Informers: informers, Log: s.log, Now: time.Now,
 			ClientFor: func(name string) *client.Client {
+				switch name {
+				case controller.TokensController:
+					return s.local("system:kube-controller-manager", name)
+				case controller.TokenTrackingController:
+					return s.api.System()
+				}
 				return s.local("system:serviceaccount:kube-system:"+name, name, "system:serviceaccounts", "system:serviceaccounts:kube-system")
 			},
 		},
 		RootCA:       s.pki.CA(pki.ClusterCA).CertPEM,
 		Resources:    s.resources,
 		LocalVolumes: localVolumes{s.nodes},
+		Tokens:       s.tokens,
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 	}
 	if ca := s.pki.CA(pki.ClusterCA); ca.CanSign() {

@@ -41,6 +41,8 @@ type Deps struct {
 	LocalVolumes LocalVolumes
 	// Authority signs certificate requests; where it is nil, none are signed.
 	Authority Authority
+	// Tokens signs the tokens of Secrets; where it is nil, none are filled in.
+	Tokens LegacyTokens
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -76,6 +78,7 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newBootstrapSigner(d),
 		newCertificateApproval(d),
 		newCertificateCleaner(d),
 		newClusterRoleAggregation(d),
@@ -90,6 +93,7 @@ func All(d Deps) []*control.Controller {
 		newEphemeralVolume(d),
 		newExpand(d),
 		newJob(d),
+		newLegacyTokenCleaner(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodCertificateCleaner(d),
@@ -106,6 +110,8 @@ func All(d Deps) []*control.Controller {
 		newStatefulSet(d),
 		newTaintEviction(d),
 		newTTLAfterFinished(d),
+		newTokenCleaner(d),
+		newTokenTracking(d),
 		newTrustBundle(d),
 		newVACProtection(d),
 	}
@@ -114,6 +120,9 @@ func All(d Deps) []*control.Controller {
 	}
 	if d.Authority != nil {
 		cs = append(cs, newCertificateSigning(d))
+	}
+	if d.Tokens != nil {
+		cs = append(cs, newLegacyTokens(d))
 	}
 	if d.LocalVolumes != nil {
 		cs = append(cs, newLocalVolume(d))

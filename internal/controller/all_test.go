@@ -45,6 +45,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:generic-garbage-collector",
 		"system:controller:job-controller",
 		"system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+		"system:controller:legacy-service-account-token-cleaner",
 		"system:controller:namespace-controller",
 		"system:controller:node-controller",
 		"system:controller:persistent-volume-binder",
