@@ -43,6 +43,9 @@ type Deps struct {
 	Authority Authority
 	// Tokens signs the tokens of Secrets; where it is nil, none are filled in.
 	Tokens LegacyTokens
+	// ReservedPorts are those of nodes that no load balancer may take: the API
+	// server's. Who took them would lock everybody out.
+	ReservedPorts []netip.AddrPort
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -94,6 +97,7 @@ func All(d Deps) []*control.Controller {
 		newExpand(d),
 		newJob(d),
 		newLegacyTokenCleaner(d),
+		newLoadBalancer(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodCertificateCleaner(d),

@@ -59,6 +59,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:root-ca-cert-publisher",
 		"system:controller:service-account-controller",
 		"system:controller:service-cidrs-controller",
+		"system:controller:service-controller",
 		"system:controller:statefulset-controller",
 		"system:controller:ttl-after-finished-controller",
 		"system:controller:volumeattributesclass-protection-controller",
