@@ -33,7 +33,8 @@ func (s *server) startControl(ctx context.Context) error {
 		LocalVolumes: localVolumes{s.nodes},
 		Tokens:       s.tokens,
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
-		ReservedPorts: []netip.AddrPort{netip.AddrPortFrom(s.set.NodeAddr, uint16(s.set.APIPort))},
+		NoLoadBalancers: s.set.LoadBalancers == "none",
+		ReservedPorts:   []netip.AddrPort{netip.AddrPortFrom(s.set.NodeAddr, uint16(s.set.APIPort))},
 	}
 	if ca := s.pki.CA(pki.ClusterCA); ca.CanSign() {
 		deps.Authority = ca

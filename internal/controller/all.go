@@ -46,6 +46,8 @@ type Deps struct {
 	// ReservedPorts are those of nodes that no load balancer may take: the API
 	// server's. Who took them would lock everybody out.
 	ReservedPorts []netip.AddrPort
+	// NoLoadBalancers leaves services of type LoadBalancer to others.
+	NoLoadBalancers bool
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -97,7 +99,6 @@ func All(d Deps) []*control.Controller {
 		newExpand(d),
 		newJob(d),
 		newLegacyTokenCleaner(d),
-		newLoadBalancer(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodCertificateCleaner(d),
@@ -127,6 +128,9 @@ func All(d Deps) []*control.Controller {
 	}
 	if d.Tokens != nil {
 		cs = append(cs, newLegacyTokens(d))
+	}
+	if !d.NoLoadBalancers {
+		cs = append(cs, newLoadBalancer(d))
 	}
 	if d.LocalVolumes != nil {
 		cs = append(cs, newLocalVolume(d))

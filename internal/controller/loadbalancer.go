@@ -41,7 +41,11 @@ type loadBalancers struct {
 	told map[control.Key]string // what was last said of a service's ports
 }
 
-const balancedIndex = "balanced"
+const (
+	balancedIndex = "balanced"
+	// byHostPorts are the pods that have ports of their node, by node.
+	byHostPorts = "host-ports"
+)
 
 func newLoadBalancer(d Deps) *control.Controller {
 	c := control.New("service-controller", d.Deps)
@@ -74,7 +78,12 @@ func newLoadBalancer(d Deps) *control.Controller {
 			l.all()
 		}
 	})
-	indexNodes(l.pods)
+	l.pods.AddIndex(byHostPorts, func(p *corev1.Pod) []string {
+		if len(hostPorts(p)) == 0 {
+			return nil
+		}
+		return []string{p.Spec.NodeName}
+	})
 	l.slices = control.Watch(c, func(ch client.Change[*discoveryv1.EndpointSlice]) {
 		s := ch.Object()
 		svc, ok := l.services.Get(s.Namespace, s.Labels[discoveryv1.LabelServiceName])
@@ -249,7 +258,7 @@ func (l *loadBalancers) sites() []balancerSite {
 		if p := n.Status.DaemonEndpoints.KubeletEndpoint.Port; p != 0 {
 			taken[balancerPort{p, corev1.ProtocolTCP}] = "the kubelet"
 		}
-		for _, p := range l.pods.ByIndex(byNode, n.Name) {
+		for _, p := range l.pods.ByIndex(byHostPorts, n.Name) {
 			for port := range hostPorts(p) {
 				taken[port] = "pod " + p.Namespace + "/" + p.Name
 			}
@@ -273,9 +282,9 @@ func (l *loadBalancers) sites() []balancerSite {
 	return out
 }
 
-// hostPorts are the ports of its node that a pod has.
+// hostPorts are the ports of its node that a pod has; nil for most.
 func hostPorts(p *corev1.Pod) map[balancerPort]bool {
-	out := map[balancerPort]bool{}
+	var out map[balancerPort]bool
 	if p == nil || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName == "" {
 		return out
 	}
@@ -283,6 +292,9 @@ func hostPorts(p *corev1.Pod) map[balancerPort]bool {
 		for i := range cs {
 			for _, port := range cs[i].Ports {
 				if port.HostPort != 0 {
+					if out == nil {
+						out = map[balancerPort]bool{}
+					}
 					out[balancerPort{port.HostPort, cmp.Or(port.Protocol, corev1.ProtocolTCP)}] = true
 				}
 			}
