@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,12 +10,15 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // request writes a new key to a file, and makes an object that asks for its
@@ -107,11 +111,34 @@ func TestCertificateRequests(t *testing.T) {
 	}
 }
 
-// output runs a command in the place.
-func (p *place) output(args ...string) (string, error) {
-	args = append(p.enter(), args...)
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	return string(out), err
+// fetch gets a page as a client in the place.
+func (p *place) fetch(url string) (string, error) {
+	// The thread comes back: were it to end, what it started would be killed.
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return nil, err
+		}
+		defer home.Close()
+		away, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.pid))
+		if err != nil {
+			return nil, err
+		}
+		defer away.Close()
+		if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNET); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+				panic(err) // no test may go on in another's place
+			}
+		}()
+		var d net.Dialer
+		return d.DialContext(ctx, network, addr)
+	}
+	return get(url, dial)
 }
 
 // TestLoadBalancer: a client outside of the pod network reaches a service at the
@@ -131,8 +158,7 @@ func TestLoadBalancer(t *testing.T) {
 	outside := newPlace(t, "198.51.100.1", "198.51.100.2")
 	run(t, append(outside.enter(), "ip", "route", "add", "default", "via", "198.51.100.1")...)
 	ask := func() (string, error) {
-		out, err := outside.output("busybox", "wget", "-T", "3", "-qO-", "http://"+node+":"+port)
-		return strings.TrimSpace(out), err
+		return outside.fetch("http://" + node + ":" + port)
 	}
 	pods := map[string]bool{}
 	c.eventually("both pods answer a client outside", func() (bool, string) {
