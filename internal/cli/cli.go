@@ -42,6 +42,8 @@ type Settings struct {
 	CNIConfDir               string
 	CNIBinDir                string
 	LoadBalancers            string
+	RegistryMirrors          map[string][]string // in the config file alone
+	SchedulerConfig          string
 	Verbose                  bool
 }
 
@@ -176,6 +178,7 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.CNIConfDir, "cni-conf-dir", "", "directory of CNI configurations, which replace the built-in pod network (default /etc/cni/net.d)")
 	f.StringVar(&c.set.CNIBinDir, "cni-bin-dir", "", "directory of CNI plugins (default /opt/cni/bin, then /usr/lib/cni)")
 	f.StringVar(&c.set.LoadBalancers, "load-balancers", "", "who serves services of type LoadBalancer: nodes, or none of skiff (default nodes)")
+	f.StringVar(&c.set.SchedulerConfig, "scheduler-config", "", "file with a KubeSchedulerConfiguration: profiles, plugins, extenders")
 	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")
 }
 
