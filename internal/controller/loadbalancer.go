@@ -28,7 +28,8 @@ const (
 
 // loadBalancers gives services of type LoadBalancer the addresses of the nodes: the
 // service rules of every node serve them there. Where two services want the same
-// port of an address, the older one has it.
+// port of an address, the one that has the address keeps it, and of two that have it
+// not, the older one gets it.
 type loadBalancers struct {
 	*control.Controller
 	services *client.Informer[*corev1.Service]
@@ -325,7 +326,8 @@ type balancerPlan struct {
 
 // planBalancer gives service s the addresses of its families at which all its ports
 // are free, at nodes with endpoints alone where its policy is Local. A port is taken
-// by what site.taken says, and by any older one of all services that gets the address.
+// by what site.taken says, and by those of all services that get the address and go
+// before s (see before).
 func planBalancer(s *corev1.Service, sites []balancerSite, all []*corev1.Service, ready func(*corev1.Service) map[string]bool) balancerPlan {
 	users := map[balancerPort][]*corev1.Service{}
 	for _, o := range all {
@@ -354,7 +356,7 @@ func planBalancer(s *corev1.Service, sites []balancerSite, all []*corev1.Service
 		}
 		known := map[*corev1.Service]string{}
 		// blocked says who has a port of a service there: empty where it gets the
-		// address. It asks of older services alone, so it ends.
+		// address. It asks of services before it alone, so it ends.
 		var blocked func(*corev1.Service) string
 		blocked = func(s *corev1.Service) string {
 			if by, ok := known[s]; ok {
@@ -367,7 +369,7 @@ func planBalancer(s *corev1.Service, sites []balancerSite, all []*corev1.Service
 					break
 				}
 				for _, o := range users[p] {
-					if olderService(o, s) && wants(o, site) && blocked(o) == "" {
+					if before(o, s, site.addr) && wants(o, site) && blocked(o) == "" {
 						by = fmt.Sprintf("port %s of node %s is taken by service %s/%s", p, site.node, o.Namespace, o.Name)
 						break
 					}
@@ -396,9 +398,18 @@ func servicePorts(s *corev1.Service) []balancerPort {
 	return out
 }
 
-// olderService orders services by age; of two of one second, by name.
-func olderService(a, b *corev1.Service) bool {
-	return cmp.Or(a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
+// before orders the services that want an address: those that have it, and each of
+// them by age; of two of one second, by name.
+func before(a, b *corev1.Service, at netip.Addr) bool {
+	has := func(s *corev1.Service) int {
+		for _, i := range s.Status.LoadBalancer.Ingress {
+			if ip, err := netip.ParseAddr(i.IP); err == nil && ip == at {
+				return 0
+			}
+		}
+		return 1
+	}
+	return cmp.Or(has(a)-has(b), a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
 }
 
 func hasFamily(s *corev1.Service, a netip.Addr) bool {

@@ -34,6 +34,13 @@ func local(s *corev1.Service) *corev1.Service {
 	return s
 }
 
+func having(s *corev1.Service, addrs ...string) *corev1.Service {
+	for _, a := range addrs {
+		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+	}
+	return s
+}
+
 func TestPlanBalancer(t *testing.T) {
 	at := func(node, addr string, taken ...int32) balancerSite {
 		s := balancerSite{node, netip.MustParseAddr(addr), map[balancerPort]string{}}
@@ -62,6 +69,10 @@ func TestPlanBalancer(t *testing.T) {
 			refused: "port 80/TCP of node a is taken by service ns/old"},
 		{name: "a port that a younger one has", s: balancedService("web", 2, 80), sites: two, others: []*corev1.Service{balancedService("new", 3, 80)}, want: "192.0.2.1 192.0.2.2"},
 		{name: "of one second", s: balancedService("web", 2, 80), sites: two, others: []*corev1.Service{balancedService("abc", 2, 80)}, refused: "port 80/TCP of node a is taken by service ns/abc"},
+		{name: "that it has, of an older one", s: having(balancedService("web", 2, 80), "192.0.2.1"), sites: two, others: []*corev1.Service{balancedService("old", 1, 80)}, want: "192.0.2.1",
+			refused: "port 80/TCP of node b is taken by service ns/old"},
+		{name: "that both have", s: having(balancedService("web", 2, 80), "192.0.2.1"), sites: two, others: []*corev1.Service{having(balancedService("old", 1, 80), "192.0.2.1")},
+			refused: "port 80/TCP of node a is taken by service ns/old"},
 		{name: "another protocol", s: balancedService("web", 2, 80), sites: two, others: []*corev1.Service{udp}, want: "192.0.2.1 192.0.2.2"},
 		{name: "the older one cannot have it", s: balancedService("web", 3, 80), sites: two, want: "192.0.2.1 192.0.2.2",
 			others: []*corev1.Service{balancedService("middle", 2, 80, 443), balancedService("old", 1, 443)}},
