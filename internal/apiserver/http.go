@@ -64,6 +64,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if user == nil {
 		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
 	}
+	if user.Warning != "" {
+		w.Header().Add("Warning", "299 - "+strconv.Quote(user.Warning))
+	}
 	s.serveAs(w, r, user)
 }
 

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -34,6 +35,9 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	role, binding := explainPolicy()
 	p.ClusterRoles, p.ClusterRoleBindings = append(p.ClusterRoles, role), append(p.ClusterRoleBindings, binding)
 	for _, k := range all {
+		if k.Roleless {
+			continue
+		}
 		p.AddController(k.Name, k.Rules())
 	}
 	var eg errgroup.Group
@@ -44,6 +48,8 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 	}
 	eg.Go(func() error { return ensure(ctx, c, localClass()) })
 	eg.Go(func() error { return s.extensionAuthentication(ctx, c) })
+	eg.Go(func() error { return ensure(ctx, c, controller.NewTokenTracking(time.Now())) })
+	eg.Go(func() error { return s.clusterInfo(ctx, c) })
 	eg.Go(func() error { return s.serviceObjects(ctx, c) })
 	return eg.Wait()
 }

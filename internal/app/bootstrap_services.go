@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"strconv"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
 
 	"skiff/internal/client"
 	"skiff/internal/pki"
@@ -175,6 +178,40 @@ func (s *server) extensionAuthentication(ctx context.Context, c *client.Client) 
 		}
 		o := have.DeepCopy()
 		o.Data = want.Data
+		return o
+	})
+}
+
+// clusterInfo publishes to everybody where the API server is, and by which authority
+// it is known. Its signatures are the bootstrap signer's.
+func (s *server) clusterInfo(ctx context.Context, c *client.Client) error {
+	text, err := yaml.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Config", "contexts": nil, "current-context": "", "preferences": struct{}{}, "users": nil,
+		"clusters": []any{map[string]any{"name": "", "cluster": map[string]any{
+			"server":                     "https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
+			"certificate-authority-data": s.pki.CA(pki.ClusterCA).CertPEM,
+		}}},
+	})
+	if err != nil {
+		return err
+	}
+	const key = "kubeconfig"
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespacePublic, Name: "cluster-info"}, Data: map[string]string{key: string(text)},
+	}
+	now, ok, err := lookup(ctx, c, want)
+	if err != nil {
+		return err
+	}
+	return reconcile(ctx, c, want, now, ok, func(have *corev1.ConfigMap) *corev1.ConfigMap {
+		if have.Data[key] == want.Data[key] {
+			return nil
+		}
+		o := have.DeepCopy()
+		if o.Data == nil {
+			o.Data = map[string]string{}
+		}
+		o.Data[key] = want.Data[key]
 		return o
 	})
 }

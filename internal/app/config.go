@@ -65,6 +65,11 @@ type Config struct {
 	// plugins attach pods instead of the built-in network.
 	CNIConfDir string `json:"cniConfDir,omitempty"`
 	CNIBinDir  string `json:"cniBinDir,omitempty"`
+	// LoadBalancers says who gives addresses to services of type LoadBalancer that
+	// name no class: "nodes", the default, gives them those of the nodes; "none"
+	// leaves them to what is installed in the cluster (delete those that have their
+	// addresses from skiff first).
+	LoadBalancers string `json:"loadBalancers,omitempty"`
 	// RegistryMirrors are URLs that images are looked for at before their registry
 	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}.
 	RegistryMirrors map[string][]string `json:"registryMirrors,omitempty"`
@@ -191,6 +196,7 @@ func (c *Config) Merge() error {
 	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+		{&c.LoadBalancers, &old.LoadBalancers},
 		{&c.SchedulerConfig, &old.SchedulerConfig},
 	} {
 		if *f.now == "" {
@@ -346,6 +352,9 @@ func (c Config) Complete() (*Settings, error) {
 		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
 			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
 		}
+	}
+	if c.LoadBalancers != "" && c.LoadBalancers != "nodes" && c.LoadBalancers != "none" {
+		return nil, &ConfigError{"loadBalancers", fmt.Sprintf("%q: must be nodes or none", c.LoadBalancers)}
 	}
 	for domain, mirrors := range c.RegistryMirrors {
 		for _, m := range mirrors {

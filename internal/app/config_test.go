@@ -25,6 +25,7 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{PodCIDR: "10.0.0.0/26"}, `podCIDR: "10.0.0.0/26": must be /24 or larger`},
 		{Config{ServiceCIDR: "fd00::/112"}, `serviceCIDR: "fd00::/112": must be IPv4`},
 		{Config{PodCIDR: "10.0.0.0/8", ServiceCIDR: "10.1.0.0/16"}, `serviceCIDR: 10.1.0.0/16 overlaps podCIDR 10.0.0.0/8`},
+		{Config{LoadBalancers: "metal"}, `loadBalancers: "metal": must be nodes or none`},
 		{Config{NodePorts: "9-3"}, `nodePorts: "9-3": must be FIRST-LAST, ports from 1 to 65535`},
 		{Config{ClusterDomain: "a_b"}, `clusterDomain: "a_b": a lowercase RFC 1123 subdomain`},
 		{Config{NodeName: "A B"}, `nodeName: "A B": a lowercase RFC 1123 subdomain`},

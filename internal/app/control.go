@@ -21,6 +21,12 @@ func (s *server) startControl(ctx context.Context) error {
 		Deps: control.Deps{
 			Informers: informers, Log: s.log, Now: time.Now,
 			ClientFor: func(name string) *client.Client {
+				switch name {
+				case controller.TokensController:
+					return s.local("system:kube-controller-manager", name)
+				case controller.TokenTrackingController:
+					return s.api.System()
+				}
 				return client.New(s.api.Local(controllerUser(name)), name)
 			},
 		},
@@ -30,7 +36,13 @@ func (s *server) startControl(ctx context.Context) error {
 			return s.api.Ask(ctx, controllerUser(name), path, q)
 		},
 		LocalVolumes: localVolumes{s.nodes},
+		Tokens:       s.tokens,
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		NoLoadBalancers: s.set.LoadBalancers == "none",
+		ReservedPorts:   []netip.AddrPort{netip.AddrPortFrom(s.set.NodeAddr, uint16(s.set.APIPort))},
+	}
+	if ca := s.pki.CA(pki.ClusterCA); ca.CanSign() {
+		deps.Authority = ca
 	}
 	all := controller.All(deps)
 	// What follows acts under its own identity: it needs its role.

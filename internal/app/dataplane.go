@@ -330,6 +330,11 @@ func (d *dataPlane) rules(s *corev1.Service, slices []*discoveryv1.EndpointSlice
 			out.LoadBalancerIPs = append(out.LoadBalancerIPs, addrs([]string{i.IP})...)
 		}
 	}
+	for _, r := range s.Spec.LoadBalancerSourceRanges {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(r)); err == nil {
+			out.LoadBalancerRanges = append(out.LoadBalancerRanges, p)
+		}
+	}
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		out.Affinity = 3 * time.Hour
 		if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {

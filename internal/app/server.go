@@ -57,6 +57,8 @@ type server struct {
 	alloc *alloc.Allocator
 	nodes *nodeConnector
 	usage *usage.Source
+	// tokens signs and knows service account tokens.
+	tokens *authn.Tokens
 	// bootstrapped is closed when the objects that every cluster has are there.
 	bootstrapped chan struct{}
 }
@@ -122,11 +124,12 @@ func (s *server) newAPI() error {
 	}
 	tokens, err := authn.NewTokens(authn.TokensConfig{
 		Issuer: s.issuer(), Audiences: []string{s.issuer()}, Key: s.pki.ServiceAccountKey(), Verify: keys, Now: time.Now,
-		Lookup: func() *client.Client { return srv.System() },
+		Lookup: func() *client.Client { return srv.System() }, Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
+	s.tokens = tokens
 	discovery, err := tokens.Discovery("https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)))
 	if err != nil {
 		return err
@@ -150,10 +153,11 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	bootstrap := &authn.Bootstrap{Audiences: []string{s.issuer()}, Now: time.Now, Lookup: func() *client.Client { return srv.System() }}
 	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
 		Store: s.store, Resources: append(all, s.explanations()...), AddToScheme: bodies(), Log: s.log, Now: time.Now,
-		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
+		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Bootstrap: bootstrap, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),
 		Nodes:         s.nodes,

@@ -185,6 +185,11 @@ func (r Resource[T]) UpdateStatus(ctx context.Context, obj T) (T, error) {
 	return typed[T](r.c.t.Update(ctx, r.at(obj, "status"), obj, metav1.UpdateOptions{FieldManager: r.c.manager}))
 }
 
+// UpdateSub replaces an object through another of its doors (approval).
+func (r Resource[T]) UpdateSub(ctx context.Context, obj T, sub string) (T, error) {
+	return typed[T](r.c.t.Update(ctx, r.at(obj, sub), obj, metav1.UpdateOptions{FieldManager: r.c.manager}))
+}
+
 // Patch changes an object; sub names a subresource or is empty.
 func (r Resource[T]) Patch(ctx context.Context, name string, t types.PatchType, patch []byte, sub string) (T, error) {
 	o := metav1.PatchOptions{FieldManager: r.c.manager}

@@ -84,6 +84,9 @@ type Controller struct {
 	// Writes are the rules for what it writes and for live reads; watching and
 	// events need no mention.
 	Writes []rbacv1.PolicyRule
+	// Roleless says that no cluster role is made of what it declares: it acts
+	// under an identity that has its rights, or has roles in namespaces.
+	Roleless bool
 	// Reconcile handles a key. It may be nil where Loop does all.
 	Reconcile func(ctx context.Context, k Key) (Result, error)
 	// SyncWait, where set, bounds how long informers are waited for at the start:

@@ -9,11 +9,14 @@ import (
 
 // Roles returns the cluster roles, and their bindings to the service accounts in
 // kube-system, that controllers need: one of each per name, with the rules of all
-// controllers of that name, marked as upstream marks its bootstrap policy.
+// controllers of that name that want one, marked as upstream marks its bootstrap policy.
 func Roles(cs []*Controller) ([]*rbacv1.ClusterRole, []*rbacv1.ClusterRoleBinding) {
 	rules := map[string][]rbacv1.PolicyRule{}
 	var names []string
 	for _, c := range cs {
+		if c.Roleless {
+			continue
+		}
 		if _, ok := rules[c.Name]; !ok {
 			names = append(names, c.Name)
 		}

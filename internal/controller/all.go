@@ -43,6 +43,15 @@ type Deps struct {
 	// LocalVolumes reaches the nodes for the directories of local volumes; where it
 	// is nil, class local is not provisioned.
 	LocalVolumes LocalVolumes
+	// Authority signs certificate requests; where it is nil, none are signed.
+	Authority Authority
+	// Tokens signs the tokens of Secrets; where it is nil, none are filled in.
+	Tokens LegacyTokens
+	// ReservedPorts are those of nodes that no load balancer may take: the API
+	// server's. Who took them would lock everybody out.
+	ReservedPorts []netip.AddrPort
+	// NoLoadBalancers leaves services of type LoadBalancer to others.
+	NoLoadBalancers bool
 }
 
 // Resource is a resource as the controllers that handle all kinds see it.
@@ -79,6 +88,9 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
 		newAutoscaler(d),
+		newBootstrapSigner(d),
+		newCertificateApproval(d),
+		newCertificateCleaner(d),
 		newClusterRoleAggregation(d),
 		newCollector(d),
 		newCronJob(d),
@@ -88,11 +100,14 @@ func All(d Deps) []*control.Controller {
 		newDisruption(d),
 		newEndpoints(d),
 		newEndpointSlice(d),
+		newEndpointSliceMirroring(d),
 		newEphemeralVolume(d),
 		newExpand(d),
 		newJob(d),
+		newLegacyTokenCleaner(d),
 		newNamespace(d),
 		newNodeLifecycle(d),
+		newPodCertificateCleaner(d),
 		newPodGC(d),
 		newPVBinder(d),
 		newPVCProtection(d),
@@ -108,10 +123,22 @@ func All(d Deps) []*control.Controller {
 		newStatefulSet(d),
 		newTaintEviction(d),
 		newTTLAfterFinished(d),
+		newTokenCleaner(d),
+		newTokenTracking(d),
+		newTrustBundle(d),
 		newVACProtection(d),
 	}
 	if len(d.ClusterCIDRs) > 0 {
 		cs = append(cs, newNodeIPAM(d))
+	}
+	if d.Authority != nil {
+		cs = append(cs, newCertificateSigning(d))
+	}
+	if d.Tokens != nil {
+		cs = append(cs, newLegacyTokens(d))
+	}
+	if !d.NoLoadBalancers {
+		cs = append(cs, newLoadBalancer(d))
 	}
 	if d.LocalVolumes != nil {
 		cs = append(cs, newLocalVolume(d))

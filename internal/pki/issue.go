@@ -62,6 +62,21 @@ func (a *Authority) IssueFor(l Leaf, pub crypto.PublicKey, now time.Time, life t
 	return sign(t, a.Cert, pub, a.key)
 }
 
+// Sign makes a certificate of what template says, for pub, and returns it in PEM
+// form. The serial number is chosen here; all else is the caller's policy.
+func (a *Authority) Sign(template *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
+	if a.key == nil {
+		return nil, fmt.Errorf("a certificate of %q cannot be signed: %s.key does not exist", template.Subject.CommonName, a.file)
+	}
+	return sign(template, a.Cert, pub, a.key)
+}
+
+// CanSign tells whether the authority's key is here.
+func (a *Authority) CanSign() bool { return a.key != nil }
+
+// NotAfter is when the authority ends, and everything that it signed.
+func (a *Authority) NotAfter() time.Time { return a.Cert.NotAfter }
+
 // NewPair makes a key and a certificate for l that are in no file.
 func (a *Authority) NewPair(l Leaf, now time.Time) (certPEM, keyPEM []byte, err error) {
 	key, keyPEM, err := newKey()

@@ -202,9 +202,16 @@ func walkNamed(path string, x, y []any, out *[]difference) bool {
 	return true
 }
 
-// names are the names of a list's items; the map is nil unless each has one of its
-// own.
+// names are the names of a list's items, with their namespaces where the names alone
+// are not enough; the map is nil unless each has one of its own.
 func names(list []any) ([]string, map[string]any) {
+	if order, byName := namesIn(list, false); byName != nil {
+		return order, byName
+	}
+	return namesIn(list, true)
+}
+
+func namesIn(list []any, namespaces bool) ([]string, map[string]any) {
 	order, byName := make([]string, 0, len(list)), make(map[string]any, len(list))
 	for _, e := range list {
 		m, ok := e.(map[string]any)
@@ -218,6 +225,9 @@ func names(list []any) ([]string, map[string]any) {
 				name = s
 				break
 			}
+		}
+		if ns, ok := meta["namespace"].(string); ok && namespaces && name != "" {
+			name = ns + "/" + name
 		}
 		if name == "" || byName[name] != nil {
 			return nil, nil

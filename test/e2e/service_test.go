@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -42,8 +44,11 @@ spec:
 `, replicas, version)
 }
 
-func fetch(url string) (string, error) {
-	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+func fetch(url string) (string, error) { return get(url, nil) }
+
+// get is fetch with connections made by dial.
+func get(url string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (string, error) {
+	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	resp, err := c.Get(url)
 	if err != nil {
 		return "", err

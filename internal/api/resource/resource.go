@@ -290,6 +290,8 @@ type User struct {
 	UID    string
 	Groups []string
 	Extra  map[string][]string
+	// Warning is what a client is to hear of its credentials, with every answer.
+	Warning string
 }
 
 // Attributes are a request as authorization sees it.

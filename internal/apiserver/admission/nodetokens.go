@@ -15,9 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"skiff/internal/api/podrefs"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
-	"skiff/internal/apiserver/podrefs"
 	"skiff/internal/client"
 )
 

@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 
+	"skiff/internal/api/podrefs"
 	"skiff/internal/apiserver"
-	"skiff/internal/apiserver/podrefs"
 	"skiff/internal/client"
 )
 

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -38,6 +39,7 @@ type Tokens struct {
 	now       func() time.Time
 	// lookup reads the objects that a token depends on.
 	lookup func() *client.Client
+	log    *slog.Logger
 }
 
 // TokensConfig is what NewTokens needs.
@@ -50,13 +52,17 @@ type TokensConfig struct {
 	Verify []crypto.PublicKey
 	Now    func() time.Time
 	// Lookup returns a client that reads service accounts, pods, nodes and
-	// secrets.
+	// secrets, and notes in secrets the use of the tokens that they hold.
 	Lookup func() *client.Client
+	Log    *slog.Logger
 }
 
 // NewTokens returns the issuer and verifier.
 func NewTokens(c TokensConfig) (*Tokens, error) {
-	t := &Tokens{issuer: c.Issuer, audiences: c.Audiences, keys: map[string]crypto.PublicKey{}, now: c.Now, lookup: c.Lookup}
+	t := &Tokens{issuer: c.Issuer, audiences: c.Audiences, keys: map[string]crypto.PublicKey{}, now: c.Now, lookup: c.Lookup, log: c.Log}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
 	for _, k := range c.Verify {
 		id, err := keyID(k)
 		if err != nil {
@@ -160,26 +166,21 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 	}
 	var pub jwt.Claims
 	var private privateClaims
-	if err := parsed.UnsafeClaimsWithoutVerification(&pub); err != nil || pub.Issuer != t.issuer {
+	if err := parsed.UnsafeClaimsWithoutVerification(&pub); err != nil {
+		return nil, nil, nil
+	}
+	if pub.Issuer == legacyIssuer {
+		return t.verifyLegacy(ctx, token, parsed, audiences)
+	}
+	if pub.Issuer != t.issuer {
 		return nil, nil, nil
 	}
 	if err := t.claims(parsed, &pub, &private); err != nil {
 		return nil, nil, err
 	}
-	if len(pub.Audience) == 0 {
-		pub.Audience = t.audiences
-	}
-	if audiences == nil {
-		audiences = t.audiences
-	}
-	var both []string
-	for _, a := range pub.Audience {
-		if slices.Contains(audiences, a) {
-			both = append(both, a)
-		}
-	}
-	if len(both) == 0 {
-		return nil, nil, fmt.Errorf("token audiences %q is invalid for the target audiences %q", []string(pub.Audience), audiences)
+	both, err := t.audiencesOf(&pub, audiences)
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := pub.Validate(jwt.Expected{Time: t.now()}); err != nil {
 		return nil, nil, outOfTime(err)
@@ -189,6 +190,27 @@ func (t *Tokens) Verify(ctx context.Context, token string, audiences []string) (
 		return nil, nil, err
 	}
 	return u, both, nil
+}
+
+// audiencesOf returns those that a token is for, and who asks is one of.
+func (t *Tokens) audiencesOf(pub *jwt.Claims, asked []string) ([]string, error) {
+	own := []string(pub.Audience)
+	if len(own) == 0 {
+		own = t.audiences
+	}
+	if asked == nil {
+		asked = t.audiences
+	}
+	var both []string
+	for _, a := range own {
+		if slices.Contains(asked, a) {
+			both = append(both, a)
+		}
+	}
+	if len(both) == 0 {
+		return nil, fmt.Errorf("token audiences %q is invalid for the target audiences %q", own, asked)
+	}
+	return both, nil
 }
 
 // claims verifies the signature, by the key that the token names or by any where it

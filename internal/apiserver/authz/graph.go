@@ -11,7 +11,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"skiff/internal/apiserver/podrefs"
+	"skiff/internal/api/podrefs"
 	"skiff/internal/client"
 )
 

@@ -380,7 +380,7 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 	}
 	// Status and the rest are written through their own doors.
 	oldMap, newMap := tree(old), tree(o)
-	if ref.Subresource == "status" {
+	if ref.Subresource == "status" || ref.Subresource == "approval" {
 		merged := tree(old)
 		merged["status"] = newMap["status"]
 		newMap = merged
@@ -413,7 +413,7 @@ func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
 		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims",
-		"horizontalpodautoscalers":
+		"horizontalpodautoscalers", "certificatesigningrequests":
 		return true
 	}
 	return false

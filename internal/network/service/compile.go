@@ -1,11 +1,13 @@
 package service
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,12 +65,19 @@ type chain struct {
 	split          bool
 	cluster, local int
 	affinity       time.Duration
+	// from, where not empty, are the prefixes that clients must be in, in text,
+	// separated by spaces.
+	from string
 }
 
 // name is unique for a value, and at most 30 characters long.
 func (c chain) name() string {
 	if c.verdict != "" {
 		return c.verdict
+	}
+	if c.from != "" {
+		sum := sha256.Sum256([]byte(c.open().name() + " " + c.from))
+		return fmt.Sprintf("from-%x", sum[:12])
 	}
 	s := "to"
 	if c.node {
@@ -84,6 +93,12 @@ func (c chain) name() string {
 		s += "-" + strconv.Itoa(int(c.affinity/time.Second)) + "s"
 	}
 	return s
+}
+
+// open is the chain for clients from anywhere.
+func (c chain) open() chain {
+	c.from = ""
+	return c
 }
 
 // compile returns the fragment of a service. prev is the one before, or nil: the
@@ -124,9 +139,14 @@ func compile(s Service, prev *fragment) (*fragment, error) {
 					add(internal(s, p, frontend{ip, proto, p.Port}, g))
 				}
 			}
-			for _, ip := range slices.Concat(s.ExternalIPs, s.LoadBalancerIPs) {
+			for _, ip := range s.ExternalIPs {
 				if ip.Is4() == v4 {
 					add(external(s, frontend{ip, proto, p.Port}, g))
+				}
+			}
+			for _, ip := range s.LoadBalancerIPs {
+				if ip.Is4() == v4 {
+					add(guarded(external(s, frontend{ip, proto, p.Port}, g), s.LoadBalancerRanges))
 				}
 			}
 			if p.NodePort != 0 && hasFamily(s.ClusterIPs, v4) {
@@ -220,6 +240,23 @@ func external(s Service, at frontend, g endpoints) front {
 	}
 	c.split, c.local, c.masq = true, len(g.local), masqNever
 	return front{frontend: at, cluster: g.cluster, local: g.local, chain: c}
+}
+
+// guarded lets clients of the ranges alone to a front. Those of the other family say
+// nothing of it.
+func guarded(f front, ranges []netip.Prefix) front {
+	if f.chain.verdict != "" {
+		return f
+	}
+	var from []string
+	for _, r := range ranges {
+		if r.Addr().Is4() == f.addr.Is4() {
+			from = append(from, r.Masked().String())
+		}
+	}
+	slices.Sort(from)
+	f.chain.from = strings.Join(slices.Compact(from), " ")
+	return f
 }
 
 // none is for a front that has no endpoint it may use: refused where the service

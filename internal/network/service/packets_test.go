@@ -594,3 +594,43 @@ func TestNoDefaultRoute(t *testing.T) {
 		wantRefused(t, tn.node, "tcp", at(ip, 81))
 	}
 }
+
+func TestLoadBalancerRanges(t *testing.T) {
+	tn := newNode(t, "svc-test-lb")
+	a, b := tn.pod("a"), tn.pod("b")
+	balanced := func(local bool, ranges ...string) Service {
+		s := web(a, b)
+		s.LoadBalancerIPs, s.ExternalLocal = []netip.Addr{nettest.NodeIP, nettest.NodeIP6}, local
+		for _, r := range ranges {
+			s.LoadBalancerRanges = append(s.LoadBalancerRanges, netip.MustParsePrefix(r))
+		}
+		return s
+	}
+	mine, mine6 := netip.PrefixFrom(nettest.OutsideIP, 32).String(), netip.PrefixFrom(nettest.NodeIP6, 64).String()
+	const theirs = "198.51.100.0/24"
+	lb, lb6 := at(nettest.NodeIP, 8080), at(nettest.NodeIP6, 8080)
+	for _, policy := range []bool{false, true} {
+		tn.sync(balanced(policy))
+		want(t, tn.outside, "tcp", lb, "a", "b")
+		want(t, tn.outside, "udp", lb6, "a", "b")
+		tn.apply(balanced(policy, theirs))
+		wantTimeout(t, tn.outside, "tcp", lb)
+		wantTimeout(t, a.Space, "tcp", lb)
+		want(t, tn.outside, "tcp", lb6, "a", "b") // nothing is said of IPv6
+		want(t, tn.outside, "tcp", at(nettest.NodeIP, 30080), "a", "b")
+		want(t, a.Space, "tcp", at(vip, 8080), "a", "b")
+		tn.apply(balanced(policy, theirs, mine, mine6))
+		want(t, tn.outside, "tcp", lb, "a", "b")
+		want(t, tn.outside, "tcp", lb6, "a", "b")
+		tn.restart()
+		tn.sync(balanced(policy, mine))
+		want(t, tn.outside, "tcp", lb, "a", "b")
+		tn.restart()
+		tn.sync(balanced(policy))
+		want(t, tn.outside, "tcp", lb, "a", "b")
+	}
+	tn.apply(web(a, b))
+	if _, _, err := tn.outside.Ask("tcp", lb, 2*time.Second); err == nil {
+		t.Error("the address still answers for the service")
+	}
+}

@@ -60,7 +60,10 @@ type Service struct {
 	ClusterIPs      []netip.Addr
 	ExternalIPs     []netip.Addr
 	LoadBalancerIPs []netip.Addr
-	Ports           []Port
+	// LoadBalancerRanges are where clients of LoadBalancerIPs must be; empty means
+	// anywhere.
+	LoadBalancerRanges []netip.Prefix
+	Ports              []Port
 	// ExternalLocal and InternalLocal are the traffic policies "Local".
 	ExternalLocal, InternalLocal bool
 	// Affinity is how long a client keeps its endpoint; 0 means none.

@@ -272,6 +272,15 @@ func (l layout) writeChain(t *nft.Txn, c chain) {
 	t.FlushChain(ch)
 	f := l.f
 	switch {
+	case c.from != "":
+		l.writeChain(t, c.open())
+		for from := range strings.SplitSeq(c.from, " ") {
+			if p, err := netip.ParsePrefix(from); err == nil && f.Has(p.Addr()) {
+				t.Rule(ch, nft.Rule{}.SAddr(f, 0).InPrefix(f, 0, p).Goto(c.open().name()))
+			}
+		}
+		t.Rule(ch, nft.Rule{}.Drop())
+		return
 	case c.split:
 		// Pods and this node reach every endpoint, the node under its own address.
 		parts := c.parts()
@@ -389,6 +398,8 @@ func (l layout) deleteRest(t *nft.Txn, chains []chain, found *present) {
 		kindPrefix + verdictReject: true, kindPrefix + verdictDrop: true}
 	for _, c := range chains {
 		used[c.name()], used[kindPrefix+c.name()] = true, true
+		c = c.open()
+		used[c.name()] = true
 		if c.split {
 			for _, part := range c.parts() {
 				used[part.name()] = true
