@@ -144,6 +144,13 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observ
 		Stdin:       c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
 		Linux: &runtimeapi.LinuxContainerConfig{Resources: w.k.containerResources(pod, c), SecurityContext: security},
 	}
+	cdi, err := w.k.devices.CDI(pod, c)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range cdi {
+		config.CDIDevices = append(config.CDIDevices, &runtimeapi.CDIDevice{Name: name})
+	}
 	vars := map[string]string{}
 	for _, e := range env {
 		vars[e.Name] = e.Value

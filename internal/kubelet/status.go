@@ -26,7 +26,9 @@ type statusInput struct {
 	nodeIPs  []net.IP
 	started  func(c *container, old *corev1.ContainerStatus) bool
 	ready    func(c *container, old *corev1.ContainerStatus) bool
-	now      time.Time
+	// devices is the state of a container's devices; nil for none.
+	devices func(c *corev1.Container) []corev1.ResourceStatus
+	now     time.Time
 }
 
 // generate computes the pod's status from what the runtime has.
@@ -37,6 +39,7 @@ func (w *worker) generate(pod *corev1.Pod, o *observed, terminal bool) corev1.Po
 		runtime: w.k.runtimeName, nodeIPs: w.k.d.NodeIPs, now: w.k.d.Now(),
 		started: func(c *container, old *corev1.ContainerStatus) bool { return w.probes.startedNow(pod, c, old) },
 		ready:   func(c *container, old *corev1.ContainerStatus) bool { return w.probes.readyNow(pod, c, old) },
+		devices: func(c *corev1.Container) []corev1.ResourceStatus { return w.k.devices.Status(pod, c) },
 	})
 }
 
@@ -159,7 +162,11 @@ func containerStatuses(in statusInput, cs []*corev1.Container, olds []corev1.Con
 	}
 	out := make([]corev1.ContainerStatus, 0, len(cs))
 	for _, c := range cs {
-		out = append(out, containerStatus(in, c, oldStatus(olds, c.Name), podHasInits, isInit))
+		st := containerStatus(in, c, oldStatus(olds, c.Name), podHasInits, isInit)
+		if in.devices != nil && !isInit {
+			st.AllocatedResourcesStatus = in.devices(c)
+		}
+		out = append(out, st)
 	}
 	if !isInit {
 		sort.SliceStable(out, func(i, j int) bool { return out[i].Name < out[j].Name })

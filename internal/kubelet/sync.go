@@ -119,6 +119,15 @@ func (w *worker) ready(ctx context.Context, pod *corev1.Pod, o *observed, a acti
 	}
 	g.Go(func() error { return w.ensureVolumes(ctx, pod) })
 	g.Go(func() error {
+		if a.newSandbox {
+			if err := w.k.devices.Prepare(ctx, pod); err != nil {
+				w.holdSandbox()
+				if ctx.Err() == nil {
+					w.event(pod, corev1.EventTypeWarning, "FailedPrepareDynamicResources", fmt.Sprintf("Failed to prepare dynamic resources: %v", err))
+				}
+				return err
+			}
+		}
 		var err error
 		if config, err = w.sandboxConfig(pod, a.attempt); err != nil {
 			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))

@@ -266,6 +266,11 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	pod = w.allocate(pod)
 	w.followResize(pod, o)
 	st := w.generate(pod, o, false)
+	if final(st.Phase) {
+		if err := w.giveBack(ctx, o); err != nil {
+			return false, now.Add(retryDelay(w.failures))
+		}
+	}
 	w.status.set(st)
 	if st.Phase == corev1.PodSucceeded || st.Phase == corev1.PodFailed {
 		w.phase = terminating
@@ -372,6 +377,25 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 		return false, true, time.Time{}
 	}
 	return false, false, time.Time{}
+}
+
+// giveBack has the pod's devices unprepared, once nothing of it runs. A pod does not
+// show a final status before that: it frees the devices for others.
+func (w *worker) giveBack(ctx context.Context, o *observed) error {
+	if !w.k.devices.Holds(w.uid) {
+		return nil
+	}
+	for i := range o.containers {
+		if o.containers[i].running() {
+			return fmt.Errorf("container %s still runs", o.containers[i].name)
+		}
+	}
+	if err := w.k.devices.Unprepare(ctx, w.uid); err != nil {
+		w.failures++
+		w.log().Warn("give devices back", "err", err)
+		return err
+	}
+	return nil
 }
 
 func (w *worker) deleteObject(ctx context.Context, pod *corev1.Pod) error {

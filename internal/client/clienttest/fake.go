@@ -16,6 +16,7 @@ import (
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -188,6 +189,12 @@ func selector(o metav1.ListOptions) (func(client.Object) bool, error) {
 		if p, ok := obj.(*corev1.Pod); ok {
 			set["spec.nodeName"] = p.Spec.NodeName
 			set["status.phase"] = string(p.Status.Phase)
+		}
+		if s, ok := obj.(*resourcev1.ResourceSlice); ok {
+			set[resourcev1.ResourceSliceSelectorDriver] = s.Spec.Driver
+			if s.Spec.NodeName != nil {
+				set[resourcev1.ResourceSliceSelectorNodeName] = *s.Spec.NodeName
+			}
 		}
 		return l.Matches(labels.Set(obj.GetLabels())) && f.Matches(set)
 	}, nil
