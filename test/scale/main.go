@@ -321,7 +321,7 @@ func death(ctx context.Context, fleet *testcluster.Fleet, w *watcher) error {
 		return err
 	}
 	done := time.Now()
-	fmt.Printf("a node with %d pods falls silent: tainted after %.1f s (40 to 50 s are the grace), its pods deleted %.3f s later, replaced and Ready another %.3f s later\n",
+	fmt.Printf("a node with %d pods falls silent: tainted after %.1f s (50 s are the grace since its last heartbeat, then one node of a zone in 10 s), its pods deleted %.3f s later, replaced and Ready another %.3f s later\n",
 		had, tainted.Sub(start).Seconds(), evicted.Sub(tainted).Seconds(), done.Sub(evicted).Seconds())
 	return nil
 }
