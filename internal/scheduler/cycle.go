@@ -150,6 +150,9 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 		if d.Failure.Nominated != "" {
 			// The rest of the batch must not count on this place.
 			s.Nominate(p, d.Failure.Nominated)
+			for _, v := range d.Failure.Victims {
+				v.Doomed = true
+			}
 		}
 		return d
 	}

@@ -65,7 +65,7 @@ func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
 // applyKept takes note of an eviction that failed: the preemptor chooses anew.
 func (s *Scheduler) applyKept(e eviction) {
 	if now, _, ok := s.snapshot.Placed(e.victim.UID); ok {
-		now.Ending = false
+		now.Ending, now.Doomed = false, false
 	}
 	q := s.queue.pods[e.preemptor.UID]
 	if q == nil || q.place == inFlight {

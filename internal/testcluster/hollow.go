@@ -279,11 +279,15 @@ func (f *Fleet) heartbeats(ctx context.Context) error {
 			return nil
 		}
 		names := f.Names()
+		// One after the other where they are few: simulation wants an order.
+		var g errgroup.Group
+		g.SetLimit(1 + min(len(names)/100, 31))
 		for i := turn % slices; i < len(names); i += slices {
 			if _, ok := f.served(names[i]); ok {
-				f.beat(ctx, names[i])
+				g.Go(func() error { f.beat(ctx, names[i]); return nil })
 			}
 		}
+		_ = g.Wait()
 	}
 }
 

@@ -68,6 +68,9 @@ type Pod struct {
 	// Ending tells that this pod is being evicted, though the API may not say
 	// so yet.
 	Ending bool
+	// Doomed tells that another pod was nominated to the place that this one leaves:
+	// it goes, and may make room for more than that one pod.
+	Doomed bool
 	Kin    *Kin
 	// Terms are nil where the pod has no pod affinity.
 	Terms *PodTerms

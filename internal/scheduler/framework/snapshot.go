@@ -348,7 +348,7 @@ func (s *Snapshot) SetPod(p *Pod, node string) EventKind {
 	s.Nominate(p, "")
 	news := PodAdded
 	if old, ok := s.pods[p.UID]; ok {
-		p.Ending = old.pod.Ending
+		p.Ending, p.Doomed = old.pod.Ending, old.pod.Doomed
 		p.Group = old.pod.Group
 		if s.slots[old.slot].Name == node {
 			if !old.assumed {

@@ -3,6 +3,7 @@ package plugins
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -81,6 +82,7 @@ type candidate struct {
 	victims    Victims
 	why        []string
 	// What makes one better than another, see better.
+	count  int
 	top    int32
 	sum    int64
 	oldest int64
@@ -223,7 +225,16 @@ func (d *DefaultPreemption) judge(p *framework.Pod, n *framework.Node, judged fr
 		c.why = st.Reasons
 		return c
 	}
-	slices.SortFunc(lower, moreImportant)
+	slices.SortFunc(lower, func(a, b *framework.Pod) int {
+		if x, y := leaves(a), leaves(b); x != y {
+			// What goes anyway goes first.
+			if x {
+				return 1
+			}
+			return -1
+		}
+		return moreImportant(a, b)
+	})
 	// Those that a budget keeps are spared first, then the most important.
 	guarded, rest := d.budgets.split(lower)
 	spare := func(o *framework.Pod) bool {
@@ -250,6 +261,9 @@ func (d *DefaultPreemption) judge(p *framework.Pod, n *framework.Node, judged fr
 	return c
 }
 
+// leaves tells that a pod goes whatever is decided here.
+func leaves(p *framework.Pod) bool { return p.Doomed || p.Ending || p.DeletionTimestamp != nil }
+
 func moreImportant(a, b *framework.Pod) int {
 	return cmp.Or(
 		cmp.Compare(b.Class.Priority, a.Class.Priority),
@@ -258,10 +272,15 @@ func moreImportant(a, b *framework.Pod) int {
 	)
 }
 
+// rank counts what the victims cost; those that leave anyway cost nothing more.
 func (c *candidate) rank() {
-	c.oldest = 1<<63 - 1
-	for i, v := range c.victims.Pods {
-		if i == 0 {
+	c.top, c.oldest = math.MinInt32, 1<<63-1
+	for _, v := range c.victims.Pods {
+		if leaves(v) {
+			continue
+		}
+		c.count++
+		if c.top == math.MinInt32 {
 			c.top = v.Class.Priority
 		}
 		// So that few pods of a negative priority are not dearer than many.
@@ -283,7 +302,7 @@ func better(a, b *candidate) bool {
 		cmp.Compare(a.victims.Violations, b.victims.Violations),
 		cmp.Compare(a.top, b.top),
 		cmp.Compare(a.sum, b.sum),
-		cmp.Compare(len(a.victims.Pods), len(b.victims.Pods)),
+		cmp.Compare(a.count, b.count),
 		cmp.Compare(b.oldest, a.oldest),
 		cmp.Compare(a.name, b.name),
 	) < 0
