@@ -1,8 +1,10 @@
 package explain
 
 import (
+	"log/slog"
 	"reflect"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -90,7 +92,7 @@ func newCycle(w *World, preempts bool) *scheduler.Cycle {
 			objects = append(objects, list...)
 		}
 	}
-	enabled := plugins.Default(nil, client.Still(objects...))
+	enabled := plugins.Live(plugins.Deps{Informers: client.Still(objects...), Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	if !preempts {
 		enabled = slices.DeleteFunc(enabled, func(e plugins.Enabled) bool {
 			_, post := e.Plugin.(framework.PostFilterer)

@@ -201,7 +201,9 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool) (aga
 		return false, w.k.d.Now().Add(time.Second)
 	}
 	if !gone {
-		w.status.set(w.generate(pod, o, false))
+		if st := w.generate(pod, o, false); !final(st.Phase) || w.giveBack(opctx, o) == nil {
+			w.status.set(st)
+		}
 	}
 	w.probes.stopLiveness()
 	var grace *int64
@@ -233,6 +235,9 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool) (aga
 			w.failures++
 			return false, w.k.d.Now().Add(retryDelay(w.failures))
 		}
+	}
+	if err := w.giveBack(ctx, o); err != nil {
+		return false, w.k.d.Now().Add(retryDelay(w.failures))
 	}
 	w.failures = 0
 	pod, _ = w.current()

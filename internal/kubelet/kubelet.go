@@ -49,6 +49,7 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/host"
+	"skiff/internal/kubelet/devices"
 )
 
 // Events records events about objects. It does not block.
@@ -133,6 +134,9 @@ type Deps struct {
 	Leave func(ctx context.Context, pod *corev1.Pod)
 	// ResolvConf is the host's resolver configuration; /etc/resolv.conf by default.
 	ResolvConf string
+	// Plugins is the directory in which the node's plugins register, drivers of
+	// devices say; "" for none.
+	Plugins string
 	// PodLogDir is where pod logs are; Host.Data("logs") by default.
 	PodLogDir string
 	// RegisterNode off leaves node, status and lease alone, for tests.
@@ -150,10 +154,12 @@ type Kubelet struct {
 	services    *client.Informer[*corev1.Service]
 	sources     *Sources
 	refs        *references
+	devices     *devices.Devices
 	runtimeName string
 	memory      int64 // capacity in bytes
 	node        *nodeState
 	started     time.Time
+	rates       cpuRates
 
 	// exits are those who wait for the end of a container, by its ID.
 	exitMu sync.Mutex
@@ -213,6 +219,19 @@ func New(d Deps) (*Kubelet, error) {
 	k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
 	k.refs = newReferences(d.Client, d.Log)
 	k.node = newNodeState()
+	var err error
+	k.devices, err = devices.New(devices.Deps{
+		Client: d.Client, NodeName: d.NodeName, Registry: d.Plugins, State: d.Host.Data("kubelet", "dra_manager_state"),
+		Boot: line("/proc/sys/kernel/random/boot_id"), Log: d.Log, Active: k.active,
+		Changed: func(pod types.UID) {
+			if w := k.worker(pod); w != nil {
+				w.kick()
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
 	return k, nil
 }
 
@@ -249,11 +268,26 @@ func (k *Kubelet) run(ctx context.Context) error {
 	if err := k.adopt(ctx); err != nil {
 		return nil
 	}
+	// Nobody is given room before all are known who have some.
+	k.admission.Lock()
 	k.pods.OnChange(k.onPod)
+	k.admission.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })
+	if k.d.Plugins != "" {
+		g.Go(func() error { return k.devices.Run(ctx) })
+	}
 	return g.Wait()
+}
+
+// active are the pods that a worker cares for: it gives their devices back itself.
+func (k *Kubelet) active() map[types.UID]bool {
+	out := map[types.UID]bool{}
+	for _, w := range k.allWorkers() {
+		out[w.uid] = true
+	}
+	return out
 }
 
 // connect waits for the runtime to answer.

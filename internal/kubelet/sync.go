@@ -37,6 +37,10 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 			return false, now.Add(time.Second)
 		}
 	}
+	if !a.killPod {
+		resized, at := w.applyResize(ctx, pod, o, a)
+		acted, next = acted || resized, at
+	}
 	if a.killPod && !a.newSandbox {
 		if len(o.containers) == 0 {
 			return acted, next
@@ -48,7 +52,8 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 	if !a.newSandbox && len(a.start) == 0 {
 		return acted, next
 	}
-	starts, next := w.due(a, now)
+	starts, at := w.due(a, now)
+	next = earliest(next, at)
 	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
 		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
 	}
@@ -114,6 +119,15 @@ func (w *worker) ready(ctx context.Context, pod *corev1.Pod, o *observed, a acti
 	}
 	g.Go(func() error { return w.ensureVolumes(ctx, pod) })
 	g.Go(func() error {
+		if a.newSandbox {
+			if err := w.k.devices.Prepare(ctx, pod); err != nil {
+				w.holdSandbox()
+				if ctx.Err() == nil {
+					w.event(pod, corev1.EventTypeWarning, "FailedPrepareDynamicResources", fmt.Sprintf("Failed to prepare dynamic resources: %v", err))
+				}
+				return err
+			}
+		}
 		var err error
 		if config, err = w.sandboxConfig(pod, a.attempt); err != nil {
 			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))

@@ -53,18 +53,21 @@ type worker struct {
 	probes *probes
 
 	// The rest belongs to the worker's goroutine.
-	phase    phase
-	verdict  *verdict
-	admitted bool
-	waiting  map[string]waiting
-	blocked  map[string]time.Time // start no earlier
-	crash    map[string]backoff
-	pulls    map[string]*pull
-	failures int // sandbox and volume failures in a row
-	volumes  volumeState
-	killed   map[string]bool // Killing was told, hook was run
-	deleted  bool
-	cleaned  bool
+	phase phase
+	// allocation is changed, and read by others, while Kubelet.admission is held.
+	allocation allocation
+	resize     resize
+	verdict    *verdict
+	admitted   bool
+	waiting    map[string]waiting
+	blocked    map[string]time.Time // start no earlier
+	crash      map[string]backoff
+	pulls      map[string]*pull
+	failures   int // sandbox and volume failures in a row
+	volumes    volumeState
+	killed     map[string]bool // Killing was told, hook was run
+	deleted    bool
+	cleaned    bool
 }
 
 type volumeState struct {
@@ -81,6 +84,7 @@ func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 		k: k, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
+		allocation: recordedAllocation(pod), resize: resumeResize(pod),
 	}
 	// What kept containers from starting before a restart still does until it is
 	// tried again.
@@ -259,7 +263,14 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	if !w.admitted && !w.admit(pod, o) {
 		return true, time.Time{}
 	}
+	pod = w.allocate(pod)
+	w.followResize(pod, o)
 	st := w.generate(pod, o, false)
+	if final(st.Phase) {
+		if err := w.giveBack(ctx, o); err != nil {
+			return false, now.Add(retryDelay(w.failures))
+		}
+	}
 	w.status.set(st)
 	if st.Phase == corev1.PodSucceeded || st.Phase == corev1.PodFailed {
 		w.phase = terminating
@@ -296,7 +307,10 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 func (w *worker) admit(pod *corev1.Pod, o *observed) bool {
 	w.k.admission.Lock()
 	defer w.k.admission.Unlock()
-	w.verdict = w.k.admit(pod, o)
+	if !w.k.ranBefore(pod, o) {
+		w.allocation = allocationOf(pod)
+		w.verdict = w.k.admit(pod)
+	}
 	w.admitted = w.verdict == nil
 	w.status.set(w.generate(pod, o, !w.admitted))
 	if !w.admitted {
@@ -357,11 +371,31 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 		return retry("remove sandbox", err)
 	}
 	w.k.removePodDirs(pod)
+	w.k.retryResizes(w)
 	// Where finalizers hold the object, the worker waits for its end.
 	if _, gone = w.current(); gone {
 		return false, true, time.Time{}
 	}
 	return false, false, time.Time{}
+}
+
+// giveBack has the pod's devices unprepared, once nothing of it runs. A pod does not
+// show a final status before that: it frees the devices for others.
+func (w *worker) giveBack(ctx context.Context, o *observed) error {
+	if !w.k.devices.Holds(w.uid) {
+		return nil
+	}
+	for i := range o.containers {
+		if o.containers[i].running() {
+			return fmt.Errorf("container %s still runs", o.containers[i].name)
+		}
+	}
+	if err := w.k.devices.Unprepare(ctx, w.uid); err != nil {
+		w.failures++
+		w.log().Warn("give devices back", "err", err)
+		return err
+	}
+	return nil
 }
 
 func (w *worker) deleteObject(ctx context.Context, pod *corev1.Pod) error {

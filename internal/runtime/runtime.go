@@ -43,6 +43,9 @@ type Deps struct {
 	Now func() time.Time
 	// Socket is where CRI is served; "" for nowhere.
 	Socket string
+	// CDIDirs are where CDI specs are, later ones winning; /etc/cdi and
+	// /var/run/cdi where empty.
+	CDIDirs []string
 	// Step, when not nil, hears of each step of the recovery table as it is
 	// reached, by its name there.
 	Step func(name string)

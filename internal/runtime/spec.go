@@ -57,6 +57,9 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 	if err := devices(c.config, oci); err != nil {
 		return nil, err
 	}
+	if err := r.injectCDI(c.config, oci); err != nil {
+		return nil, err
+	}
 	if !sec.GetPrivileged() {
 		oci.Linux.MaskedPaths, oci.Linux.ReadonlyPaths = sec.GetMaskedPaths(), sec.GetReadonlyPaths()
 	}
@@ -68,6 +71,7 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 		}
 	}
 	s := &startspec.Spec{OCI: oci, User: user(sec, img), Filters: filtersDir(r.Instance)}
+	s.User.Extra = append(s.User.Extra, oci.Process.User.AdditionalGids...)
 	if err := seccomp(sec, s); err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func (h *nearest) hint(cy *Cycle, c *framework.Class) string {
 	if h.node == nil {
 		return ""
 	}
-	for _, p := range cy.plugins {
+	for _, p := range cy.profile.Filter {
 		if e, ok := p.Plugin.(framework.Explainer); ok && p.Name() == h.plugin {
 			return strings.TrimSuffix(e.Explain(c, h.node), ".")
 		}

@@ -1,6 +1,6 @@
 // Package clienttest has an API in memory for the unit tests of those who use
 // package client: objects, resourceVersions and conflicts, generation, watches,
-// finalizers, status subresources, merge, strategic and JSON patches. It neither
+// finalizers, status and scale subresources, merge, strategic and JSON patches. It neither
 // defaults nor validates; what needs that is tested against the API server.
 package clienttest
 
@@ -15,7 +15,9 @@ import (
 	"time"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -171,6 +173,9 @@ func (a *API) Get(_ context.Context, ref client.Ref, _ metav1.GetOptions) (clien
 	if !ok {
 		return nil, notFound(ref)
 	}
+	if ref.Subresource == "scale" {
+		return scaleOf(ref, o)
+	}
 	return o, nil
 }
 
@@ -188,6 +193,12 @@ func selector(o metav1.ListOptions) (func(client.Object) bool, error) {
 		if p, ok := obj.(*corev1.Pod); ok {
 			set["spec.nodeName"] = p.Spec.NodeName
 			set["status.phase"] = string(p.Status.Phase)
+		}
+		if s, ok := obj.(*resourcev1.ResourceSlice); ok {
+			set[resourcev1.ResourceSliceSelectorDriver] = s.Spec.Driver
+			if s.Spec.NodeName != nil {
+				set[resourcev1.ResourceSliceSelectorNodeName] = *s.Spec.NodeName
+			}
 		}
 		return l.Matches(labels.Set(obj.GetLabels())) && f.Matches(set)
 	}, nil
@@ -342,6 +353,19 @@ func (a *API) Update(_ context.Context, ref client.Ref, obj client.Object, _ met
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if scale, ok := obj.(*autoscalingv1.Scale); ok && ref.Subresource == "scale" {
+		old, ok := a.objects[keyOf(ref)]
+		if !ok {
+			return nil, notFound(ref)
+		}
+		whole := ref
+		whole.Subresource = ""
+		o, err := a.replace(whole, setScale(old, scale))
+		if err != nil {
+			return nil, err
+		}
+		return scaleOf(ref, o)
+	}
 	return a.replace(ref, obj.DeepCopyObject().(client.Object))
 }
 
@@ -388,7 +412,8 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
-		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims":
+		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims",
+		"horizontalpodautoscalers":
 		return true
 	}
 	return false
