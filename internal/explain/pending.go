@@ -243,7 +243,8 @@ func (m *sim) search(p *corev1.Pod, first []change, refusals []scheduler.Refusal
 	if len(found) == 0 && pinnedTo(p) == "" {
 		for _, s := range level {
 			if c, node, ok := m.moreNodes(p, s.changes); ok {
-				found = append(found, solution{join(s.changes, c), node})
+				cs, node := m.minimal(p, join(s.changes, c), node)
+				found = append(found, solution{cs, node})
 				break
 			}
 		}
