@@ -88,6 +88,7 @@ func All(d Deps) []*control.Controller {
 		newNamespace(d),
 		newNodeLifecycle(d),
 		newPodGC(d),
+		newPodGroupProtection(d),
 		newPVBinder(d),
 		newPVCProtection(d),
 		newPVProtection(d),

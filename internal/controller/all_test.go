@@ -46,6 +46,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:node-controller",
 		"system:controller:persistent-volume-binder",
 		"system:controller:pod-garbage-collector",
+		"system:controller:podgroup-protection-controller",
 		"system:controller:pv-protection-controller",
 		"system:controller:pvc-protection-controller",
 		"system:controller:replicaset-controller",
