@@ -81,8 +81,9 @@ type Failure struct {
 	// is no node at all: then any node that appears is reason enough.
 	Plugins []string
 	// Nominated is the node on which Victims would have to end first.
-	Nominated string
-	Victims   []*framework.Pod
+	Nominated  string
+	Victims    []*framework.Pod
+	Violations int // victims that a disruption budget would keep
 }
 
 // noNodes is upstream's answer where no node exists.
@@ -185,7 +186,7 @@ func (c *Cycle) table(s *framework.Snapshot, sub framework.Subject) *table {
 	t, ok := c.tables[sub]
 	if !ok {
 		t = c.newTable(sub, s)
-		if t.nodes == nil && t.preFilter == nil {
+		if t.nodes == nil && t.preFilter == nil && !t.once {
 			// A class that names its nodes is hardly met again.
 			if len(c.tables) >= max(16, tableMemory/(tableSlot*max(s.Slots(), 16))) {
 				c.evict()
@@ -246,7 +247,7 @@ func (c *Cycle) Undo(s *framework.Snapshot, p *framework.Pod, node string) {
 func (c *Cycle) preFilterFailure(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
 	f := &Failure{Plugins: []string{t.preFilter.Plugin}}
 	head := fmt.Sprintf("0/%d nodes are available: %s.", s.NumNodes(), join(t.preFilter.Reasons))
-	return c.postFilter(s, p, f, head, allJudged{t, t.preFilter})
+	return c.postFilter(s, p, f, head, allJudged{tableJudged{t, p.UID, c.rand}, t.preFilter})
 }
 
 func join(reasons []string) string {
@@ -269,7 +270,8 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 	}
 	reasons := framework.Reasons{}
 	refused := map[string]bool{}
-	var judged framework.Judged = tableJudged{t, p.UID}
+	mine := tableJudged{t, p.UID, c.rand}
+	var judged framework.Judged = mine
 	if t.nodes != nil {
 		named := map[int]*framework.Status{}
 		for i, slot := range t.named {
@@ -280,7 +282,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 			Reasons: []string{fmt.Sprintf("node(s) didn't satisfy plugin(s) [%s]", t.namedBy)},
 		}
 		refused[t.namedBy] = true
-		judged = namedJudged{t, p.UID, named, other}
+		judged = namedJudged{mine, named, other}
 	}
 	for slot := range s.All() {
 		st := judged.Status(slot)
@@ -312,26 +314,38 @@ func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, 
 			f.Message += " " + r.Message
 		}
 		if r.Node != "" {
-			f.Nominated, f.Victims = r.Node, r.Victims
+			f.Nominated, f.Victims, f.Violations = r.Node, r.Victims, r.Violations
 			break
 		}
 	}
 	return f
 }
 
+// tableJudged is what a table's plugins said of the nodes to one pod.
 type tableJudged struct {
-	t   *table
-	uid types.UID
+	t    *table
+	uid  types.UID
+	rand *rand.Rand
 }
 
 func (j tableJudged) Status(slot int) *framework.Status { return j.t.statusOf(slot) }
 func (j tableJudged) Refilter(n *framework.Node) *framework.Status {
 	return j.t.refilter(n, j.uid)
 }
+func (j tableJudged) Random(n int) int { return j.rand.IntN(n) }
 
+// Memo is nil too where a plugin looked at more than the class, and where the pod
+// itself is waited for on a node: the others of its class see that one with it.
+func (j tableJudged) Memo() *any {
+	if j.t.once || j.t.nodes != nil || j.t.domains != nil || j.t.s.NominatedNode(j.uid) != "" {
+		return nil
+	}
+	return &j.t.memo
+}
+
+// namedJudged is the same of a pod that names its nodes.
 type namedJudged struct {
-	t     *table
-	uid   types.UID
+	tableJudged
 	named map[int]*framework.Status
 	other *framework.Status
 }
@@ -343,16 +357,17 @@ func (j namedJudged) Status(slot int) *framework.Status {
 	return j.other
 }
 
-func (j namedJudged) Refilter(n *framework.Node) *framework.Status { return j.t.refilter(n, j.uid) }
-
+// allJudged is one answer for all nodes.
 type allJudged struct {
-	t  *table
+	tableJudged
 	st *framework.Status
 }
 
 func (j allJudged) Status(int) *framework.Status { return j.st }
 
 func (j allJudged) Refilter(*framework.Node) *framework.Status { return j.st }
+
+func (j allJudged) Memo() *any { return nil }
 
 // Refusal is one node's answer to a pod.
 type Refusal struct {

@@ -155,3 +155,33 @@ func BenchmarkRefused(b *testing.B) {
 	}
 	b.ReportMetric(float64(maxBatch)*float64(b.N)/b.Elapsed().Seconds(), "pods/s")
 }
+
+// BenchmarkPreemption: every pod must have one of four end, on nodes that are full.
+func BenchmarkPreemption(b *testing.B) {
+	for _, nodes := range []int{1000, 5000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				s, classes, c := framework.NewSnapshot(), framework.NewClasses(), NewCycle(plugins.All(), 1)
+				for i := range nodes {
+					name := fmt.Sprintf("node-%d", i)
+					s.SetNode(node(name, "cpu", "4", "memory", "64Gi", "pods", "110"))
+					for j := range 4 {
+						s.SetPod(classes.Pod(withPriority(pod(fmt.Sprintf("low-%d-%d", i, j), "cpu", "900m", "memory", "500Mi"), 1)), name)
+					}
+				}
+				pods := make([]*framework.Pod, nodes)
+				for i := range pods {
+					pods[i] = classes.Pod(withPriority(pod(fmt.Sprintf("high-%d", i), "cpu", "3", "memory", "500Mi"), 10))
+				}
+				b.StartTimer()
+				for _, d := range c.Schedule(s, pods) {
+					if d.Failure == nil || len(d.Failure.Victims) != 3 {
+						b.Fatalf("%s: %+v", d.Pod.Name, d.Failure)
+					}
+				}
+			}
+			b.ReportMetric(float64(nodes*b.N)/b.Elapsed().Seconds(), "pods/s")
+		})
+	}
+}

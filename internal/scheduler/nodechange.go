@@ -26,6 +26,9 @@ func nodeChange(old, new *corev1.Node) framework.EventKind {
 	if old.Spec.Unschedulable != new.Spec.Unschedulable || !equality.Semantic.DeepEqual(old.Spec.Taints, new.Spec.Taints) {
 		k |= framework.NodeTaints
 	}
+	if !slices.Equal(old.Status.DeclaredFeatures, new.Status.DeclaredFeatures) {
+		k |= framework.NodeFeatures
+	}
 	if !slices.EqualFunc(old.Status.Images, new.Status.Images, func(a, b corev1.ContainerImage) bool {
 		return a.SizeBytes == b.SizeBytes && slices.Equal(a.Names, b.Names)
 	}) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,7 +22,8 @@ type eviction struct {
 	node      string
 }
 
-// nominate has the victims evicted whose end a nominated pod waits for; or ends the nomination where the failure names no node.
+// nominate has the victims evicted whose end a nominated pod waits for; or ends the
+// nomination where the failure names no node.
 func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
 	if f.Nominated == "" {
 		s.unwait(p)
@@ -40,13 +42,18 @@ func (s *Scheduler) nominate(p *framework.Pod, f *Failure) {
 	}
 	for _, o := range waiting {
 		s.snapshot.Nominate(o, "")
-		if q := s.queue.pods[o.UID]; q != nil && q.place == unschedulable {
-			s.queue.requeue(q, s.d.Now())
+		s.reporter.put(report{pod: o.Pod, nominated: new(string)})
+		if q := s.queue.pods[o.UID]; q != nil {
+			q.waits = ""
+			if q.place == unschedulable {
+				s.queue.requeue(q, s.d.Now())
+			}
 		}
 	}
 	var todo []eviction
 	for _, v := range f.Victims {
-		if v.Ending {
+		if v.Ending || v.DeletionTimestamp != nil {
+			v.Ending = true
 			continue
 		}
 		v.Ending = true
@@ -70,6 +77,9 @@ func (s *Scheduler) applyKept(e eviction) {
 	}
 }
 
+// evictors is how many victims are told at once.
+const evictors = 16
+
 func (s *Scheduler) evictAll(ctx context.Context) error {
 	for {
 		select {
@@ -77,12 +87,18 @@ func (s *Scheduler) evictAll(ctx context.Context) error {
 			return nil
 		case <-s.evictor.wake:
 		}
+		var g errgroup.Group
+		g.SetLimit(evictors)
 		for _, e := range s.evictor.take() {
-			if err := s.evict(ctx, e); err != nil && ctx.Err() == nil {
-				s.d.Log.Warn("preemption failed", "ns", e.victim.Namespace, "pod", e.victim.Name, "node", e.node, "err", err)
-				s.in.put(input{kept: &e})
-			}
+			g.Go(func() error {
+				if err := s.evict(ctx, e); err != nil && ctx.Err() == nil {
+					s.d.Log.Warn("preemption failed", "ns", e.victim.Namespace, "pod", e.victim.Name, "node", e.node, "err", err)
+					s.in.put(input{kept: &e})
+				}
+				return nil
+			})
 		}
+		_ = g.Wait()
 	}
 }
 

@@ -2,10 +2,15 @@ package scheduler
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -160,5 +165,126 @@ func TestPreemptsByTopology(t *testing.T) {
 				t.Errorf("late is on %s, where a pod waits that must be apart from it", d.Node)
 			}
 		})
+	}
+}
+
+func budget(name string, allowed int32, app string) *policyv1.PodDisruptionBudget {
+	return &policyv1.PodDisruptionBudget{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}},
+		Status: policyv1.PodDisruptionBudgetStatus{DisruptionsAllowed: allowed},
+	}
+}
+
+func labeled(p *corev1.Pod, app string) *corev1.Pod {
+	p.Labels = map[string]string{"app": app}
+	return p
+}
+
+// Budgets are respected as far as that leaves a way.
+func TestPreemptionBudgets(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		objects []client.Object
+		victims string
+	}{
+		{"one that no budget guards is more important, and goes", []client.Object{
+			budget("b", 0, "guarded"), on(labeled(withPriority(pod("low", "cpu", "2"), 1), "guarded"), "a"), on(withPriority(pod("mid", "cpu", "2"), 5), "a"),
+		}, "mid"},
+		{"another node has none that is guarded", []client.Object{
+			node("b"), budget("b", 0, "guarded"),
+			on(labeled(withPriority(pod("low", "cpu", "4"), 1), "guarded"), "a"), on(withPriority(pod("mid", "cpu", "4"), 5), "b"),
+		}, "mid"},
+		{"the budget allows one", []client.Object{
+			budget("b", 1, "guarded"), on(labeled(withPriority(pod("low", "cpu", "2"), 1), "guarded"), "a"), on(withPriority(pod("mid", "cpu", "2"), 5), "a"),
+		}, "low"},
+		{"no other way", []client.Object{
+			budget("b", 0, "guarded"), on(labeled(withPriority(pod("low", "cpu", "4"), 1), "guarded"), "a"),
+		}, "low"},
+		{"of two alike the one that runs for less long", []client.Object{
+			on(since(withPriority(pod("young", "cpu", "2"), 1), 200), "a"), on(since(withPriority(pod("old", "cpu", "2"), 1), 100), "a"),
+		}, "young"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			api := clienttest.New(node("a"))
+			put(api, tt.objects...)
+			r := run(t, api)
+			api.Put(withPriority(pod("high", "cpu", "2"), 100))
+			r.until("high is nominated", func() bool { return r.get("high").Status.NominatedNodeName != "" })
+			r.until("a victim is told", func() bool { return len(r.ending()) > 0 })
+			if got := strings.Join(r.ending(), " "); got != tt.victims {
+				t.Errorf("%s end, want %s", got, tt.victims)
+			}
+		})
+	}
+}
+
+func since(p *corev1.Pod, at int64) *corev1.Pod {
+	p.Status.StartTime = &metav1.Time{Time: time.Unix(at, 0)}
+	return p
+}
+
+func (r *running) ending() (names []string) {
+	for _, p := range r.pods.List("default", nil) {
+		if p.DeletionTimestamp != nil {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// A nomination of lower priority gives way: in what is kept and in the API.
+func TestNominationGivesWay(t *testing.T) {
+	r := run(t, clienttest.New(node("a"), on(withPriority(pod("low", "cpu", "4"), 1), "a")))
+	r.api.Put(withPriority(pod("mid", "cpu", "4"), 10))
+	r.until("mid is nominated", func() bool { return r.get("mid").Status.NominatedNodeName == "a" })
+	r.api.Put(withPriority(pod("high", "cpu", "4"), 20))
+	r.until("high is nominated", func() bool { return r.get("high").Status.NominatedNodeName == "a" })
+	r.until("mid is not any more", func() bool { return r.get("mid").Status.NominatedNodeName == "" })
+	r.end("low")
+	r.until("high runs", func() bool { return r.node("high") == "a" })
+	r.until("mid has nobody to preempt", func() bool {
+		return r.message("mid") == "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
+	})
+}
+
+// What is found for one pod serves the next of its class, and what changes is found
+// anew: every decision is the one that a cycle without memory takes.
+func TestPreemptionMemory(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		s, classes := framework.NewSnapshot(), framework.NewClasses()
+		for i := range 12 {
+			s.SetNode(node(fmt.Sprintf("n%d", i), "cpu", fmt.Sprint(2+r.IntN(6)), "memory", "64Gi", "pods", "110"))
+		}
+		made := 0
+		next := func(priority int32, cpu int) *framework.Pod {
+			made++
+			return classes.Pod(withPriority(pod(fmt.Sprintf("p%d", made), "cpu", fmt.Sprint(cpu)), priority))
+		}
+		for range 60 {
+			if p := next(int32(r.IntN(3)), 1); r.IntN(4) > 0 {
+				s.SetPod(p, fmt.Sprintf("n%d", r.IntN(12)))
+			}
+		}
+		c := NewCycle(plugins.All(), seed)
+		for step := range 40 {
+			p := next(int32(5+r.IntN(2)), 1+r.IntN(2))
+			fresh := s.Fork()
+			want := NewCycle(plugins.All(), seed).Schedule(fresh, []*framework.Pod{p})[0]
+			got := c.Schedule(s, []*framework.Pod{p})[0]
+			switch {
+			case got.Failure == nil != (want.Failure == nil):
+				t.Fatalf("seed %d step %d: %+v, want %+v", seed, step, got.Failure, want.Failure)
+			case got.Failure == nil:
+			case got.Failure.Message != want.Failure.Message || !slices.Equal(got.Failure.Victims, want.Failure.Victims):
+				t.Fatalf("seed %d step %d: %s %v, want %s %v", seed, step, got.Failure.Message, got.Failure.Victims, want.Failure.Message, want.Failure.Victims)
+			}
+			if got.Failure != nil && r.IntN(2) == 0 {
+				for _, v := range got.Failure.Victims {
+					s.RemovePod(v.UID)
+				}
+			}
+		}
 	}
 }

@@ -2,11 +2,11 @@ package scheduler
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -48,6 +48,7 @@ type queued struct {
 	alike    alike // while unschedulable
 	early    bool  // tried before its back-off was over
 	message  string
+	waits    string // for victims to end on this node
 }
 
 // Bounds of the wait between two tries of one pod, and the time after which an
@@ -79,6 +80,7 @@ type queue struct {
 type alike struct {
 	class   *framework.Class
 	kin     *framework.Kin
+	group   *framework.Group
 	refused string // by plugins, joined
 }
 
@@ -109,7 +111,7 @@ func (qu *queue) put(q *queued, to place) {
 	case backingOff:
 		heap.Push(&qu.backoff, q)
 	case unschedulable:
-		q.alike = alike{q.pod.Class, q.pod.Kin, strings.Join(q.refused, " ")}
+		q.alike = alike{q.pod.Class, q.pod.Kin, q.pod.Group, strings.Join(q.refused, " ")}
 		m := qu.waiting[q.alike]
 		if m == nil {
 			m = map[types.UID]*queued{}
@@ -135,6 +137,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		return qu.enter(q)
 	}
 	old := q.pod
+	p.Group = old.Group
 	switch q.place {
 	case gated:
 		q.pod = p
@@ -143,10 +146,10 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		q.pod = p
 		return nil
 	case unschedulable:
-		kind := podChange(old.Pod, p.Pod)
+		kind := podChange(old, p)
 		qu.put(q, nowhere)
 		q.pod = p
-		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p}) {
+		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p, OldPod: old}) {
 			qu.requeue(q, now)
 		} else {
 			qu.put(q, unschedulable)
@@ -252,8 +255,13 @@ func (qu *queue) requeue(q *queued, now time.Time) {
 // happened tries again the unschedulable pods that an event may help.
 func (qu *queue) happened(e framework.Event, now time.Time) {
 	var wake []*queued
+	// What a victim leaves is for those who wait for it there.
+	victim := e.Kind&framework.PodDeleted != 0 && e.Pod != nil && e.Pod.Ending
 	for _, pods := range qu.waiting {
 		for _, q := range pods {
+			if victim && q.waits != "" && q.waits != e.Pod.Spec.NodeName {
+				continue
+			}
 			if len(wake) == 0 || wake[len(wake)-1].alike != q.alike {
 				if !qu.hinted(q.pod, q.refused, e) {
 					break // nor does it help the rest of them
@@ -326,21 +334,23 @@ func (qu *queue) next() time.Time {
 }
 
 // podChange tells what of a pending pod changed that a plugin may care about.
-func podChange(old, new *corev1.Pod) framework.EventKind {
+func podChange(was, is *framework.Pod) framework.EventKind {
 	var k framework.EventKind
-	if len(old.Spec.Tolerations) != len(new.Spec.Tolerations) || !equality.Semantic.DeepEqual(old.Spec.Tolerations, new.Spec.Tolerations) {
+	old, now := was.Pod, is.Pod
+	if len(old.Spec.Tolerations) != len(now.Spec.Tolerations) || !equality.Semantic.DeepEqual(old.Spec.Tolerations, now.Spec.Tolerations) {
 		k |= framework.PodTolerations
 	}
-	if len(old.Spec.SchedulingGates) != len(new.Spec.SchedulingGates) {
+	if len(old.Spec.SchedulingGates) != len(now.Spec.SchedulingGates) {
 		k |= framework.PodGates
 	}
-	if !equality.Semantic.DeepEqual(old.Labels, new.Labels) {
+	if !maps.Equal(old.Labels, now.Labels) {
 		k |= framework.PodLabels
 	}
-	for i := range new.Spec.Containers {
-		if i < len(old.Spec.Containers) && !equality.Semantic.DeepEqual(old.Spec.Containers[i].Resources, new.Spec.Containers[i].Resources) {
-			k |= framework.PodRequests
-		}
+	if !was.Class.Requests.Equal(&is.Class.Requests) {
+		k |= framework.PodRequests
+	}
+	if was.Class != is.Class {
+		k |= framework.PodOther
 	}
 	return k
 }

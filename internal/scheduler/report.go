@@ -16,7 +16,7 @@ import (
 	"skiff/internal/client"
 )
 
-// report is why a pod is pending.
+// report is why a pod is pending; without a reason, that its nomination changed.
 type report struct {
 	pod     *corev1.Pod
 	reason  string
@@ -61,7 +61,13 @@ func (r *reporter) put(p report) {
 	uid := p.pod.UID
 	r.mu.Lock()
 	old, waits := r.pending[uid]
-	if waits && p.nominated == nil {
+	switch {
+	case !waits:
+	case p.reason == "":
+		to := p.nominated
+		p = old
+		p.nominated = to
+	case p.nominated == nil:
 		p.nominated = old.nominated
 	}
 	r.pending[uid] = p
@@ -153,7 +159,7 @@ func (r *reporter) run(ctx context.Context) error {
 }
 
 func (r *reporter) write(ctx context.Context, p report) {
-	if !p.quiet {
+	if !p.quiet && p.reason != "" {
 		note := p.message
 		if len(note) > maxNote {
 			note = note[:maxNote-4] + " ..."
@@ -218,14 +224,14 @@ func conditionPatch(p report, now metav1.Time) []byte {
 		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: p.reason, Message: p.message,
 		ObservedGeneration: p.pod.Generation, LastTransitionTime: now,
 	}
-	same := false
+	same := p.reason == ""
 	if i := slices.IndexFunc(p.pod.Status.Conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type }); i >= 0 {
 		old := p.pod.Status.Conditions[i]
 		if old.Status == c.Status {
 			c.LastTransitionTime = old.LastTransitionTime
 		}
 		c.LastProbeTime = old.LastProbeTime
-		same = old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message && old.ObservedGeneration == c.ObservedGeneration
+		same = same || old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message && old.ObservedGeneration == c.ObservedGeneration
 	}
 	if same && (p.nominated == nil || *p.nominated == p.pod.Status.NominatedNodeName) {
 		return nil

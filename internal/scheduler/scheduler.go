@@ -58,7 +58,7 @@ type Deps struct {
 	Seed uint64
 	// Name is the schedulerName that pods ask for; "default-scheduler" by default.
 	Name string
-	// Plugins are plugins.All() and VolumeBinding by default.
+	// Plugins are plugins.Default by default.
 	Plugins []plugins.Enabled
 	// Metrics, where not nil, gets the scheduler's metrics.
 	Metrics prometheus.Registerer
@@ -100,8 +100,7 @@ type input struct {
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
-	// storage tells that a volume, a claim or a storage class changed.
-	storage bool
+	event *framework.Event // something that a plugin follows changed
 }
 
 // New returns a scheduler; it works while Run runs.
@@ -119,7 +118,7 @@ func New(d Deps) (*Scheduler, error) {
 		d.Name = corev1.DefaultSchedulerName
 	}
 	if d.Plugins == nil {
-		d.Plugins = append(plugins.All(), plugins.Enabled{Plugin: plugins.NewVolumeBinding(d.Client, d.Informers)})
+		d.Plugins = plugins.Default(d.Client, d.Informers)
 	}
 	if d.Events == nil {
 		d.Events = noEvents{}
@@ -164,13 +163,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.pods.OnChange(func(c client.Change[*corev1.Pod]) { s.in.put(input{pod: &c}) })
 	s.nodes.OnChange(func(c client.Change[*corev1.Node]) { s.in.put(input{node: &c}) })
 	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
-	s.groups.watch()
-	ready := []<-chan struct{}{
-		s.nodes.Synced(), s.spaces.Synced(), s.groups.services.Synced(), s.groups.sets.Synced(), s.pods.Synced(),
-	}
+	ready := append(s.groups.watch(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
 	for _, p := range s.d.Plugins {
-		if v, ok := p.Plugin.(*plugins.VolumeBinding); ok {
-			ready = append(ready, v.OnChange(func() { s.in.put(input{storage: true}) })...)
+		if w, ok := p.Plugin.(framework.Watcher); ok {
+			ready = append(ready, w.Watch(func(e framework.Event) { s.in.put(input{event: &e}) })...)
 		}
 	}
 	for _, c := range ready {
@@ -269,6 +265,7 @@ func (s *Scheduler) fail(q *queued, f *Failure, was string) {
 	if len(f.Victims) > 0 {
 		s.metrics.victims.Observe(float64(len(f.Victims)))
 	}
+	q.waits = f.Nominated
 	s.queue.failed(q, f.Plugins, s.d.Now())
 	s.nominate(q.pod, f)
 	said := q.early && q.message == f.Message && was == f.Nominated
@@ -296,8 +293,8 @@ func (s *Scheduler) apply(in input) {
 		} else {
 			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
 		}
-	case in.storage:
-		s.queue.happened(framework.Event{Kind: framework.VolumesChanged}, s.d.Now())
+	case in.event != nil:
+		s.queue.happened(*in.event, s.d.Now())
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:

@@ -19,6 +19,7 @@ type table struct {
 	namedBy    string            // the plugins that said so
 	named      []int             // the slots of those that exist; nil for all
 	preFilter  *framework.Status // a refusal of the class whatever the node
+	once       bool              // a plugin said what holds for this decision alone
 	s          *framework.Snapshot
 	cursor     uint64
 	prints     []uint64 // fingerprints of global plugins
@@ -33,6 +34,7 @@ type table struct {
 	buckets buckets
 	view    domainsAt // scratch
 	failure *Failure  // why no node can do, while nothing changed
+	memo    any       // of the plugin that preempts
 	used    uint64
 }
 
@@ -69,7 +71,12 @@ func (c *Cycle) newTable(sub framework.Subject, snapshot *framework.Snapshot) *t
 		if pre, ok := p.Plugin.(framework.PreFilterer); ok {
 			var names []string
 			var st *framework.Status
-			state, names, st = pre.PreFilter(class)
+			if sv, ok := pre.(framework.Surveyor); ok && sv.Surveys(class) {
+				state, names, st = sv.Survey(class, snapshot)
+				t.once = true
+			} else {
+				state, names, st = pre.PreFilter(class)
+			}
 			if st != nil && st.Code == framework.Skip {
 				skipped = true
 			} else if st.Refused() {

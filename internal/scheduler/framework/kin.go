@@ -1,6 +1,7 @@
 package framework
 
 import (
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,7 +49,10 @@ func (c *Classes) kin(namespace string, set map[string]string, only map[string]b
 
 // Group is the pods that a pod without spread constraints is spread among: those
 // of its services and its owner. Groups are interned.
-type Group struct{ Selector labels.Selector }
+type Group struct {
+	Selector labels.Selector
+	mentions map[string]bool
+}
 
 // Group returns the group that a selector stands for; nil for an empty one.
 func (c *Classes) Group(s labels.Selector) *Group {
@@ -62,7 +66,8 @@ func (c *Classes) Group(s labels.Selector) *Group {
 	if len(c.groups) >= maxClasses {
 		clear(c.groups)
 	}
-	g := &Group{Selector: s}
+	g := &Group{Selector: s, mentions: map[string]bool{}}
+	mention(g.mentions, s)
 	c.groups[key] = g
 	return g
 }
@@ -187,7 +192,9 @@ type Spread struct {
 	SameAs   []string
 }
 
-func spreads(cs []corev1.TopologySpreadConstraint) []Spread {
+// SpreadsOf converts constraints; defaults that the API leaves to the scheduler are
+// filled in.
+func SpreadsOf(cs []corev1.TopologySpreadConstraint) []Spread {
 	var out []Spread
 	for i := range cs {
 		c := &cs[i]
@@ -240,7 +247,7 @@ func (s *Snapshot) Subject(p *Pod) Subject {
 	if p.Terms == nil && p.Group == nil && len(p.Class.Spreads) == 0 && len(s.terms) == 0 {
 		return out
 	}
-	if p.asked != nil && p.askedAt == s.termsVersion && p.askedOf == s {
+	if p.asked != nil && p.askedAt == s.termsVersion && p.askedOf == s && p.askedFor == p.Group {
 		out.Kin = p.asked
 		return out
 	}
@@ -252,25 +259,28 @@ func (s *Snapshot) Subject(p *Pod) Subject {
 			}
 		}
 	}
-	only := s.mentions
-	if len(p.Class.mentions) > 0 {
-		only = p.Class.mentions
-		for k := range s.mentions {
-			if !only[k] {
-				// Both ask.
-				both := make(map[string]bool, len(only)+len(s.mentions))
-				for k := range p.Class.mentions {
-					both[k] = true
-				}
-				for k := range s.mentions {
-					both[k] = true
-				}
-				only = both
-				break
-			}
-		}
+	only := union(s.mentions, p.Class.mentions)
+	if p.Group != nil {
+		only = union(only, p.Group.mentions)
 	}
 	out.Kin = p.classes.kin(p.Namespace, p.Labels, only)
-	p.asked, p.askedAt, p.askedOf = out.Kin, s.termsVersion, s
+	p.asked, p.askedAt, p.askedOf, p.askedFor = out.Kin, s.termsVersion, s, p.Group
 	return out
+}
+
+// union returns one of two sets where it has all of the other.
+func union(a, b map[string]bool) map[string]bool {
+	if len(a) < len(b) {
+		a, b = b, a
+	}
+	for k := range b {
+		if a[k] {
+			continue
+		}
+		both := make(map[string]bool, len(a)+len(b))
+		maps.Copy(both, a)
+		maps.Copy(both, b)
+		return both
+	}
+	return a
 }

@@ -91,6 +91,12 @@ func (n *Node) remove(p *Pod) {
 	n.Pods = n.Pods[:last]
 }
 
+// Put and Drop change a copy that Without or With made.
+func (n *Node) Put(p *Pod) { n.add(p) }
+
+// Drop is described at Put.
+func (n *Node) Drop(p *Pod) { n.remove(p) }
+
 // Without returns a copy of the node that does not hold the pods given.
 func (n *Node) Without(pods ...*Pod) *Node {
 	c := n.clone()

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"skiff/internal/client"
 )
 
 // Code says what a plugin decided.
@@ -42,6 +44,15 @@ type Plugin interface{ Name() string }
 // are the only nodes that can do.
 type PreFilterer interface {
 	PreFilter(c *Class) (state any, nodes []string, st *Status)
+}
+
+// Surveyor is a PreFilterer that for some classes looks at more than the class:
+// at the snapshot, or at objects that are neither nodes nor pods. For those Survey
+// is called in place of PreFilter, and what it and Filter say holds for this one
+// decision.
+type Surveyor interface {
+	Surveys(c *Class) bool
+	Survey(c *Class, s *Snapshot) (state any, nodes []string, st *Status)
 }
 
 // Filterer says whether a node can take a pod of a class; nil if it can. It must
@@ -90,6 +101,12 @@ type Judged interface {
 	Status(slot int) *Status
 	// Refilter judges a node as it would be.
 	Refilter(n *Node) *Status
+	// Memo keeps what a plugin found out for pods that are alike: it may rely on it
+	// for a node of the same generation. It is nil where what holds for a node
+	// depends on others.
+	Memo() *any
+	// Random is a number below n, which follows from the seed.
+	Random(n int) int
 }
 
 // PostFilterResult is what a PostFilterer found.
@@ -97,6 +114,8 @@ type PostFilterResult struct {
 	Message string
 	Node    string
 	Victims []*Pod
+	// Violations is the number of victims that a disruption budget would keep.
+	Violations int
 }
 
 // Reserver takes note of a decision, before other pods of the batch are judged.
@@ -123,6 +142,13 @@ type PreBinder interface {
 type Waiter interface {
 	PreBinder
 	Waits(p *Pod) bool
+}
+
+// Watcher is implemented by a plugin that follows more than nodes and pods. Watch is
+// called once, before any other method; tell may be called from any goroutine, from
+// then on. The plugin is not asked before the channels are closed.
+type Watcher interface {
+	Watch(tell func(Event)) []<-chan struct{}
 }
 
 // PreEnqueuer keeps a pod from the queue until it allows it.
@@ -154,9 +180,18 @@ const (
 	PodGates
 	PodRequests
 	PodLabels
-	VolumesChanged // a volume, a claim or a storage class
+	PodOther            // anything else of the pending pod
+	NodeFeatures        // the features that it declares
+	ClaimChanged        // a claim; Event.OldObject is nil where it is new
+	VolumeChanged       // a volume, likewise
+	StorageClassChanged // likewise
+	CSINodeChanged      // likewise
+	CSIDriverChanged    // likewise
+	CapacityChanged     // what a driver can still provision, likewise
+	AttachmentGone      // a volume was detached
 
-	NodeChanged = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
+	NodeChanged    = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
+	VolumesChanged = ClaimChanged | VolumeChanged | StorageClassChanged | CSIDriverChanged | CapacityChanged
 )
 
 // Event is a change that may let a refused pod run.
@@ -165,8 +200,10 @@ type Event struct {
 	// Node is the node as it is now, OldNode as it was.
 	Node, OldNode *corev1.Node
 	// Pod is the pod that came to a node, left it or changed there, or the pending
-	// pod as it is now; OldPod is a relabeled pod as it was.
+	// pod as it is now; OldPod is a relabeled pod, or the pending one, as it was.
 	Pod, OldPod *Pod
+	// Object is what else changed, nil where it is gone; OldObject is as it was.
+	Object, OldObject client.Object
 }
 
 // Hinter tells which changes may turn this plugin's refusal of a pod around.
@@ -175,6 +212,6 @@ type Hinter interface {
 	// Events is what the plugin wants to be asked about.
 	Events() EventKind
 	// Hint tells whether the pod should be tried again. Of the pod it looks at
-	// Class, Kin and Terms alone.
+	// Class, Kin, Terms and Group alone.
 	Hint(p *Pod, e Event) bool
 }

@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/component-helpers/nodedeclaredfeatures"
+	declared "k8s.io/component-helpers/nodedeclaredfeatures/features"
 	resourcehelper "k8s.io/component-helpers/resource"
 
 	"skiff/internal/api/storage"
@@ -42,6 +44,10 @@ type Class struct {
 	Images []string
 	// Spreads are the topology spread constraints.
 	Spreads []Spread
+	// Claims are the volume claims, as namespace/name.
+	Claims []string
+	// Features are what a node must declare to be able to run the pods; nil for none.
+	Features []string
 
 	// terms are the pod affinity terms by the pod's namespace; nil where the
 	// class has none.
@@ -68,10 +74,11 @@ type Pod struct {
 	// Group is what the pod is spread among by default; the scheduler sets it.
 	Group *Group
 
-	classes *Classes
-	asked   *Kin // the last answer of Snapshot.Subject, and what it was for
-	askedAt uint64
-	askedOf *Snapshot
+	classes  *Classes
+	asked    *Kin // the last answer of Snapshot.Subject, and what it was for
+	askedAt  uint64
+	askedOf  *Snapshot
+	askedFor *Group
 }
 
 func (p *Pod) use() *usage {
@@ -79,6 +86,12 @@ func (p *Pod) use() *usage {
 		return p.usage
 	}
 	return &usage{requested: p.Class.Requests, nonZero: p.Class.NonZero}
+}
+
+// Uses is what the pod takes of its node.
+func (p *Pod) Uses() *Resource {
+	u := p.use()
+	return &u.requested
 }
 
 // Key is what a pod is known by: a pod that is deleted and created anew under its
@@ -140,7 +153,8 @@ func (c *Classes) classOf(p *corev1.Pod) *Class {
 	u := computeUsage(p, false)
 	cl := &Class{
 		Template: p, Requests: u.requested, NonZero: u.nonZero,
-		HostPorts: hostPorts(p), Images: images(p), Spreads: spreads(p.Spec.TopologySpreadConstraints), key: string(c.buf), used: c.tick,
+		HostPorts: hostPorts(p), Images: images(p), Spreads: SpreadsOf(p.Spec.TopologySpreadConstraints),
+		Claims: claims(p), Features: features(p), key: string(c.buf), used: c.tick,
 	}
 	if a := p.Spec.Affinity; a != nil && (a.PodAffinity != nil || a.PodAntiAffinity != nil) {
 		cl.terms = map[string]*PodTerms{}
@@ -177,6 +191,7 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	if s.Priority != nil {
 		priority = *s.Priority
 	}
+	b = appendString(b, s.SchedulerName)
 	b = binary.AppendVarint(b, int64(priority))
 	b = appendBool(b, s.PreemptionPolicy != nil && *s.PreemptionPolicy == corev1.PreemptNever)
 	b = binary.AppendUvarint(b, uint64(len(s.NodeSelector)))
@@ -218,12 +233,20 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	b = appendContainers(b, s.InitContainers)
 	b = appendContainers(b, s.Containers)
 	for i := range s.Volumes {
-		if v := s.Volumes[i].Image; v != nil {
-			b = appendString(append(b, 'i'), v.Reference)
+		v := &s.Volumes[i]
+		if v.Image != nil {
+			b = appendString(append(b, 'i'), v.Image.Reference)
 		}
-		if claim := storage.ClaimOf(p, &s.Volumes[i]); claim != "" {
+		if claim := storage.ClaimOf(p, v); claim != "" {
 			b = appendString(appendString(append(b, 'c'), p.Namespace), claim)
 		}
+		if Attaches(v) {
+			source, _ := v.VolumeSource.Marshal()
+			b = appendString(append(b, 'v'), string(source))
+		}
+	}
+	for _, f := range features(p) {
+		b = appendString(append(b, 'f'), f)
 	}
 	return b
 }
@@ -313,6 +336,38 @@ func hostPorts(p *corev1.Pod) []HostPort {
 	}
 	add(p.Spec.InitContainers, true)
 	add(p.Spec.Containers, false)
+	return out
+}
+
+// Attaches tells whether a volume is a disk that is named in the pod itself and
+// that a node must attach.
+func Attaches(v *corev1.Volume) bool {
+	return v.GCEPersistentDisk != nil || v.AWSElasticBlockStore != nil || v.ISCSI != nil || v.RBD != nil ||
+		v.AzureDisk != nil || v.Cinder != nil || v.PortworxVolume != nil || v.CSI != nil
+}
+
+func claims(p *corev1.Pod) []string {
+	var out []string
+	for i := range p.Spec.Volumes {
+		if claim := storage.ClaimOf(p, &p.Spec.Volumes[i]); claim != "" {
+			out = append(out, p.Namespace+"/"+claim)
+		}
+	}
+	return out
+}
+
+// features are the features that a node must declare to be able to run a pod
+// (KEP 5328). Most pods need none, and are told so without an allocation.
+func features(p *corev1.Pod) []string {
+	s := &p.Spec
+	info := nodedeclaredfeatures.PodInfo{Spec: s}
+	var out []string
+	for _, f := range declared.AllFeatures {
+		if f.InferForScheduling(&info) {
+			out = append(out, f.Name())
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 

@@ -32,6 +32,8 @@ type Snapshot struct {
 
 	// images counts the nodes that hold an image.
 	images map[string]int
+	// claims counts the pods on nodes by the volume claims that they use.
+	claims map[string]map[int]int
 
 	// terms counts the pods on nodes, those that wait for one too, by their
 	// affinity terms; termsVersion grows
@@ -55,7 +57,8 @@ type placed struct {
 func NewSnapshot() *Snapshot {
 	return &Snapshot{
 		byName: map[string]int{}, pods: map[types.UID]placed{}, nominated: map[types.UID]int{}, images: map[string]int{},
-		terms: map[*PodTerms]int{}, namespaces: map[string]labels.Set{},
+		claims: map[string]map[int]int{},
+		terms:  map[*PodTerms]int{}, namespaces: map[string]labels.Set{},
 	}
 }
 
@@ -68,6 +71,10 @@ func (s *Snapshot) Fork() *Snapshot {
 		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
 		terms: maps.Clone(s.terms), termsVersion: s.termsVersion,
 		namespaces: maps.Clone(s.namespaces), namespacesVersion: s.namespacesVersion,
+		claims: make(map[string]map[int]int, len(s.claims)),
+	}
+	for name, on := range s.claims {
+		f.claims[name] = maps.Clone(on)
 	}
 	for _, n := range s.slots {
 		if n != nil {
@@ -240,13 +247,43 @@ func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
 	s.change(slot).add(p)
 	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: assumed}
 	s.countTerms(p.Terms, 1)
+	s.countClaims(p, slot, 1)
 }
 
 func (s *Snapshot) take(at placed) {
 	delete(s.pods, at.pod.UID)
+	s.countClaims(at.pod, at.slot, -1)
 	s.change(at.slot).remove(at.pod)
 	s.countTerms(at.pod.Terms, -1)
 	s.release(at.slot)
+}
+
+func (s *Snapshot) countClaims(p *Pod, slot, by int) {
+	for _, name := range p.Class.Claims {
+		on := s.claims[name]
+		if on == nil {
+			on = map[int]int{}
+			s.claims[name] = on
+		}
+		if on[slot] += by; on[slot] <= 0 {
+			delete(on, slot)
+		}
+		if len(on) == 0 {
+			delete(s.claims, name)
+		}
+	}
+}
+
+// ClaimUsers is how many pods use a volume claim (namespace/name) on the nodes
+// that there are, by node.
+func (s *Snapshot) ClaimUsers(name string) iter.Seq2[*Node, int] {
+	return func(yield func(*Node, int) bool) {
+		for slot, n := range s.claims[name] {
+			if !yield(s.slots[slot], n) {
+				return
+			}
+		}
+	}
 }
 
 func (s *Snapshot) countTerms(t *PodTerms, by int) {

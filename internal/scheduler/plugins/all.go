@@ -4,7 +4,14 @@
 // in the cluster may turn its refusal around.
 package plugins
 
-import "skiff/internal/scheduler/framework"
+import (
+	"slices"
+
+	config "k8s.io/kube-scheduler/config/v1"
+
+	"skiff/internal/client"
+	"skiff/internal/scheduler/framework"
+)
 
 // Enabled is a plugin and the weight of its score.
 type Enabled struct {
@@ -12,7 +19,8 @@ type Enabled struct {
 	Weight int64
 }
 
-// All returns the default plugins, in the order in which they are asked.
+// All returns those of the default plugins that judge by nodes and pods alone, in the
+// order in which they are asked.
 func All() []Enabled {
 	return []Enabled{
 		{Plugin: SchedulingGates{}},
@@ -22,12 +30,31 @@ func All() []Enabled {
 		{Plugin: NodeAffinity{}, Weight: 2},
 		{Plugin: NodePorts{}},
 		{Plugin: NodeResourcesFit{}, Weight: 1},
-		{Plugin: PodTopologySpread{}, Weight: 2},
-		{Plugin: InterPodAffinity{}, Weight: 2},
-		{Plugin: DefaultPreemption{}},
+		{Plugin: NewPodTopologySpread(&config.PodTopologySpreadArgs{}), Weight: 2},
+		{Plugin: NewInterPodAffinity(&config.InterPodAffinityArgs{}), Weight: 2},
+		{Plugin: &DefaultPreemption{least: leastCandidates, percent: percentCandidates}},
 		{Plugin: BalancedAllocation{}, Weight: 1},
 		{Plugin: ImageLocality{}, Weight: 1},
+		{Plugin: NodeDeclaredFeatures{}},
 	}
+}
+
+// Default returns the default plugins: upstream's, in its order.
+func Default(c *client.Client, inf *client.Informers) []Enabled {
+	s := NewStorage(inf)
+	all := All()
+	for i := range all {
+		if all[i].Name() == "DefaultPreemption" {
+			all[i].Plugin = NewDefaultPreemption(inf, &config.DefaultPreemptionArgs{})
+		}
+	}
+	at := slices.IndexFunc(all, func(e Enabled) bool { return e.Name() == "PodTopologySpread" })
+	return slices.Insert(all, at,
+		Enabled{Plugin: NewVolumeRestrictions(s)},
+		Enabled{Plugin: NewNodeVolumeLimits(s)},
+		Enabled{Plugin: NewVolumeBinding(c, s, inf, &config.VolumeBindingArgs{})},
+		Enabled{Plugin: NewVolumeZone(s)},
+	)
 }
 
 // toGreatest scales so that the greatest value becomes the best score.

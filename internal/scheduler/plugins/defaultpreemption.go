@@ -7,13 +7,52 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	config "k8s.io/kube-scheduler/config/v1"
 
+	"skiff/internal/client"
 	"skiff/internal/scheduler/framework"
 )
 
 // DefaultPreemption looks for pods of lower priority whose end would let a pod
 // run, when no node can take it as things are.
-type DefaultPreemption struct{}
+//
+// What was found for a node is remembered with the class of pods, as long as the
+// node is the same: when many pods of a class have to make room for themselves, each
+// looks at the nodes alone that the one before it changed.
+type DefaultPreemption struct {
+	budgets *budgets // nil for none
+	// least and percent bound the nodes that are looked at where nothing can be
+	// remembered.
+	least, percent int
+	// Narrow, where set, leaves out what others (extenders) object to.
+	Narrow func(p *framework.Pod, s *framework.Snapshot, found map[string]Victims) (map[string]Victims, error)
+}
+
+// Victims are the pods that would have to leave a node, most important first, and how
+// many of them a disruption budget would keep.
+type Victims struct {
+	Pods       []*framework.Pod
+	Violations int
+}
+
+// NewDefaultPreemption returns the plugin with arguments that were defaulted and
+// validated.
+func NewDefaultPreemption(inf *client.Informers, args *config.DefaultPreemptionArgs) *DefaultPreemption {
+	d := &DefaultPreemption{budgets: newBudgets(inf), least: leastCandidates, percent: percentCandidates}
+	if args.MinCandidateNodesAbsolute != nil {
+		d.least = int(*args.MinCandidateNodesAbsolute)
+	}
+	if args.MinCandidateNodesPercentage != nil {
+		d.percent = int(*args.MinCandidateNodesPercentage)
+	}
+	return d
+}
+
+// Defaults of how many candidates are enough.
+const (
+	leastCandidates   = 100
+	percentCandidates = 10
+)
 
 const (
 	noHelp    = "Preemption is not helpful for scheduling"
@@ -21,61 +60,151 @@ const (
 )
 
 // Name implements framework.Plugin.
-func (DefaultPreemption) Name() string { return "DefaultPreemption" }
+func (*DefaultPreemption) Name() string { return "DefaultPreemption" }
 
-// candidate is a node and the pods that would have to leave it, most important first.
+// Watch implements framework.Watcher.
+func (d *DefaultPreemption) Watch(func(framework.Event)) []<-chan struct{} {
+	if d.budgets == nil {
+		return nil
+	}
+	return d.budgets.watch()
+}
+
+// candidate is a node and the pods that would have to leave it, or why no such pods
+// would do.
 type candidate struct {
-	node    *framework.Node
-	victims []*framework.Pod
+	name       string
+	generation uint64
+	victims    Victims
+	why        []string
+	// What makes one better than another, see better.
+	top    int32
+	sum    int64
+	oldest int64
+}
+
+// memory is what was found for the nodes, by slot, for one class.
+type memory struct {
+	budgets uint64
+	of      []*candidate
 }
 
 // PostFilter implements framework.PostFilterer.
-func (DefaultPreemption) PostFilter(p *framework.Pod, s *framework.Snapshot, judged framework.Judged) framework.PostFilterResult {
-	if p.Class.NoPreemption {
-		return framework.PostFilterResult{Message: "preemption: not eligible due to preemptionPolicy=Never."}
+func (d *DefaultPreemption) PostFilter(p *framework.Pod, s *framework.Snapshot, judged framework.Judged) framework.PostFilterResult {
+	if why := ineligible(p, s, judged); why != "" {
+		return framework.PostFilterResult{Node: s.NominatedNode(p.UID), Message: "preemption: not eligible due to " + why}
 	}
-	if name := s.NominatedNode(p.UID); name != "" {
-		if slot, ok := s.SlotOf(name); ok {
-			if st := judged.Status(slot); st == nil || st.Code != framework.Unresolvable {
-				for _, o := range s.At(slot).Pods {
-					if o.Class.Priority < p.Class.Priority && endingByPreemption(o) {
-						return framework.PostFilterResult{Node: name, Message: "preemption: not eligible due to a terminating pod on the nominated node."}
-					}
-				}
-			}
+	found, reasons := d.candidates(p, s, judged)
+	if len(found) > 0 && d.Narrow != nil {
+		var err error
+		if found, err = d.narrowed(p, s, found); err != nil {
+			return framework.PostFilterResult{Message: "preemption: " + err.Error()}
+		}
+		if len(found) == 0 {
+			return framework.PostFilterResult{Message: "preemption: no candidate node for preemption"}
 		}
 	}
-	reasons := framework.Reasons{}
-	var best *candidate
-	for slot, n := range s.All() {
-		st := judged.Status(slot)
-		if st == nil || st.Code != framework.Unschedulable {
-			reasons.Add(noHelp)
+	if len(found) == 0 {
+		return framework.PostFilterResult{Message: "preemption: " + reasons.Message(s.NumNodes())}
+	}
+	best := found[0]
+	for _, c := range found[1:] {
+		if better(c, best) {
+			best = c
+		}
+	}
+	return framework.PostFilterResult{
+		Node: best.name, Victims: best.victims.Pods, Violations: best.victims.Violations,
+		Message: fmt.Sprintf("preemption: found a potential placement for pod on node %v, preempting %d victims", best.name, len(best.victims.Pods)),
+	}
+}
+
+// ineligible says why a pod may not preempt, "" where it may.
+func ineligible(p *framework.Pod, s *framework.Snapshot, judged framework.Judged) string {
+	if p.Class.NoPreemption {
+		return "preemptionPolicy=Never."
+	}
+	slot, ok := s.SlotOf(s.NominatedNode(p.UID))
+	if !ok {
+		return ""
+	}
+	if st := judged.Status(slot); st != nil && st.Code == framework.Unresolvable {
+		return "" // it will never run there: it may look elsewhere
+	}
+	for _, o := range s.At(slot).Pods {
+		if o.Class.Priority < p.Class.Priority && endingByPreemption(o) {
+			return "a terminating pod on the nominated node."
+		}
+	}
+	return ""
+}
+
+// candidates returns the nodes on which victims would help, and why others do not.
+func (d *DefaultPreemption) candidates(p *framework.Pod, s *framework.Snapshot, judged framework.Judged) ([]*candidate, framework.Reasons) {
+	slots := s.Slots()
+	mem, first, enough := d.remembered(judged, slots)
+	var out []*candidate
+	reasons, useless, safe := framework.Reasons{}, 0, false
+	for i := range slots {
+		slot := (first + i) % slots
+		n := s.At(slot)
+		if n == nil {
 			continue
 		}
-		c, why := victimsOn(p, n, judged)
-		if why != nil {
-			for _, r := range why {
+		if st := judged.Status(slot); st == nil || st.Code != framework.Unschedulable {
+			useless++
+			continue
+		}
+		var c *candidate
+		if mem != nil {
+			c = mem.of[slot]
+		}
+		if c == nil || c.generation != n.Generation {
+			c = d.judge(p, n, judged)
+			if mem != nil {
+				mem.of[slot] = c
+			}
+		}
+		if c.why != nil {
+			for _, r := range c.why {
 				reasons.Add(r)
 			}
 			continue
 		}
-		if best == nil || better(c, best) {
-			best = c
+		out = append(out, c)
+		safe = safe || c.victims.Violations == 0
+		if len(out) >= enough && safe {
+			break
 		}
 	}
-	if best == nil {
-		return framework.PostFilterResult{Message: "preemption: " + reasons.Message(s.NumNodes())}
+	if useless > 0 {
+		reasons[noHelp] += useless
 	}
-	return framework.PostFilterResult{
-		Node: best.node.Name, Victims: best.victims,
-		Message: fmt.Sprintf("preemption: found a potential placement for pod on node %v, preempting %d victims", best.node.Name, len(best.victims)),
-	}
+	return out, reasons
 }
 
-// victimsOn returns the least important pods that would have to leave a node, or
-// the reasons why no such pods would do.
-func victimsOn(p *framework.Pod, n *framework.Node, judged framework.Judged) (*candidate, []string) {
+// remembered returns what was found before, which counts where nodes are judged by
+// themselves; otherwise from where to look at how many candidates.
+func (d *DefaultPreemption) remembered(judged framework.Judged, slots int) (mem *memory, first, enough int) {
+	memo := judged.Memo()
+	if memo == nil {
+		return nil, judged.Random(slots), max(slots*d.percent/100, d.least, 1)
+	}
+	version := d.budgets.load()
+	mem, ok := (*memo).(*memory)
+	if !ok || mem.budgets != version {
+		mem = &memory{budgets: version}
+		*memo = mem
+	}
+	for len(mem.of) < slots {
+		mem.of = append(mem.of, nil)
+	}
+	return mem, 0, slots + 1
+}
+
+// judge finds the least important pods that would have to leave a node.
+func (d *DefaultPreemption) judge(p *framework.Pod, n *framework.Node, judged framework.Judged) *candidate {
+	c := &candidate{name: n.Name, generation: n.Generation}
 	var lower []*framework.Pod
 	for _, o := range n.Pods {
 		if o.Class.Priority < p.Class.Priority {
@@ -83,24 +212,39 @@ func victimsOn(p *framework.Pod, n *framework.Node, judged framework.Judged) (*c
 		}
 	}
 	if len(lower) == 0 {
-		return nil, []string{noVictims}
+		c.why = []string{noVictims}
+		return c
 	}
-	rest := n.Without(lower...)
-	if st := judged.Refilter(rest); st.Refused() {
-		return nil, st.Reasons
+	draft := n.Without(lower...)
+	if st := judged.Refilter(draft); st.Refused() {
+		c.why = st.Reasons
+		return c
 	}
-	// The most important are spared first.
 	slices.SortFunc(lower, moreImportant)
-	c := &candidate{node: n}
-	for _, o := range lower {
-		with := rest.With(o)
-		if judged.Refilter(with).Refused() {
-			c.victims = append(c.victims, o)
-			continue
+	// Those that a budget keeps are spared first, then the most important.
+	guarded, rest := d.budgets.split(lower)
+	spare := func(o *framework.Pod) bool {
+		draft.Put(o)
+		if !judged.Refilter(draft).Refused() {
+			return true
 		}
-		rest = with
+		draft.Drop(o)
+		c.victims.Pods = append(c.victims.Pods, o)
+		return false
 	}
-	return c, nil
+	for _, o := range guarded {
+		if !spare(o) {
+			c.victims.Violations++
+		}
+	}
+	for _, o := range rest {
+		spare(o)
+	}
+	if len(guarded) > 0 && len(rest) > 0 {
+		slices.SortFunc(c.victims.Pods, moreImportant)
+	}
+	c.rank()
+	return c
 }
 
 func moreImportant(a, b *framework.Pod) int {
@@ -111,34 +255,56 @@ func moreImportant(a, b *framework.Pod) int {
 	)
 }
 
-// better tells whether evicting a's victims does less harm: a less important
-// most important victim, a smaller sum of priorities, fewer victims, younger ones.
+func (c *candidate) rank() {
+	c.oldest = 1<<63 - 1
+	for i, v := range c.victims.Pods {
+		if i == 0 {
+			c.top = v.Class.Priority
+		}
+		// So that few pods of a negative priority are not dearer than many.
+		c.sum += int64(v.Class.Priority) + 1<<31
+		if v.Class.Priority == c.top {
+			c.oldest = min(c.oldest, started(v).UnixNano())
+		}
+	}
+}
+
+// better tells whether evicting a's victims does less harm: fewer of them guarded by
+// budgets, a less important most important one, a smaller sum of priorities, fewer,
+// younger ones.
 func better(a, b *candidate) bool {
-	sum := func(c *candidate) (n int64) {
-		for _, v := range c.victims {
-			n += int64(v.Class.Priority) + 1<<31
-		}
-		return n
-	}
-	oldest := func(c *candidate) int64 {
-		t := int64(1<<63 - 1)
-		for _, v := range c.victims {
-			if v.Class.Priority == c.victims[0].Class.Priority {
-				t = min(t, started(v).UnixNano())
-			}
-		}
-		return t
-	}
-	if len(a.victims) == 0 || len(b.victims) == 0 {
-		return len(a.victims) < len(b.victims)
+	if len(a.victims.Pods) == 0 || len(b.victims.Pods) == 0 {
+		return len(a.victims.Pods) < len(b.victims.Pods)
 	}
 	return cmp.Or(
-		cmp.Compare(a.victims[0].Class.Priority, b.victims[0].Class.Priority),
-		cmp.Compare(sum(a), sum(b)),
-		cmp.Compare(len(a.victims), len(b.victims)),
-		cmp.Compare(oldest(b), oldest(a)),
-		cmp.Compare(a.node.Name, b.node.Name),
+		cmp.Compare(a.victims.Violations, b.victims.Violations),
+		cmp.Compare(a.top, b.top),
+		cmp.Compare(a.sum, b.sum),
+		cmp.Compare(len(a.victims.Pods), len(b.victims.Pods)),
+		cmp.Compare(b.oldest, a.oldest),
+		cmp.Compare(a.name, b.name),
 	) < 0
+}
+
+// narrowed asks others what they object to. They may name other victims.
+func (d *DefaultPreemption) narrowed(p *framework.Pod, s *framework.Snapshot, found []*candidate) ([]*candidate, error) {
+	by := make(map[string]Victims, len(found))
+	for _, c := range found {
+		by[c.name] = c.victims
+	}
+	by, err := d.Narrow(p, s, by)
+	if err != nil {
+		return nil, err
+	}
+	var out []*candidate
+	for name, v := range by {
+		c := &candidate{name: name, victims: v}
+		slices.SortFunc(c.victims.Pods, moreImportant)
+		c.rank()
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *candidate) int { return cmp.Compare(a.name, b.name) })
+	return out, nil
 }
 
 func endingByPreemption(p *framework.Pod) bool {

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	config "k8s.io/kube-scheduler/config/v1"
 
 	"skiff/internal/scheduler/framework"
 )
@@ -15,11 +16,23 @@ import (
 // and those of the pods that run already ask, and prefers what they prefer.
 // matchLabelKeys and mismatchLabelKeys need nothing here: the API server writes
 // them into the terms' selectors.
-type InterPodAffinity struct{}
+type InterPodAffinity struct {
+	// hardWeight is what a required affinity term of a pod that runs counts for when
+	// a pod that it selects is scored; ownAlone leaves the preferred terms of others
+	// out where the pod has none itself.
+	hardWeight int64
+	ownAlone   bool
+}
 
-// hardWeight is what a required affinity term of a pod that runs counts for when
-// a pod that it selects is scored: upstream's hardPodAffinityWeight, 1.
-const hardWeight = 1
+// NewInterPodAffinity returns the plugin with arguments that were defaulted and
+// validated.
+func NewInterPodAffinity(args *config.InterPodAffinityArgs) InterPodAffinity {
+	out := InterPodAffinity{hardWeight: 1, ownAlone: args.IgnorePreferredTermsOfExistingPods}
+	if args.HardPodAffinityWeight != nil {
+		out.hardWeight = int64(*args.HardPodAffinityWeight)
+	}
+	return out
+}
 
 var (
 	notNear = &framework.Status{
@@ -62,7 +75,7 @@ func remembered[K comparable](match func(K) bool) func(K) bool {
 }
 
 // Topology implements framework.Topological.
-func (InterPodAffinity) Topology(sub framework.Subject, s *framework.Snapshot) framework.Topology {
+func (a InterPodAffinity) Topology(sub framework.Subject, s *framework.Snapshot) framework.Topology {
 	if sub.Kin == nil {
 		return framework.Topology{}
 	}
@@ -113,8 +126,13 @@ func (InterPodAffinity) Topology(sub framework.Subject, s *framework.Snapshot) f
 	}
 	st.scores[0], st.scores[1] = len(counts), len(counts)
 	keys := keysOf(own.Preferred)
-	keys = append(keys, heldKeys(s, selected, func(t *framework.PodTerms) []*framework.PodTerm { return t.Near })...)
-	keys = append(keys, heldKeys(s, selected, func(t *framework.PodTerms) []*framework.PodTerm { return t.Preferred })...)
+	others := !a.ownAlone || len(own.Preferred) > 0
+	if others && a.hardWeight > 0 {
+		keys = append(keys, heldKeys(s, selected, func(t *framework.PodTerms) []*framework.PodTerm { return t.Near })...)
+	}
+	if others {
+		keys = append(keys, heldKeys(s, selected, func(t *framework.PodTerms) []*framework.PodTerm { return t.Preferred })...)
+	}
 	slices.Sort(keys)
 	for _, key := range slices.Compact(keys) {
 		type preference struct {
@@ -138,7 +156,7 @@ func (InterPodAffinity) Topology(sub framework.Subject, s *framework.Snapshot) f
 			}
 			for _, t := range p.Terms.Near {
 				if t.Key == key && selected(t) {
-					n += hardWeight
+					n += a.hardWeight
 				}
 			}
 			for _, t := range p.Terms.Preferred {

@@ -7,18 +7,48 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+	config "k8s.io/kube-scheduler/config/v1"
 
 	"skiff/internal/scheduler/framework"
 )
 
 // NodeAffinity holds a pod to nodes that match its nodeSelector and required node
-// affinity, and prefers those that match its preferred terms.
-type NodeAffinity struct{}
+// affinity, and prefers those that match its preferred terms. To those of the pods
+// come those that the scheduler's configuration adds.
+type NodeAffinity struct {
+	required  *nodeaffinity.NodeSelector
+	preferred *nodeaffinity.PreferredSchedulingTerms
+}
+
+// NewNodeAffinity returns the plugin with arguments that were validated.
+func NewNodeAffinity(args *config.NodeAffinityArgs) (NodeAffinity, error) {
+	var out NodeAffinity
+	a := args.AddedAffinity
+	if a == nil {
+		return out, nil
+	}
+	var err error
+	if a.RequiredDuringSchedulingIgnoredDuringExecution != nil {
+		if out.required, err = nodeaffinity.NewNodeSelector(a.RequiredDuringSchedulingIgnoredDuringExecution); err != nil {
+			return out, fmt.Errorf("parsing addedAffinity.requiredDuringSchedulingIgnoredDuringExecution: %w", err)
+		}
+	}
+	if terms := a.PreferredDuringSchedulingIgnoredDuringExecution; len(terms) > 0 {
+		if out.preferred, err = nodeaffinity.NewPreferredSchedulingTerms(terms); err != nil {
+			return out, fmt.Errorf("parsing addedAffinity.preferredDuringSchedulingIgnoredDuringExecution: %w", err)
+		}
+	}
+	return out, nil
+}
 
 var (
 	affinityMismatch = &framework.Status{
 		Code: framework.Unresolvable, Plugin: "NodeAffinity",
 		Reasons: []string{"node(s) didn't match Pod's node affinity/selector"},
+	}
+	affinityEnforced = &framework.Status{
+		Code: framework.Unresolvable, Plugin: "NodeAffinity",
+		Reasons: []string{"node(s) didn't match scheduler-enforced node affinity"},
 	}
 	affinityConflict = &framework.Status{
 		Code: framework.Unresolvable, Plugin: "NodeAffinity",
@@ -38,9 +68,9 @@ func requiredTerms(c *framework.Class) *corev1.NodeSelector {
 
 // PreFilter implements framework.PreFilterer. Where every term names its node (a
 // DaemonSet's pods), no other node is looked at.
-func (NodeAffinity) PreFilter(c *framework.Class) (any, []string, *framework.Status) {
+func (a NodeAffinity) PreFilter(c *framework.Class) (any, []string, *framework.Status) {
 	required := requiredTerms(c)
-	if required == nil && len(c.Template.Spec.NodeSelector) == 0 {
+	if required == nil && len(c.Template.Spec.NodeSelector) == 0 && a.required == nil {
 		return nil, nil, skip
 	}
 	state := nodeaffinity.GetRequiredNodeAffinity(c.Template)
@@ -79,7 +109,10 @@ func namedNodes(t *corev1.NodeSelectorTerm) (names []string, named bool) {
 
 // Filter implements framework.Filterer. A term that cannot be parsed matches
 // nothing.
-func (NodeAffinity) Filter(state any, _ *framework.Class, n *framework.Node) *framework.Status {
+func (a NodeAffinity) Filter(state any, _ *framework.Class, n *framework.Node) *framework.Status {
+	if a.required != nil && !a.required.Match(n.Obj) {
+		return affinityEnforced
+	}
 	if ok, _ := state.(nodeaffinity.RequiredNodeAffinity).Match(n.Obj); !ok {
 		return affinityMismatch
 	}
@@ -87,29 +120,37 @@ func (NodeAffinity) Filter(state any, _ *framework.Class, n *framework.Node) *fr
 }
 
 // PreScore implements framework.PreScorer.
-func (NodeAffinity) PreScore(c *framework.Class) (any, *framework.Status) {
-	a := c.Template.Spec.Affinity
-	if a == nil || a.NodeAffinity == nil || len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) == 0 {
-		return nil, skip
-	}
-	terms, err := nodeaffinity.NewPreferredSchedulingTerms(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
-	if err != nil {
+func (a NodeAffinity) PreScore(c *framework.Class) (any, *framework.Status) {
+	var terms *nodeaffinity.PreferredSchedulingTerms
+	if own := c.Template.Spec.Affinity; own != nil && own.NodeAffinity != nil && len(own.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0 {
 		// Validation lets some malformed preferences pass; they prefer nothing.
+		terms, _ = nodeaffinity.NewPreferredSchedulingTerms(own.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+	}
+	if terms == nil && a.preferred == nil {
 		return nil, skip
 	}
 	return terms, nil
 }
 
 // Score implements framework.Scorer: the weights of the terms that match.
-func (NodeAffinity) Score(state any, _ *framework.Class, n *framework.Node, _ *framework.Snapshot) int64 {
-	return state.(*nodeaffinity.PreferredSchedulingTerms).Score(n.Obj)
+func (a NodeAffinity) Score(state any, _ *framework.Class, n *framework.Node, _ *framework.Snapshot) (sum int64) {
+	if a.preferred != nil {
+		sum += a.preferred.Score(n.Obj)
+	}
+	if own := state.(*nodeaffinity.PreferredSchedulingTerms); own != nil {
+		sum += own.Score(n.Obj)
+	}
+	return sum
 }
 
 // Normalize implements framework.Normalizer.
 func (NodeAffinity) Normalize(raw, _, greatest int64) int64 { return toGreatest(raw, greatest) }
 
 // Explain implements framework.Explainer.
-func (NodeAffinity) Explain(c *framework.Class, n *framework.Node) string {
+func (a NodeAffinity) Explain(c *framework.Class, n *framework.Node) string {
+	if a.required != nil && !a.required.Match(n.Obj) {
+		return fmt.Sprintf("the scheduler's configuration (addedAffinity) keeps its pods from node %s", n.Name)
+	}
 	keys := make([]string, 0, len(c.Template.Spec.NodeSelector))
 	for k := range c.Template.Spec.NodeSelector {
 		keys = append(keys, k)
@@ -132,8 +173,11 @@ func (NodeAffinity) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (NodeAffinity) Hint(p *framework.Pod, e framework.Event) bool {
+func (a NodeAffinity) Hint(p *framework.Pod, e framework.Event) bool {
 	c := p.Class
+	if a.required != nil && !a.required.Match(e.Node) {
+		return false
+	}
 	required := nodeaffinity.GetRequiredNodeAffinity(c.Template)
 	if ok, _ := required.Match(e.Node); !ok {
 		return false

@@ -3,16 +3,62 @@ package plugins
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	config "k8s.io/kube-scheduler/config/v1"
 
 	"skiff/internal/scheduler/framework"
 )
 
 // NodeResourcesFit refuses nodes that have not enough of a resource left, and
-// prefers those with most left of CPU and memory (LeastAllocated).
-type NodeResourcesFit struct{}
+// prefers some by how much of their resources is taken. The zero value prefers
+// those with most left of CPU and memory (LeastAllocated).
+type NodeResourcesFit struct {
+	// ignored are extended resources, and groups the prefixes of such, that are
+	// somebody else's to judge.
+	ignored, groups map[string]bool
+	scoring         *scoring
+}
+
+// NewNodeResourcesFit returns the plugin with arguments that were defaulted and
+// validated.
+func NewNodeResourcesFit(args *config.NodeResourcesFitArgs) NodeResourcesFit {
+	f := NodeResourcesFit{ignored: setOf(args.IgnoredResources), groups: setOf(args.IgnoredResourceGroups)}
+	if s := args.ScoringStrategy; s != nil {
+		f.scoring = newScoring(s)
+	}
+	return f
+}
+
+func setOf(names []string) map[string]bool {
+	if len(names) == 0 {
+		return nil
+	}
+	out := make(map[string]bool, len(names))
+	for _, n := range names {
+		out[n] = true
+	}
+	return out
+}
+
+// ignores tells whether a resource is not to be looked at.
+func (f NodeResourcesFit) ignores(name corev1.ResourceName) bool {
+	if f.ignored == nil && f.groups == nil || !extended(name) {
+		return false
+	}
+	group, _, _ := strings.Cut(string(name), "/")
+	return f.ignored[string(name)] || f.groups[group]
+}
+
+// extended tells whether a resource is an extended one: of a domain that is not
+// Kubernetes' own.
+func extended(name corev1.ResourceName) bool {
+	n := string(name)
+	return strings.Contains(n, "/") && !strings.Contains(n, corev1.ResourceDefaultNamespacePrefix) &&
+		!strings.HasPrefix(n, corev1.DefaultResourceRequestsPrefix)
+}
 
 // The four resources that every node has, as bits; a fifth says that no eviction
 // could help.
@@ -51,7 +97,7 @@ func makeLacks() [lackEnd]*framework.Status {
 func (NodeResourcesFit) Name() string { return "NodeResourcesFit" }
 
 // Filter implements framework.Filterer.
-func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *framework.Status {
+func (f NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *framework.Status {
 	bits := 0
 	want, have, used := &c.Requests, &n.Allocatable, &n.Requested
 	if int64(len(n.Pods))+1 > have.Pods {
@@ -77,7 +123,7 @@ func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *fr
 	}
 	var names []string
 	for name, w := range want.Scalar {
-		if w > 0 && w > have.Scalar[name]-used.Scalar[name] {
+		if w > 0 && w > have.Scalar[name]-used.Scalar[name] && !f.ignores(name) {
 			names = append(names, string(name))
 			if w > have.Scalar[name] {
 				bits |= lackAlways
@@ -102,19 +148,18 @@ func (NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *fr
 }
 
 // Score implements framework.Scorer.
-func (NodeResourcesFit) Score(_ any, c *framework.Class, n *framework.Node, _ *framework.Snapshot) int64 {
+func (f NodeResourcesFit) Score(_ any, c *framework.Class, n *framework.Node, _ *framework.Snapshot) int64 {
+	if f.scoring != nil {
+		return f.scoring.score(c, n)
+	}
 	var sum, count int64
 	for _, r := range [...][2]int64{
 		{n.NonZero.MilliCPU + c.NonZero.MilliCPU, n.Allocatable.MilliCPU},
 		{n.NonZero.Memory + c.NonZero.Memory, n.Allocatable.Memory},
 	} {
-		wanted, have := r[0], r[1]
-		if have <= 0 {
-			continue
-		}
-		count++
-		if 0 <= wanted && wanted <= have {
-			sum += share(have-wanted, have)
+		if r[1] > 0 {
+			count++
+			sum += leastAllocated(r[0], r[1])
 		}
 	}
 	if count == 0 {
@@ -170,16 +215,13 @@ func (NodeResourcesFit) Events() framework.EventKind {
 // Hint implements framework.Hinter.
 func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
 	c := p.Class
-	if e.Kind&(framework.PodDeleted|framework.PodShrunk) != 0 {
-		// A pod's place is always freed.
-		was := e.Pod
-		if e.OldPod != nil {
-			was = e.OldPod
-		}
-		return e.Kind&framework.PodDeleted != 0 || sharesResource(&c.Requests, &was.Class.Requests)
-	}
-	if e.Kind&framework.PodRequests != 0 {
-		return true
+	switch {
+	case e.Kind&framework.PodDeleted != 0:
+		return true // its place, at least, is free
+	case e.Kind&framework.PodShrunk != 0:
+		return e.OldPod != nil && less(c, e.OldPod.Uses(), e.Pod.Uses())
+	case e.Kind&framework.PodRequests != 0:
+		return e.OldPod == nil || less(e.OldPod.Class, &e.OldPod.Class.Requests, &c.Requests)
 	}
 	now := framework.NodeOf(e.Node)
 	if f.Filter(nil, c, now) != nil {
@@ -205,12 +247,15 @@ func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
 	return false
 }
 
-func sharesResource(a, b *framework.Resource) bool {
-	if a.MilliCPU > 0 && b.MilliCPU > 0 || a.Memory > 0 && b.Memory > 0 || a.EphemeralStorage > 0 && b.EphemeralStorage > 0 {
-		return true
+// less tells whether of a resource that a class requests less is taken now.
+func less(c *framework.Class, was, now *framework.Resource) bool {
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
+		if c.Requests.Of(name) > 0 && was.Of(name) > now.Of(name) {
+			return true
+		}
 	}
-	for name, v := range a.Scalar {
-		if v > 0 && b.Scalar[name] > 0 {
+	for name, v := range c.Requests.Scalar {
+		if v > 0 && was.Scalar[name] > now.Scalar[name] {
 			return true
 		}
 	}

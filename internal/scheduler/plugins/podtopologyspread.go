@@ -7,8 +7,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+	config "k8s.io/kube-scheduler/config/v1"
 
 	"skiff/internal/scheduler/framework"
 )
@@ -16,7 +18,26 @@ import (
 // PodTopologySpread keeps the pods that a constraint selects evenly spread over
 // the domains of its topology key; pods without constraints are spread, as a
 // preference, among those of their services and owner (framework.Group).
-type PodTopologySpread struct{}
+type PodTopologySpread struct {
+	// defaults are for pods without constraints; anyKey tells that of those a node
+	// needs not have all keys to be scored.
+	defaults []framework.Spread
+	anyKey   bool
+}
+
+// NewPodTopologySpread returns the plugin with arguments that were defaulted and
+// validated.
+func NewPodTopologySpread(args *config.PodTopologySpreadArgs) PodTopologySpread {
+	if args.DefaultingType != config.ListDefaulting {
+		return PodTopologySpread{defaults: defaultSpreads, anyKey: true}
+	}
+	out := PodTopologySpread{defaults: framework.SpreadsOf(args.DefaultConstraints)}
+	for i := range out.defaults {
+		// Whom to count follows from the pod's owner.
+		out.defaults[i].Selector, out.defaults[i].SameAs = nil, nil
+	}
+	return out
+}
 
 var (
 	uneven = &framework.Status{
@@ -48,11 +69,11 @@ type spreading struct {
 func (PodTopologySpread) Name() string { return "PodTopologySpread" }
 
 // Topology implements framework.Topological.
-func (PodTopologySpread) Topology(sub framework.Subject, _ *framework.Snapshot) framework.Topology {
+func (s PodTopologySpread) Topology(sub framework.Subject, _ *framework.Snapshot) framework.Topology {
 	st := &spreading{everyKey: true}
 	of := sub.Spreads
 	if len(of) == 0 && sub.Group != nil {
-		of, st.everyKey = defaultSpreads, false
+		of, st.everyKey = s.defaults, !s.anyKey
 	}
 	if len(of) == 0 || sub.Kin == nil {
 		return framework.Topology{}
@@ -241,32 +262,72 @@ func (PodTopologySpread) Events() framework.EventKind {
 }
 
 // Hint implements framework.Hinter.
-func (PodTopologySpread) Hint(p *framework.Pod, e framework.Event) bool {
-	if e.Kind&(framework.PodLabels|framework.PodTolerations) != 0 {
+func (s PodTopologySpread) Hint(p *framework.Pod, e framework.Event) bool {
+	cs := s.required(p)
+	if e.Kind&framework.PodTolerations != 0 && slices.ContainsFunc(cs, func(c framework.Spread) bool { return !c.SkipTaints }) {
 		return true
 	}
+	if e.Kind&framework.PodLabels != 0 {
+		return e.OldPod == nil || selectedOtherwise(cs, e.OldPod.Labels, p.Labels)
+	}
 	if e.Kind&(framework.NodeAdded|framework.NodeRemoved|framework.NodeLabels|framework.NodeTaints) != 0 {
-		return hasEveryKey(p.Class, e.Node) || hasEveryKey(p.Class, e.OldNode)
+		return nodeMatters(cs, e.OldNode, e.Node)
 	}
-	for _, o := range []*framework.Pod{e.Pod, e.OldPod} {
-		if o == nil || o.Kin.Namespace != p.Kin.Namespace {
-			continue
-		}
-		for i := range p.Class.Spreads {
-			if s := &p.Class.Spreads[i]; s.Required && s.Selector.Matches(o.Kin.Labels) {
-				return true
-			}
-		}
+	if e.Pod == nil || e.Pod.Kin.Namespace != p.Kin.Namespace {
+		return false
 	}
-	return false
+	if e.OldPod != nil && e.Kind&framework.PodRelabeled != 0 {
+		begins := (e.OldPod.DeletionTimestamp == nil) != (e.Pod.DeletionTimestamp == nil)
+		return begins && selectedByAny(cs, e.Pod.Kin.Labels) || selectedOtherwise(cs, e.OldPod.Kin.Labels, e.Pod.Kin.Labels)
+	}
+	return e.Kind&(framework.PodAdded|framework.PodDeleted) != 0 && selectedByAny(cs, e.Pod.Kin.Labels)
 }
 
-func hasEveryKey(c *framework.Class, n *corev1.Node) bool {
+// required are the constraints that may keep a pod waiting, with their selectors.
+func (s PodTopologySpread) required(p *framework.Pod) []framework.Spread {
+	of := p.Class.Spreads
+	if len(of) == 0 && p.Group != nil {
+		of = s.defaults
+	}
+	var out []framework.Spread
+	for _, c := range of {
+		if !c.Required {
+			continue
+		}
+		if c.Selector == nil {
+			c.Selector = p.Group.Selector
+		}
+		c.Selector = withOwn(c.Selector, c.SameAs, p.Kin.Labels)
+		out = append(out, c)
+	}
+	return out
+}
+
+func selectedByAny(cs []framework.Spread, set labels.Set) bool {
+	return slices.ContainsFunc(cs, func(c framework.Spread) bool { return c.Selector.Matches(set) })
+}
+
+func selectedOtherwise(cs []framework.Spread, old, now labels.Set) bool {
+	return slices.ContainsFunc(cs, func(c framework.Spread) bool { return c.Selector.Matches(old) != c.Selector.Matches(now) })
+}
+
+// nodeMatters tells whether a node that came, went or changed may change what the
+// constraints say.
+func nodeMatters(cs []framework.Spread, old, now *corev1.Node) bool {
+	was, is := hasEveryKey(cs, old), hasEveryKey(cs, now)
+	if old == nil || now == nil || was != is {
+		return was || is
+	}
+	return is && (!equality.Semantic.DeepEqual(old.Spec.Taints, now.Spec.Taints) ||
+		slices.ContainsFunc(cs, func(c framework.Spread) bool { return old.Labels[c.Key] != now.Labels[c.Key] }))
+}
+
+func hasEveryKey(cs []framework.Spread, n *corev1.Node) bool {
 	if n == nil {
 		return false
 	}
-	for i := range c.Spreads {
-		if _, ok := n.Labels[c.Spreads[i].Key]; c.Spreads[i].Required && !ok {
+	for i := range cs {
+		if _, ok := n.Labels[cs[i].Key]; !ok {
 			return false
 		}
 	}

@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -10,10 +11,15 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-helpers/storage/ephemeral"
+	config "k8s.io/kube-scheduler/config/v1"
+	"k8s.io/utils/ptr"
 
 	"skiff/internal/api/storage"
 	"skiff/internal/client"
@@ -29,21 +35,15 @@ const bindTimeout = 10 * time.Minute
 // node affinity, claims of classes that wait for their first consumer by the
 // volumes there are, or where one can be provisioned. What it chose is written
 // before the pod is bound, which then waits until its claims are.
-//
-// Other than most it looks at more than class and node: it names the nodes, so that
-// nothing is kept of what it said.
 type VolumeBinding struct {
-	c       *client.Client
-	volumes *client.Informer[*corev1.PersistentVolume]
-	claims  *client.Informer[*corev1.PersistentVolumeClaim]
-	classes *client.Informer[*storagev1.StorageClass]
-	nodes   *client.Informer[*corev1.Node]
+	c     *client.Client
+	s     *Storage
+	wait  time.Duration
+	nodes *client.Informer[*corev1.Node]
 
 	mu sync.Mutex
 	// chosen is what is to be written for a pod that has its node.
 	chosen map[types.UID]volumeChoice
-	// changed is closed, and made anew, when a volume or a claim changes.
-	changed chan struct{}
 }
 
 // volumeChoice is what a pod's claims get on a node.
@@ -57,52 +57,59 @@ type volumePair struct {
 	volume *corev1.PersistentVolume
 }
 
-// NewVolumeBinding returns the plugin; it reads the informers and writes by c.
-func NewVolumeBinding(c *client.Client, inf *client.Informers) *VolumeBinding {
-	return &VolumeBinding{
-		c: c, volumes: client.InformerFor[*corev1.PersistentVolume](inf), claims: client.InformerFor[*corev1.PersistentVolumeClaim](inf),
-		classes: client.InformerFor[*storagev1.StorageClass](inf), nodes: client.InformerFor[*corev1.Node](inf),
-		chosen: map[types.UID]volumeChoice{}, changed: make(chan struct{}),
+// NewVolumeBinding returns the plugin with arguments that were defaulted and
+// validated; it writes by c.
+func NewVolumeBinding(c *client.Client, s *Storage, inf *client.Informers, args *config.VolumeBindingArgs) *VolumeBinding {
+	v := &VolumeBinding{c: c, s: s, wait: bindTimeout, nodes: client.InformerFor[*corev1.Node](inf), chosen: map[types.UID]volumeChoice{}}
+	if args.BindTimeoutSeconds != nil {
+		v.wait = time.Duration(*args.BindTimeoutSeconds) * time.Second
 	}
+	return v
 }
 
-// OnChange has changed called when something changes that the plugin looks at, and
-// returns what must have synced before it is asked.
-func (v *VolumeBinding) OnChange(changed func()) []<-chan struct{} {
-	note := func() {
-		v.mu.Lock()
-		close(v.changed)
-		v.changed = make(chan struct{})
-		v.mu.Unlock()
-		changed()
-	}
-	v.volumes.OnChange(func(client.Change[*corev1.PersistentVolume]) { note() })
-	v.claims.OnChange(func(client.Change[*corev1.PersistentVolumeClaim]) { note() })
-	v.classes.OnChange(func(client.Change[*storagev1.StorageClass]) { note() })
-	return []<-chan struct{}{v.volumes.Synced(), v.claims.Synced(), v.classes.Synced()}
+// Watch implements framework.Watcher.
+func (v *VolumeBinding) Watch(tell func(framework.Event)) []<-chan struct{} {
+	return v.s.watch(tell)
 }
 
 // Name implements framework.Plugin.
 func (*VolumeBinding) Name() string { return volumeBinding }
 
-// Events implements framework.Hinter.
-func (*VolumeBinding) Events() framework.EventKind {
-	return framework.VolumesChanged | framework.NodeAdded | framework.NodeLabels | framework.PodDeleted
-}
-
-// Hint implements framework.Hinter.
-func (*VolumeBinding) Hint(*framework.Pod, framework.Event) bool { return true }
-
 func refusal(code framework.Code, reason string) *framework.Status {
 	return &framework.Status{Code: code, Plugin: volumeBinding, Reasons: []string{reason}}
 }
 
-var (
-	unboundImmediate   = refusal(framework.Unresolvable, "pod has unbound immediate PersistentVolumeClaims")
-	volumeNodeConflict = refusal(framework.Unresolvable, "node(s) didn't match PersistentVolume's node affinity")
-	noVolumes          = refusal(framework.Unresolvable, "node(s) didn't find available persistent volumes to bind")
-	volumeNotFound     = refusal(framework.Unresolvable, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")
+var unboundImmediate = refusal(framework.Unresolvable, "pod has unbound immediate PersistentVolumeClaims")
+
+// What speaks against a node, as bits: several may.
+const (
+	volumeElsewhere = 1 << iota
+	noVolumes
+	volumeNotFound
+	noSpace
+	volumeFaults
 )
+
+var volumeRefusals = makeVolumeRefusals()
+
+func makeVolumeRefusals() (out [volumeFaults]*framework.Status) {
+	reasons := map[int]string{
+		volumeElsewhere: "node(s) didn't match PersistentVolume's node affinity",
+		noVolumes:       "node(s) didn't find available persistent volumes to bind",
+		volumeNotFound:  "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
+		noSpace:         "node(s) did not have enough free storage",
+	}
+	for bits := 1; bits < volumeFaults; bits++ {
+		out[bits] = refusal(framework.Unresolvable, "")
+		out[bits].Reasons = nil
+		for bit := 1; bit < volumeFaults; bit <<= 1 {
+			if bits&bit != 0 {
+				out[bits].Reasons = append(out[bits].Reasons, reasons[bit])
+			}
+		}
+	}
+	return out
+}
 
 // podVolumes are the claims of a class's pods: those bound, and those for which a
 // node is to be chosen.
@@ -110,6 +117,7 @@ type podVolumes struct {
 	bound   []*corev1.PersistentVolume
 	missing bool // a claim is bound to a volume that is not there
 	delayed []delayedClaim
+	unbound []*corev1.PersistentVolume // what delayed claims may get
 }
 
 type delayedClaim struct {
@@ -118,19 +126,20 @@ type delayedClaim struct {
 }
 
 // PreFilter implements framework.PreFilterer.
-func (v *VolumeBinding) PreFilter(c *framework.Class) (any, []string, *framework.Status) {
+func (*VolumeBinding) PreFilter(*framework.Class) (any, []string, *framework.Status) {
+	return nil, nil, skip
+}
+
+// Surveys implements framework.Surveyor.
+func (*VolumeBinding) Surveys(c *framework.Class) bool { return len(c.Claims) > 0 }
+
+// Survey implements framework.Surveyor.
+func (v *VolumeBinding) Survey(c *framework.Class, _ *framework.Snapshot) (any, []string, *framework.Status) {
 	state, st := v.claimsOf(c.Template)
 	if st != nil {
 		return nil, nil, st
 	}
-	if state == nil {
-		return nil, nil, &framework.Status{Code: framework.Skip}
-	}
-	names := []string{}
-	for n := range v.nodes.All() {
-		names = append(names, n.Name)
-	}
-	return state, names, nil
+	return state, nil, nil
 }
 
 // claimsOf sorts a pod's claims; nil where it has none.
@@ -146,7 +155,7 @@ func (v *VolumeBinding) claimsOf(p *corev1.Pod) (*podVolumes, *framework.Status)
 		if out == nil {
 			out = &podVolumes{}
 		}
-		c, ok := v.claims.Get(p.Namespace, name)
+		c, ok := v.s.claims.Get(p.Namespace, name)
 		switch {
 		case !ok && vol.Ephemeral != nil:
 			return nil, refusal(framework.Unresolvable, fmt.Sprintf("waiting for ephemeral volume controller to create the persistentvolumeclaim %q", name))
@@ -163,7 +172,7 @@ func (v *VolumeBinding) claimsOf(p *corev1.Pod) (*podVolumes, *framework.Status)
 			}
 		}
 		if _, done := c.Annotations[storage.BindCompleted]; done && c.Spec.VolumeName != "" {
-			pv, ok := v.volumes.Get("", c.Spec.VolumeName)
+			pv, ok := v.s.volumes.Get("", c.Spec.VolumeName)
 			if !ok {
 				out.missing = true
 				continue
@@ -171,7 +180,7 @@ func (v *VolumeBinding) claimsOf(p *corev1.Pod) (*podVolumes, *framework.Status)
 			out.bound = append(out.bound, pv)
 			continue
 		}
-		class, ok := v.classes.Get("", storage.ClaimClass(c))
+		class, ok := v.s.classes.Get("", storage.ClaimClass(c))
 		if !ok || !storage.Delays(class) || c.Spec.VolumeName != "" {
 			immediate = true
 			continue
@@ -180,6 +189,9 @@ func (v *VolumeBinding) claimsOf(p *corev1.Pod) (*podVolumes, *framework.Status)
 	}
 	if immediate {
 		return nil, unboundImmediate
+	}
+	if out != nil && len(out.delayed) > 0 {
+		out.unbound = v.unbound(out.delayed)
 	}
 	return out, nil
 }
@@ -197,22 +209,24 @@ func (v *VolumeBinding) Filter(state any, _ *framework.Class, n *framework.Node)
 // choose says what a pod's claims get on a node, or why they get nothing there.
 func (v *VolumeBinding) choose(p *podVolumes, n *corev1.Node) (volumeChoice, *framework.Status) {
 	var out volumeChoice
+	faults := 0
 	if p.missing {
-		return out, volumeNotFound
+		faults |= volumeNotFound
 	}
 	for _, pv := range p.bound {
 		if !storage.Reaches(pv, n) {
-			return out, volumeNodeConflict
+			faults |= volumeElsewhere
+			break
 		}
 	}
 	if len(p.delayed) == 0 {
-		return out, nil
+		return out, volumeRefusals[faults]
 	}
-	free := v.free(n)
+	free := v.free(p, n)
 	for _, d := range p.delayed {
 		if node, ok := d.claim.Annotations[storage.SelectedNode]; ok {
 			if node != n.Name {
-				return out, noVolumes
+				return out, volumeRefusals[faults|noVolumes]
 			}
 			out.provision = append(out.provision, d.claim)
 			continue
@@ -224,17 +238,31 @@ func (v *VolumeBinding) choose(p *podVolumes, n *corev1.Node) (volumeChoice, *fr
 		case pv != nil:
 			out.bind = append(out.bind, volumePair{d.claim, pv})
 			free = slices.DeleteFunc(free, func(o *corev1.PersistentVolume) bool { return o == pv })
+			continue
 		case d.class.Provisioner == "kubernetes.io/no-provisioner" || !storage.Allows(d.class.AllowedTopologies, n.Labels):
-			return out, noVolumes
-		default:
-			out.provision = append(out.provision, d.claim)
+			faults |= noVolumes
+		case !v.s.room(d, n):
+			faults |= noSpace
 		}
+		out.provision = append(out.provision, d.claim)
 	}
-	return out, nil
+	return out, volumeRefusals[faults]
 }
 
 // free are the volumes that a node reaches and that no pod before was given.
-func (v *VolumeBinding) free(n *corev1.Node) []*corev1.PersistentVolume {
+func (v *VolumeBinding) free(p *podVolumes, n *corev1.Node) []*corev1.PersistentVolume {
+	var out []*corev1.PersistentVolume
+	for _, pv := range p.unbound {
+		if storage.Reaches(pv, n) {
+			out = append(out, pv)
+		}
+	}
+	return out
+}
+
+// unbound are the volumes of the classes of delayed claims that no pod before was
+// given.
+func (v *VolumeBinding) unbound(delayed []delayedClaim) []*corev1.PersistentVolume {
 	v.mu.Lock()
 	taken := map[string]bool{}
 	for _, c := range v.chosen {
@@ -243,9 +271,18 @@ func (v *VolumeBinding) free(n *corev1.Node) []*corev1.PersistentVolume {
 		}
 	}
 	v.mu.Unlock()
-	return slices.DeleteFunc(v.volumes.List("", nil), func(pv *corev1.PersistentVolume) bool {
-		return taken[pv.Name] || !storage.Reaches(pv, n)
-	})
+	var out []*corev1.PersistentVolume
+	for pv := range v.s.volumes.All() {
+		if pv.Status.Phase == corev1.VolumeBound || taken[pv.Name] {
+			continue
+		}
+		if slices.ContainsFunc(delayed, func(d delayedClaim) bool { return storage.VolumeClass(pv) == storage.ClaimClass(d.claim) }) {
+			out = append(out, pv)
+		}
+	}
+	// The smallest that does is taken, by name where several are alike.
+	slices.SortFunc(out, func(a, b *corev1.PersistentVolume) int { return cmp.Compare(a.Name, b.Name) })
+	return out
 }
 
 // Explain implements framework.Explainer.
@@ -254,17 +291,87 @@ func (v *VolumeBinding) Explain(c *framework.Class, n *framework.Node) string {
 	if st == nil && p != nil && n.Obj != nil {
 		_, st = v.choose(p, n.Obj)
 	}
-	switch st {
-	case nil:
+	if st == nil {
 		return ""
-	case volumeNodeConflict:
-		return "A volume of the pod can be used on other nodes alone: its node affinity says which."
-	case noVolumes:
-		return "There is no volume here for a claim of the pod, and its class can make none here."
+	}
+	switch st {
 	case unboundImmediate:
 		return "A claim of the pod is not bound and its class does not wait for a pod: its events say what it needs."
+	case volumeRefusals[volumeElsewhere]:
+		return "A volume of the pod can be used on other nodes alone: its node affinity says which."
+	case volumeRefusals[noVolumes]:
+		return "There is no volume here for a claim of the pod, and its class can make none here."
+	case volumeRefusals[noSpace]:
+		return "The driver of a claim's class has no room for it here, as its CSIStorageCapacity objects say."
 	}
 	return st.Reasons[0]
+}
+
+// Events implements framework.Hinter.
+func (*VolumeBinding) Events() framework.EventKind {
+	return framework.VolumesChanged | framework.CSINodeChanged | framework.NodeAdded | framework.NodeLabels
+}
+
+// Hint implements framework.Hinter.
+func (*VolumeBinding) Hint(p *framework.Pod, e framework.Event) bool {
+	switch {
+	case e.Kind&framework.ClaimChanged != 0:
+		_, ours := claimChanged(p, e)
+		return ours
+	case e.Kind&framework.StorageClassChanged != 0:
+		now, ok := e.Object.(*storagev1.StorageClass)
+		was, had := e.OldObject.(*storagev1.StorageClass)
+		return ok && (!had || !equality.Semantic.DeepEqual(was.AllowedTopologies, now.AllowedTopologies))
+	case e.Kind&framework.CapacityChanged != 0:
+		now, ok := e.Object.(*storagev1.CSIStorageCapacity)
+		was, had := e.OldObject.(*storagev1.CSIStorageCapacity)
+		if !ok || !had {
+			return ok
+		}
+		a, b := largest(was), largest(now)
+		return b != nil && (a == nil || b.Cmp(*a) > 0)
+	case e.Kind&framework.CSIDriverChanged != 0:
+		now, ok := e.Object.(*storagev1.CSIDriver)
+		was, had := e.OldObject.(*storagev1.CSIDriver)
+		return ok && had && ptr.Deref(was.Spec.StorageCapacity, false) && !ptr.Deref(now.Spec.StorageCapacity, false)
+	case e.Kind&framework.VolumeChanged != 0:
+		return e.Object != nil
+	}
+	return true
+}
+
+// room tells whether the driver of a class can make a volume for a claim that a node
+// can use, by what it says of its capacity (KEP 1472). A driver that says nothing
+// can.
+func (s *Storage) room(d delayedClaim, n *corev1.Node) bool {
+	size, ok := d.claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	if !ok {
+		return true
+	}
+	driver, ok := s.drivers.Get("", d.class.Provisioner)
+	if !ok || !ptr.Deref(driver.Spec.StorageCapacity, false) {
+		return true
+	}
+	for c := range s.capacities.All() {
+		if c.StorageClassName != d.class.Name || c.NodeTopology == nil {
+			continue
+		}
+		if most := largest(c); most == nil || most.Cmp(size) < 0 {
+			continue
+		}
+		if sel, err := metav1.LabelSelectorAsSelector(c.NodeTopology); err == nil && sel.Matches(labels.Set(n.Labels)) {
+			return true
+		}
+	}
+	return false
+}
+
+// largest is the size of the largest volume that can be made, nil where none.
+func largest(c *storagev1.CSIStorageCapacity) *resource.Quantity {
+	if c.MaximumVolumeSize != nil {
+		return c.MaximumVolumeSize
+	}
+	return c.Capacity
 }
 
 // Reserve implements framework.Reserver.
@@ -320,12 +427,10 @@ func (v *VolumeBinding) PreBind(ctx context.Context, p *framework.Pod, node stri
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, bindTimeout)
+	ctx, cancel := context.WithTimeout(ctx, v.wait)
 	defer cancel()
 	for {
-		v.mu.Lock()
-		changed := v.changed
-		v.mu.Unlock()
+		changed := v.s.next()
 		if done, err := v.bound(choice, node); done || err != nil {
 			return err
 		}
@@ -396,7 +501,7 @@ func (v *VolumeBinding) bound(choice volumeChoice, node string) (bool, error) {
 	}
 	done := true
 	check := func(was *corev1.PersistentVolumeClaim, provisioned bool) error {
-		c, ok := v.claims.Get(was.Namespace, was.Name)
+		c, ok := v.s.claims.Get(was.Namespace, was.Name)
 		if !ok || c.UID != was.UID {
 			return fmt.Errorf("pvc %s/%s was deleted", was.Namespace, was.Name)
 		}
@@ -407,7 +512,7 @@ func (v *VolumeBinding) bound(choice volumeChoice, node string) (bool, error) {
 			}
 			return nil
 		}
-		pv, ok := v.volumes.Get("", c.Spec.VolumeName)
+		pv, ok := v.s.volumes.Get("", c.Spec.VolumeName)
 		if !ok {
 			done = false // the informer is behind
 			return nil
