@@ -34,6 +34,8 @@ type Cycle struct {
 	of     *framework.Snapshot
 	tables map[framework.Subject]*table
 	tick   uint64
+	// together: the pods of a group are being tried; none preempts by itself.
+	together bool
 }
 
 // tableMemory bounds what the tables take, tableSlot is what one takes for each
@@ -265,7 +267,7 @@ func join(reasons []string) string {
 // the same until a node changes.
 func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
 	nominated := s.NominatedNode(p.UID) != ""
-	if t.failure != nil && !nominated {
+	if t.failure != nil && !nominated && !c.together {
 		return t.failure
 	}
 	reasons := framework.Reasons{}
@@ -300,7 +302,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 	}
 	slices.Sort(f.Plugins)
 	f = c.postFilter(s, p, f, reasons.Message(s.NumNodes()), judged)
-	if t.nodes == nil && !nominated && f.Nominated == "" {
+	if t.nodes == nil && !nominated && f.Nominated == "" && !c.together {
 		t.failure = f
 	}
 	return f
@@ -308,6 +310,9 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 
 func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, head string, judged framework.Judged) *Failure {
 	f.Message = head
+	if c.together {
+		return f
+	}
 	for _, pf := range c.post {
 		r := pf.PostFilter(p, s, judged)
 		if r.Message != "" {

@@ -49,6 +49,9 @@ type queued struct {
 	early    bool  // tried before its back-off was over
 	message  string
 	waits    string // for victims to end on this node
+
+	gang *gang // that it belongs to; nil for none
+	held bool  // gated by a plugin
 }
 
 // Bounds of the wait between two tries of one pod, and the time after which an
@@ -72,6 +75,12 @@ type queue struct {
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
+	gangs map[gangKey]*gang
+	// untold are the incomplete groups whose pods were not told, and when they are.
+	untold map[*gang]time.Time
+	// at is when flush was called last.
+	at time.Time
+
 	preEnqueue []framework.PreEnqueuer
 	hints      map[string]framework.Hinter // by plugin
 }
@@ -85,7 +94,7 @@ type alike struct {
 }
 
 func newQueue() *queue {
-	return &queue{pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, hints: map[string]framework.Hinter{}}
+	return &queue{pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gangs: map[gangKey]*gang{}, untold: map[*gang]time.Time{}, hints: map[string]framework.Hinter{}}
 }
 
 // put moves q to a place, taking it from where it was.
@@ -134,6 +143,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 	if q == nil {
 		qu.order++
 		q = &queued{pod: p, since: now, first: now, order: qu.order}
+		qu.join(q)
 		return qu.enter(q)
 	}
 	old := q.pod
@@ -167,9 +177,16 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 func (qu *queue) enter(q *queued) *framework.Status {
 	for _, p := range qu.preEnqueue {
 		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
+			q.held = true
 			qu.put(q, gated)
 			return st
 		}
+	}
+	q.held = false
+	if q.gang != nil {
+		qu.put(q, gated)
+		qu.settle(q.gang)
+		return nil
 	}
 	qu.put(q, active)
 	return nil
@@ -179,15 +196,23 @@ func (qu *queue) enter(q *queued) *framework.Status {
 func (qu *queue) remove(uid types.UID) {
 	if q := qu.pods[uid]; q != nil {
 		qu.put(q, nowhere)
+		if q.gang != nil {
+			qu.leave(q)
+		}
 	}
 }
 
 // take returns the pods to try now, at most n, in order, and marks them in
-// flight. When none is active, those that wait only out of caution are taken.
+// flight; the pods of a group are taken together, one after the other, however many
+// they are. When none is active, those that wait only out of caution are taken.
 func (qu *queue) take(n int) []*queued {
 	var out []*queued
 	for len(out) < n && len(qu.active) > 0 {
 		q := qu.active[0]
+		if q.gang != nil {
+			out = append(out, qu.takeGang(q.gang, false)...)
+			continue
+		}
 		q.early = false
 		qu.put(q, inFlight)
 		out = append(out, q)
@@ -201,12 +226,19 @@ func (qu *queue) take(n int) []*queued {
 		}
 	}
 	slices.SortFunc(out, compareQueued)
-	out = out[:min(n, len(out))]
-	for _, q := range out {
-		q.early = true
-		qu.put(q, inFlight)
+	var early []*queued
+	for _, q := range out[:min(n, len(out))] {
+		switch {
+		case q.place != backingOff: // taken with its group
+		case q.gang != nil:
+			early = append(early, qu.takeGang(q.gang, true)...)
+		default:
+			q.early = true
+			qu.put(q, inFlight)
+			early = append(early, q)
+		}
 	}
-	return out
+	return early
 }
 
 // failed returns a pod for which no node was found.
@@ -296,6 +328,7 @@ const leftoverEvery = 30 * time.Second
 
 // flush moves what waited long enough.
 func (qu *queue) flush(now time.Time) {
+	qu.at = now
 	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
 		qu.put(qu.backoff[0], active)
 	}
@@ -329,6 +362,11 @@ func (qu *queue) next() time.Time {
 	t := qu.leftover
 	if len(qu.backoff) > 0 && (t.IsZero() || qu.backoff[0].until.Before(t)) {
 		t = qu.backoff[0].until
+	}
+	for _, at := range qu.untold {
+		if t.IsZero() || at.Before(t) {
+			t = at
+		}
 	}
 	return t
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
@@ -70,16 +71,18 @@ const maxBatch = 512
 
 // Scheduler places pods. See the package's doc.
 type Scheduler struct {
-	d        Deps
-	pods     *client.Informer[*corev1.Pod]
-	nodes    *client.Informer[*corev1.Node]
-	spaces   *client.Informer[*corev1.Namespace]
-	groups   *groups
-	preBind  []framework.PreBinder
-	metrics  *metrics
-	binder   *mailbox[binding]
-	reporter *reporter
-	evictor  *mailbox[eviction]
+	d           Deps
+	pods        *client.Informer[*corev1.Pod]
+	nodes       *client.Informer[*corev1.Node]
+	spaces      *client.Informer[*corev1.Namespace]
+	groups      *groups
+	podGroups   *client.Informer[*schedulingv1beta1.PodGroup]
+	groupStates *mailbox[groupState]
+	preBind     []framework.PreBinder
+	metrics     *metrics
+	binder      *mailbox[binding]
+	reporter    *reporter
+	evictor     *mailbox[eviction]
 
 	in *mailbox[input]
 
@@ -97,6 +100,7 @@ type input struct {
 	pod   *client.Change[*corev1.Pod]
 	node  *client.Change[*corev1.Node]
 	space *client.Change[*corev1.Namespace]
+	group *client.Change[*schedulingv1beta1.PodGroup]
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
@@ -126,7 +130,8 @@ func New(d Deps) (*Scheduler, error) {
 	seen := map[string]bool{}
 	s := &Scheduler{
 		d: d, pods: client.InformerFor[*corev1.Pod](d.Informers), nodes: client.InformerFor[*corev1.Node](d.Informers),
-		spaces:   client.InformerFor[*corev1.Namespace](d.Informers),
+		spaces:    client.InformerFor[*corev1.Namespace](d.Informers),
+		podGroups: client.InformerFor[*schedulingv1beta1.PodGroup](d.Informers), groupStates: newMailbox[groupState](),
 		snapshot: framework.NewSnapshot(), classes: framework.NewClasses(), queue: newQueue(),
 		cycle: NewCycle(d.Plugins, d.Seed), binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
 	}
@@ -163,7 +168,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.pods.OnChange(func(c client.Change[*corev1.Pod]) { s.in.put(input{pod: &c}) })
 	s.nodes.OnChange(func(c client.Change[*corev1.Node]) { s.in.put(input{node: &c}) })
 	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
-	ready := append(s.groups.watch(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
+	s.podGroups.OnChange(func(c client.Change[*schedulingv1beta1.PodGroup]) { s.in.put(input{group: &c}) })
+	ready := append(s.groups.watch(), s.podGroups.Synced(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
 	for _, p := range s.d.Plugins {
 		if w, ok := p.Plugin.(framework.Watcher); ok {
 			ready = append(ready, w.Watch(func(e framework.Event) { s.in.put(input{event: &e}) })...)
@@ -181,6 +187,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bindAll(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx) })
 	g.Go(func() error { return s.evictAll(ctx) })
+	g.Go(func() error { return s.writeGroups(ctx) })
 	return g.Wait()
 }
 
@@ -193,6 +200,7 @@ func (s *Scheduler) loop(ctx context.Context) error {
 		}
 		now := s.d.Now()
 		s.queue.flush(now)
+		s.tellWaiting()
 		if len(s.unsure) > 0 && !s.askAt.After(now) {
 			s.binder.put(s.unsure...)
 			s.unsure = nil
@@ -238,6 +246,24 @@ func (s *Scheduler) try(batch []*queued) {
 		tried = append(tried, q)
 	}
 	var bindings []binding
+	for start := 0; start < len(tried); {
+		end := start + 1
+		for end < len(tried) && tried[end].gang == tried[start].gang {
+			end++
+		}
+		if g := tried[start].gang; g != nil {
+			bindings = append(bindings, s.tryGang(g, tried[start:end])...)
+		} else {
+			bindings = append(bindings, s.tryEach(tried[start:end], pods[start:end])...)
+		}
+		start = end
+	}
+	s.binder.put(bindings...)
+}
+
+// tryEach decides on pods that belong to no group.
+func (s *Scheduler) tryEach(tried []*queued, pods []*framework.Pod) []binding {
+	var bindings []binding
 	waited := make(map[int]string)
 	for i, p := range pods {
 		if n := s.snapshot.NominatedNode(p.UID); n != "" {
@@ -255,7 +281,7 @@ func (s *Scheduler) try(batch []*queued) {
 		s.reporter.drop(d.Pod.UID)
 		bindings = append(bindings, binding{pod: d.Pod, node: d.Node})
 	}
-	s.binder.put(bindings...)
+	return bindings
 }
 
 // fail returns a pod to the queue and says why; was is the node that it was
@@ -295,6 +321,8 @@ func (s *Scheduler) apply(in input) {
 		}
 	case in.event != nil:
 		s.queue.happened(*in.event, s.d.Now())
+	case in.group != nil:
+		s.applyGroup(*in.group)
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:
@@ -304,6 +332,11 @@ func (s *Scheduler) apply(in input) {
 		p.Group = s.groups.of(p)
 		in.ask.answer <- s.cycle.Explain(s.snapshot, p)
 	}
+}
+
+func (s *Scheduler) applyGroup(c client.Change[*schedulingv1beta1.PodGroup]) {
+	o := c.Object()
+	s.queue.setGang(gangKey{o.Namespace, o.Name}, c.New, s.d.Now())
 }
 
 func finished(p *corev1.Pod) bool {
@@ -330,6 +363,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		}
 		old, _, _ := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
+		s.queue.setPlaced(pod, true)
 		if news := s.snapshot.SetPod(pod, p.Spec.NodeName); news != 0 {
 			s.queue.happened(framework.Event{Kind: news, Pod: pod, OldPod: old}, s.d.Now())
 		}
@@ -379,6 +413,7 @@ func (s *Scheduler) forget(uid types.UID) {
 	if !ok {
 		return
 	}
+	s.queue.setPlaced(old, false)
 	if s.snapshot.Assumed(uid) {
 		s.cycle.Undo(s.snapshot, old, node)
 	} else {
@@ -444,6 +479,7 @@ func (s *Scheduler) applyBound(b bound) {
 func (s *Scheduler) bound(q *queued) {
 	s.metrics.attempt("scheduled")
 	s.metrics.latency.Observe(s.d.Now().Sub(q.first).Seconds())
+	s.queue.setPlaced(q.pod, true)
 	s.queue.remove(q.pod.UID)
 }
 
