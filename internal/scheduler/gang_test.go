@@ -324,11 +324,33 @@ func TestGangRuns(t *testing.T) {
 	}
 }
 
-// TestGangHalfBound: a scheduler that finds a group bound in part binds the rest, and
-// before what came earlier.
+// TestGangHalfBoundFirst: the rest of a group that is bound in part goes before what
+// came earlier, in whatever order the scheduler hears of them.
+func TestGangHalfBoundFirst(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for order := range 4 {
+		qu, classes := testQueue()
+		placed := classes.Pod(member("g", 0))
+		steps := []func(){
+			func() { qu.setGang(gangKey{"default", "g"}, podGroup("g", 3), now) },
+			func() { qu.set(classes.Pod(pod("early")), now) },
+			func() { qu.set(classes.Pod(member("g", 1)), now); qu.set(classes.Pod(member("g", 2)), now) },
+			func() { qu.setPlaced(placed, true) },
+		}
+		for i := range steps {
+			steps[(i+order)%4]()
+		}
+		if got := names(qu.take(1)); got != "g-1 g-2" {
+			t.Errorf("order %d: took %q", order, got)
+		}
+	}
+}
+
+// TestGangHalfBound: a scheduler that finds a group bound in part binds the rest, of
+// which there are fewer than belong together.
 func TestGangHalfBound(t *testing.T) {
 	api := clienttest.New()
-	api.Put(node("a", "cpu", "3", "memory", "2Gi", "pods", "9"))
+	api.Put(node("a", "cpu", "4", "memory", "2Gi", "pods", "9"))
 	api.Put(podGroup("g", 3))
 	api.Put(pod("early", "cpu", "1"))
 	for i := range 3 {

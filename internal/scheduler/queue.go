@@ -75,6 +75,9 @@ type queue struct {
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
+	// fair is nil while namespaces are not to get shares.
+	fair *fairness
+
 	gangs map[gangKey]*gang
 	// untold are the incomplete groups whose pods were not told, and when they are.
 	untold map[*gang]time.Time
@@ -206,6 +209,9 @@ func (qu *queue) remove(uid types.UID) {
 // flight; the pods of a group are taken together, one after the other, however many
 // they are. When none is active, those that wait only out of caution are taken.
 func (qu *queue) take(n int) []*queued {
+	if qu.fair != nil {
+		return qu.takeFair(n)
+	}
 	var out []*queued
 	for len(out) < n && len(qu.active) > 0 {
 		q := qu.active[0]

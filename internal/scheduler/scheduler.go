@@ -314,11 +314,7 @@ func (s *Scheduler) apply(in input) {
 	case in.node != nil:
 		s.applyNode(*in.node)
 	case in.space != nil:
-		if in.space.Deleted() {
-			s.snapshot.RemoveNamespace(in.space.Old.Name)
-		} else {
-			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
-		}
+		s.applySpace(*in.space)
 	case in.event != nil:
 		s.queue.happened(*in.event, s.d.Now())
 	case in.group != nil:
@@ -332,6 +328,20 @@ func (s *Scheduler) apply(in input) {
 		p.Group = s.groups.of(p)
 		in.ask.answer <- s.cycle.Explain(s.snapshot, p)
 	}
+}
+
+func (s *Scheduler) applySpace(c client.Change[*corev1.Namespace]) {
+	if c.Deleted() {
+		s.snapshot.RemoveNamespace(c.Old.Name)
+		s.setPortion(c.Old.Name, portion{}, false)
+		return
+	}
+	s.snapshot.SetNamespace(c.New.Name, c.New.Labels)
+	p, given, err := portionOf(c.New)
+	if err != nil {
+		s.d.Log.Warn("share of a namespace not understood", "ns", c.New.Name, "err", err)
+	}
+	s.setPortion(c.New.Name, p, given)
 }
 
 func (s *Scheduler) applyGroup(c client.Change[*schedulingv1beta1.PodGroup]) {
