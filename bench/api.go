@@ -53,7 +53,7 @@ func apiRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, error
 	for _, n := range clientCounts {
 		prefix := "pod-" + strconv.Itoa(n) + "-"
 		if _, err := measure(fmt.Sprintf("create Pods, %d clients", n), n, z.Count, func(i int) request {
-			return request{http.MethodPost, root + "/pods", asJSON, asJSON, pod(prefix+strconv.Itoa(i), nobody, "")}
+			return request{http.MethodPost, root + "/pods", asJSON, asJSON, pod(prefix+strconv.Itoa(i), nobody, shape{})}
 		}); err != nil {
 			errs = append(errs, err)
 		}

@@ -23,6 +23,9 @@ import (
 // runLabel tells the hollow nodes of one run from another's.
 const runLabel = "bench.skiff/run"
 
+// zones are what hollow nodes are spread over, evenly.
+const zones = 3
+
 // closedTaint keeps pods off a node.
 const closedTaint = "bench.skiff/closed"
 
@@ -54,7 +57,8 @@ type hollowDeps struct {
 }
 
 // hollow is many kubelets without containers: they register nodes, renew leases,
-// and say of each pod bound to one of them that it runs and is Ready, at once.
+// and say of each pod bound to one of them that it runs and is Ready, at once, or
+// that it succeeded, where it has the label endsLabel.
 // One watch serves all of them.
 type hollow struct {
 	d    hollowDeps
@@ -154,6 +158,7 @@ func (h *hollow) nodeObject(i int) *corev1.Node {
 		corev1.ResourceEphemeralStorage: resource.MustParse("1Ti"), corev1.ResourcePods: resource.MustParse("110"),
 	}
 	labels := h.labels()
+	labels[corev1.LabelTopologyZone] = "zone-" + strconv.Itoa(i%zones)
 	labels[corev1.LabelHostname], labels[corev1.LabelOSStable], labels[corev1.LabelArchStable] = h.node(i), "linux", "amd64"
 	now := metav1.NewTime(h.d.Now())
 	cond := func(t corev1.NodeConditionType, s corev1.ConditionStatus, reason string) corev1.NodeCondition {
@@ -284,8 +289,8 @@ func (q *tasks) take(ctx context.Context) (task, error) {
 	}
 }
 
-// observe is what a kubelet decides on a pod: to report it running when it is
-// first seen bound, to remove it when it is first seen ending, and otherwise
+// observe is what a kubelet decides on a pod: to report it running (or succeeded)
+// when it is first seen bound, to remove it when it is first seen ending, and otherwise
 // nothing.
 func (h *hollow) observe(t watch.EventType, p *corev1.Pod) *task {
 	if !h.mine[p.Spec.NodeName] || t == watch.Bookmark {
@@ -316,7 +321,7 @@ func (h *hollow) observe(t watch.EventType, p *corev1.Pod) *task {
 		h.bound++
 		h.boundAt = now
 		out = &task{pod: p}
-	case !s.ready && isReady(p):
+	case !s.ready && (isReady(p) || p.Status.Phase == corev1.PodSucceeded):
 		s.ready = true
 		h.ready++
 		h.readyAt = now
@@ -344,7 +349,7 @@ func (h *hollow) state() (bound, ready int, boundAt, readyAt time.Time, changed 
 	return h.bound, h.ready, h.boundAt, h.readyAt, h.changed
 }
 
-// wait until n pods are bound and Ready, and say when the last of each was.
+// wait until n pods are bound and Ready (or Succeeded), and say when the last of each was.
 func (h *hollow) wait(ctx context.Context, n int) (boundAt, readyAt time.Time, err error) {
 	for {
 		bound, ready, boundAt, readyAt, changed := h.state()
@@ -370,7 +375,11 @@ func (h *hollow) write(ctx context.Context, q *tasks) error {
 		if t.remove {
 			err = w.remove(ctx, t.pod.Namespace, t.pod.Name, string(t.pod.UID))
 		} else {
-			err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, runningPatch(t.pod, h.d.Now()))
+			report := runningPatch
+			if t.pod.Labels[endsLabel] != "" {
+				report = succeededPatch
+			}
+			err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, report(t.pod, h.d.Now()))
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -438,6 +447,34 @@ func runningPatch(p *corev1.Pod, at time.Time) []byte {
 		}
 		b = fmt.Appendf(b, `{"name":%q,"image":%q,"imageID":"hollow","containerID":"hollow://%s","ready":true,"started":true,"restartCount":0,`+
 			`"state":{"running":{"startedAt":%q}}}`, c.Name, c.Image, strconv.Itoa(i)+"-"+string(p.UID), now)
+	}
+	return append(b, `]}}`...)
+}
+
+// succeededPatch is what a kubelet reports of a pod whose containers ended with
+// code 0.
+func succeededPatch(p *corev1.Pod, at time.Time) []byte {
+	now := at.UTC().Format(time.RFC3339)
+	b := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"phase":"Succeeded","startTime":%q,"hostIP":"198.18.0.1","hostIPs":[{"ip":"198.18.0.1"}],`+
+		`"podIP":"198.19.0.1","podIPs":[{"ip":"198.19.0.1"}],"conditions":[`, p.UID, now)
+	for i, c := range []string{"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"} {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		if c == "Initialized" {
+			b = fmt.Appendf(b, `{"type":%q,"status":"True","reason":"PodCompleted","lastTransitionTime":%q}`, c, now)
+		} else {
+			b = fmt.Appendf(b, `{"type":%q,"status":"False","reason":"PodCompleted","lastTransitionTime":%q}`, c, now)
+		}
+	}
+	b = append(b, `],"containerStatuses":[`...)
+	for i, c := range p.Spec.Containers {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		id := "hollow://" + strconv.Itoa(i) + "-" + string(p.UID)
+		b = fmt.Appendf(b, `{"name":%q,"image":%q,"imageID":"hollow","containerID":%q,"ready":false,"started":false,"restartCount":0,`+
+			`"state":{"terminated":{"exitCode":0,"reason":"Completed","startedAt":%q,"finishedAt":%q,"containerID":%q}}}`, c.Name, c.Image, id, now, now, id)
 	}
 	return append(b, `]}}`...)
 }

@@ -23,7 +23,7 @@ func prepareList(ctx context.Context, s *side, z sizes) (runner, error) {
 	}
 	root := "/api/v1/namespaces/" + ns + "/pods"
 	o, err := load{Clients: others, Count: z.Pods, For: z.Patience, Request: func(i int) request {
-		return request{http.MethodPost, root, asJSON, asJSON, pod("pod-"+strconv.Itoa(i), nobody, "")}
+		return request{http.MethodPost, root, asJSON, asJSON, pod("pod-"+strconv.Itoa(i), nobody, shape{})}
 	}}.run(ctx, s)
 	if err == nil && o.Done != z.Pods {
 		err = fmt.Errorf("made %d of %d pods in %v; %d errors, the first: %v", o.Done, z.Pods, o.Took, o.Errors, o.First)

@@ -70,9 +70,10 @@ func flags(o *options, stderr io.Writer) *flag.FlagSet {
 	f.IntVar(&o.Lists, "lists", 20, "list: LISTs per encoding and round")
 	f.IntVar(&o.Watchers, "watchers", 100, "watch: watchers")
 	f.IntVar(&o.Events, "events", 2000, "watch: events that each of them sees")
-	f.IntVar(&o.Nodes, "nodes", 1000, "schedule, deployment: hollow nodes")
-	f.IntVar(&o.Bind, "bind", 5000, "schedule: pods")
-	f.IntVar(&o.Replicas, "replicas", 3000, "deployment: replicas")
+	f.IntVar(&o.Nodes, "nodes", 1000, "all scenarios on hollow nodes: how many of them")
+	f.IntVar(&o.Bind, "bind", 5000, "schedule, bind: pods")
+	f.IntVar(&o.Replicas, "replicas", 3000, "deployment, rollout: replicas")
+	f.IntVar(&o.Jobs, "jobs", 1000, "jobs: Jobs")
 	f.StringVar(&o.Image, "image", "busybox:1", "podstart: an image that the node has")
 	f.StringVar(&o.command, "command", "", "podstart: what to run in it, instead of a shell that exits on TERM (comma-separated)")
 	f.IntVar(&o.Serial, "serial", 20, "podstart: pods one by one")
@@ -124,7 +125,7 @@ func (o *options) parse(args []string, stderr io.Writer) ([]string, error) {
 	}
 	for name, n := range map[string]int{
 		"starts": o.Starts, "count": o.Count, "pods": o.Pods, "lists": o.Lists, "watchers": o.Watchers, "events": o.Events,
-		"nodes": o.Nodes, "bind": o.Bind, "replicas": o.Replicas, "serial": o.Serial, "burst": o.Burst,
+		"nodes": o.Nodes, "bind": o.Bind, "replicas": o.Replicas, "jobs": o.Jobs, "serial": o.Serial, "burst": o.Burst,
 	} {
 		if n < 1 {
 			return nil, fmt.Errorf("--%s %d: must be at least 1", name, n)

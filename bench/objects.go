@@ -23,20 +23,53 @@ func configMap(name, value string) []byte {
 		`","labels":{"app":"bench"}},"data":{"payload":"` + kilobyte + `","value":"` + value + `"}}`)
 }
 
-// pod as an application's template makes it. selector is JSON, or empty.
-func pod(name, scheduler, selector string) []byte {
-	return []byte(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"` + name + `","labels":{"app":"bench","tier":"web"}},"spec":` +
-		podSpec(scheduler, selector) + `}`)
+// shape is what pods of a load ask for beside being run.
+type shape struct {
+	Group     string // the value of their label "group"
+	Placement string // members of their spec, each followed by a comma
+	CPU       string // that they request; 10m where empty
+	Ends      bool   // hollow kubelets report them Succeeded
 }
 
-func podSpec(scheduler, selector string) string {
-	if selector != "" {
-		selector = `"nodeSelector":` + selector + `,`
+// pod as an application's template makes it.
+func pod(name, scheduler string, s shape) []byte {
+	return []byte(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"` + name + `","labels":` + s.labels() + `},"spec":` +
+		podSpec(scheduler, s) + `}`)
+}
+
+func (s shape) labels() string {
+	out := `{"app":"bench","tier":"web"`
+	if s.Group != "" {
+		out += `,"group":"` + s.Group + `"`
 	}
-	return `{"schedulerName":"` + scheduler + `",` + selector + `"containers":[{"name":"web","image":"registry.example/web:1",` +
+	if s.Ends {
+		out += `,"` + endsLabel + `":"true"`
+	}
+	return out + "}"
+}
+
+func podSpec(scheduler string, s shape) string {
+	cpu := s.CPU
+	if cpu == "" {
+		cpu = "10m"
+	}
+	return `{"schedulerName":"` + scheduler + `",` + s.Placement + `"containers":[{"name":"web","image":"registry.example/web:1",` +
 		`"env":[{"name":"MODE","value":"bench"},{"name":"NODE","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}}],` +
-		`"ports":[{"containerPort":8080}],"resources":{"requests":{"cpu":"10m","memory":"16Mi"},"limits":{"memory":"64Mi"}},` +
+		`"ports":[{"containerPort":8080}],"resources":{"requests":{"cpu":"` + cpu + `","memory":"16Mi"},"limits":{"memory":"64Mi"}},` +
 		`"readinessProbe":{"httpGet":{"path":"/","port":8080}}}]}`
+}
+
+// job of one pod.
+func job(name string) []byte {
+	s := shape{Placement: `"restartPolicy":"Never",` + onHollow, Ends: true}
+	return []byte(`{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":"` + name + `"},"spec":{"template":{"metadata":{"labels":` +
+		s.labels() + `},"spec":` + podSpec("default-scheduler", s) + `}}}`)
+}
+
+// priorityClass of a value.
+func priorityClass(name string, value int) []byte {
+	return []byte(`{"apiVersion":"scheduling.k8s.io/v1","kind":"PriorityClass","metadata":{"name":"` + name + `"},"value":` +
+		strconv.Itoa(value) + `}`)
 }
 
 // deployment of pods for hollow nodes, paused, so that it can be let go at one
@@ -44,10 +77,15 @@ func podSpec(scheduler, selector string) string {
 func deployment(name string, replicas int) []byte {
 	return []byte(`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"` + name + `"},"spec":{"paused":true,"replicas":` +
 		strconv.Itoa(replicas) + `,"selector":{"matchLabels":{"app":"bench"}},"template":{"metadata":{"labels":{"app":"bench"}},"spec":` +
-		podSpec("default-scheduler", onHollow) + `}}}`)
+		podSpec("default-scheduler", shape{Placement: onHollow}) + `}}}`)
 }
 
-const onHollow = `{"` + hollowLabel + `":"true"}`
+// onHollow lets a pod run on hollow nodes alone.
+const onHollow = `"nodeSelector":{"` + hollowLabel + `":"true"},`
+
+// endsLabel marks pods that end at once, with success, where hollow kubelets run
+// them.
+const endsLabel = "bench.skiff/ends"
 
 // upLine is what the shell of a realPod writes once it would exit on TERM: before
 // that the signal is lost, as to every first process without a handler.

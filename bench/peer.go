@@ -175,7 +175,7 @@ func (p *peer) startControl() error {
 	cm, sched := "kube-controller-manager", "kube-scheduler"
 	if err := p.spawn(cm, append(common(cm, ports[0]),
 		"--root-ca-file="+f("ca.crt"), "--service-account-private-key-file="+f("accounts.key"), "--use-service-account-credentials",
-		"--concurrent-deployment-syncs=10", "--concurrent-replicaset-syncs=10")...); err != nil {
+		"--concurrent-deployment-syncs=10", "--concurrent-replicaset-syncs=10", "--concurrent-job-syncs=10")...); err != nil {
 		return err
 	}
 	return p.spawn(sched, append(common(sched, ports[1]), "--authentication-tolerate-lookup-failure")...)

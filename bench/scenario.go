@@ -18,6 +18,7 @@ type sizes struct {
 	Nodes    int // hollow
 	Bind     int // pods bound on them
 	Replicas int // of the Deployment on them
+	Jobs     int
 	Image    string
 	Command  []string
 	Serial   int // pods started one after the other
@@ -57,8 +58,15 @@ var scenarios = []scenario{
 	{"list", "LIST of many pods, JSON and protobuf", prepareList},
 	{"watch", "fan-out of events to many watchers", prepareFanout},
 	{"schedule", "pods created, bound and Ready on hollow nodes", prepareSchedule},
-	{"bind", "waiting pods bound and Ready once their hollow nodes are opened", prepareBind},
+	{"bind", "waiting pods bound and Ready once their hollow nodes are opened", prepareBind("bind", basic)},
+	{"bind-node", "the same, with a required node affinity to two of three zones", prepareBind("bind-node", inZones)},
+	{"bind-spread", "the same, spread over the zones (DoNotSchedule, skew 5)", prepareBind("bind-spread", spread)},
+	{"bind-near", "the same, with a required pod affinity by zone", prepareBind("bind-near", near)},
+	{"bind-apart", "the same, with a required pod anti-affinity by node in groups of half as many pods as nodes", prepareBind("bind-apart", apart)},
+	{"preempt", "a pod of high priority for each of many nodes that pods of low priority fill", preparePreempt},
 	{"deployment", "a Deployment unpaused, bound and Ready on hollow nodes", prepareDeployment},
+	{"rollout", "the rolling update of a Deployment on hollow nodes", prepareRollout},
+	{"jobs", "Jobs of one pod created and complete on hollow nodes", prepareJobs},
 	{"podstart", "pods started and ended on a real node, one by one and at once", preparePodStart},
 }
 

@@ -66,27 +66,30 @@ func prepareSchedule(_ context.Context, s *side, z sizes) (runner, error) {
 	}}, nil
 }
 
-// prepareBind is schedule with pods that exist before the clock starts.
-func prepareBind(_ context.Context, s *side, z sizes) (runner, error) {
-	return simple{do: func(ctx context.Context) (fs []figure, err error) {
-		err = onHollowNodes(ctx, s, z, "bind", true, func(ctx context.Context, ns string, h *hollow) error {
-			fs, err = bindRound(ctx, s, z, ns, h)
-			return err
-		})
-		return fs, err
-	}}, nil
+// prepareBind is schedule with pods that exist before the clock starts; of says
+// what pod i on n nodes asks for.
+func prepareBind(name string, of func(i, n int) shape) func(context.Context, *side, sizes) (runner, error) {
+	return func(_ context.Context, s *side, z sizes) (runner, error) {
+		return simple{do: func(ctx context.Context) (fs []figure, err error) {
+			err = onHollowNodes(ctx, s, z, name, true, func(ctx context.Context, ns string, h *hollow) error {
+				fs, err = bindRound(ctx, s, z, ns, h, of)
+				return err
+			})
+			return fs, err
+		}}, nil
+	}
 }
 
-// createPods makes the pods that are to be scheduled.
-func createPods(ctx context.Context, s *side, z sizes, ns string) (outcome, error) {
-	o, err := load{Clients: podClients, Count: z.Bind, For: z.Patience, Request: func(i int) request {
+// createPods makes n pods that are to be scheduled.
+func createPods(ctx context.Context, s *side, z sizes, ns, prefix string, n int, of func(i, n int) shape) (outcome, error) {
+	o, err := load{Clients: podClients, Count: n, For: z.Patience, Request: func(i int) request {
 		return request{
 			http.MethodPost, "/api/v1/namespaces/" + ns + "/pods", asJSON, asJSON,
-			pod("pod-"+strconv.Itoa(i), "default-scheduler", onHollow),
+			pod(prefix+strconv.Itoa(i), "default-scheduler", of(i, z.Nodes)),
 		}
 	}}.run(ctx, s)
-	if err == nil && o.Done < z.Bind {
-		err = fmt.Errorf("%d of %d pods made; the first error: %v", o.Done, z.Bind, o.First)
+	if err == nil && o.Done < n {
+		err = fmt.Errorf("%d of %d pods made; the first error: %v", o.Done, n, o.First)
 	}
 	return o, err
 }
@@ -101,8 +104,8 @@ const settleBefore = 3 * time.Second
 
 // bindRound creates the pods while every node is closed, waits until each was
 // found unschedulable, and counts from the first node opened.
-func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]figure, error) {
-	if _, err := createPods(ctx, s, z, ns); err != nil {
+func bindRound(ctx context.Context, s *side, z sizes, ns string, h *hollow, of func(i, n int) shape) ([]figure, error) {
+	if _, err := createPods(ctx, s, z, ns, "pod-", z.Bind, of); err != nil {
 		return nil, err
 	}
 	pods := client.For[*corev1.Pod](s.slow).In(ns)
@@ -173,7 +176,7 @@ func refused(p *corev1.Pod) bool {
 }
 
 func scheduleRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) ([]figure, error) {
-	o, err := createPods(ctx, s, z, ns)
+	o, err := createPods(ctx, s, z, ns, "pod-", z.Bind, basic)
 	if err != nil {
 		return nil, err
 	}

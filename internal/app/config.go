@@ -15,9 +15,11 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
 	"skiff/internal/host"
+	"skiff/internal/runtime/image/registry"
 )
 
 // Config says how an instance is set up. It is written to the data directory at
@@ -63,6 +65,12 @@ type Config struct {
 	// plugins attach pods instead of the built-in network.
 	CNIConfDir string `json:"cniConfDir,omitempty"`
 	CNIBinDir  string `json:"cniBinDir,omitempty"`
+	// RegistryMirrors are URLs that images are looked for at before their registry
+	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}.
+	RegistryMirrors map[string][]string `json:"registryMirrors,omitempty"`
+	// SchedulerConfig is a file with a KubeSchedulerConfiguration
+	// (kubescheduler.config.k8s.io/v1).
+	SchedulerConfig string `json:"schedulerConfig,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -178,8 +186,12 @@ func (c *Config) Merge() error {
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
 	}
+	if c.RegistryMirrors == nil {
+		c.RegistryMirrors = old.RegistryMirrors
+	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
+		{&c.SchedulerConfig, &old.SchedulerConfig},
 	} {
 		if *f.now == "" {
 			*f.now = *f.was
@@ -242,6 +254,8 @@ type Settings struct {
 	APIServiceIP, DNSIP netip.Addr
 	NodePortFirst       uint16
 	NodePortLast        uint16
+	// Scheduler is what SchedulerConfig says.
+	Scheduler *configv1.KubeSchedulerConfiguration
 }
 
 // Complete fills in defaults and checks every field.
@@ -332,6 +346,16 @@ func (c Config) Complete() (*Settings, error) {
 		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
 			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
 		}
+	}
+	for domain, mirrors := range c.RegistryMirrors {
+		for _, m := range mirrors {
+			if err := registry.CheckMirror(m); err != nil {
+				return nil, &ConfigError{"registryMirrors." + domain, err.Error()}
+			}
+		}
+	}
+	if s.Scheduler, err = c.scheduler(); err != nil {
+		return nil, err
 	}
 	if err := c.checkEtcd(); err != nil {
 		return nil, err

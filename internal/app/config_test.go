@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{NodeName: "A B"}, `nodeName: "A B": a lowercase RFC 1123 subdomain`},
 		{Config{MaxPods: -1}, `maxPods: -1: must be greater than 0`},
 		{Config{APIPort: 70000}, `apiPort: 70000: must be a port from 1 to 65535`},
+		{Config{SchedulerConfig: "/nowhere"}, `schedulerConfig: open /nowhere: no such file or directory`},
 		{Config{NodeIP: "here"}, `nodeIP: "here": must be an IP address`},
 		{Config{NodeIP: "10.244.0.9"}, `nodeIP: 10.244.0.9 lies within podCIDR or serviceCIDR`},
 	}
@@ -64,7 +66,8 @@ func TestDefaults(t *testing.T) {
 
 func TestMergeKeepsWhatCannotChange(t *testing.T) {
 	dir := t.TempDir()
-	first, err := Config{DataDir: dir, NodeIP: "192.0.2.7", NodeName: "n", APIPort: 7001}.Complete()
+	mirrors := map[string][]string{"docker.io": {"https://mirror.example.com"}}
+	first, err := Config{DataDir: dir, NodeIP: "192.0.2.7", NodeName: "n", APIPort: 7001, RegistryMirrors: mirrors}.Complete()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +78,7 @@ func TestMergeKeepsWhatCannotChange(t *testing.T) {
 	if err := again.Merge(); err != nil {
 		t.Fatal(err)
 	}
-	if again.APIPort != 7001 || again.NodeName != "n" {
+	if again.APIPort != 7001 || again.NodeName != "n" || !reflect.DeepEqual(again.RegistryMirrors, mirrors) {
 		t.Errorf("%+v", again)
 	}
 	other := Config{DataDir: dir, PodCIDR: "10.9.0.0/16"}

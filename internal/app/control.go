@@ -41,6 +41,7 @@ func (s *server) startControl(ctx context.Context) error {
 	s.g.start("scheduler events", events.Run)
 	sched, err := scheduler.New(scheduler.Deps{
 		Client: c, Informers: informers, Events: events, Log: s.log, Now: time.Now, Seed: uint64(time.Now().UnixNano()),
+		Config: s.set.Scheduler,
 	})
 	if err != nil {
 		return err

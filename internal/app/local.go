@@ -84,6 +84,7 @@ func overlay(file, flags Config) Config {
 	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
 	str(&file.CNIConfDir, flags.CNIConfDir)
 	str(&file.CNIBinDir, flags.CNIBinDir)
+	str(&file.SchedulerConfig, flags.SchedulerConfig)
 	file.Verbose = file.Verbose || flags.Verbose
 	return file
 }

@@ -41,6 +41,8 @@ type Settings struct {
 	ContainerRuntimeEndpoint string
 	CNIConfDir               string
 	CNIBinDir                string
+	RegistryMirrors          map[string][]string // in the config file alone
+	SchedulerConfig          string
 	Verbose                  bool
 }
 
@@ -174,6 +176,7 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
 	f.StringVar(&c.set.CNIConfDir, "cni-conf-dir", "", "directory of CNI configurations, which replace the built-in pod network (default /etc/cni/net.d)")
 	f.StringVar(&c.set.CNIBinDir, "cni-bin-dir", "", "directory of CNI plugins (default /opt/cni/bin, then /usr/lib/cni)")
+	f.StringVar(&c.set.SchedulerConfig, "scheduler-config", "", "file with a KubeSchedulerConfiguration: profiles, plugins, extenders")
 	f.BoolVarP(&c.set.Verbose, "verbose", "v", false, "log more")
 }
 

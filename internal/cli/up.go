@@ -216,6 +216,7 @@ func (c *command) flags() []string {
 	add("etcd-key", s.EtcdKey)
 	add("cni-conf-dir", s.CNIConfDir)
 	add("cni-bin-dir", s.CNIBinDir)
+	add("scheduler-config", s.SchedulerConfig)
 	if s.Verbose {
 		out = append(out, "--verbose")
 	}

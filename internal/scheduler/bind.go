@@ -60,7 +60,7 @@ func (s *Scheduler) bindAll(ctx context.Context) error {
 }
 
 func (s *Scheduler) waits(p *framework.Pod) bool {
-	return slices.ContainsFunc(s.preBind, func(b framework.PreBinder) bool {
+	return slices.ContainsFunc(s.profileOf(p).preBind, func(b framework.PreBinder) bool {
 		w, ok := b.(framework.Waiter)
 		return ok && w.Waits(p)
 	})
@@ -78,6 +78,15 @@ func (s *Scheduler) bind(ctx context.Context, todo []binding) {
 		}
 		if results[i].err = s.prepare(ctx, b); results[i].err != nil {
 			continue
+		}
+		if e := s.extenders.binder(b.pod.Pod); e != nil {
+			err := e.bind(ctx, b.pod.Pod, b.node)
+			if err == nil || !e.c.Ignorable {
+				if err != nil {
+					s.settle(ctx, &results[i], err)
+				}
+				continue
+			}
 		}
 		objects = append(objects, &corev1.Binding{
 			ObjectMeta: metav1.ObjectMeta{Namespace: b.pod.Namespace, Name: b.pod.Name, UID: b.pod.UID},
@@ -133,7 +142,7 @@ func (s *Scheduler) settle(ctx context.Context, r *bound, err error) {
 
 // prepare runs the PreBind plugins.
 func (s *Scheduler) prepare(ctx context.Context, b binding) error {
-	for _, p := range s.preBind {
+	for _, p := range s.profileOf(b.pod).preBind {
 		if err := p.PreBind(ctx, b.pod, b.node); err != nil {
 			name := "?"
 			if n, ok := p.(framework.Plugin); ok {

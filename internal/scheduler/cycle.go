@@ -22,14 +22,14 @@ import (
 // Between calls it keeps, for the subjects that it met last, a table of judged
 // nodes that follows the snapshot's log.
 type Cycle struct {
-	plugins []plugins.Enabled
-	globals []framework.Global
-	post    []framework.PostFilterer
-	reserve []framework.Reserver
-	permit  []framework.Permitter
-	rand    *rand.Rand
-
+	profile     plugins.Profile
+	globals     []framework.Global
+	post        []framework.PostFilterer
+	reserve     []framework.Reserver
+	permit      []framework.Permitter
 	topological []topoEnabled
+	extenders   extenders
+	rand        *rand.Rand
 
 	of     *framework.Snapshot
 	tables map[framework.Subject]*table
@@ -47,25 +47,46 @@ const (
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
-	c := &Cycle{plugins: enabled, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
-	for _, p := range enabled {
+	return newCycle(plugins.ProfileOf("", enabled), seed)
+}
+
+func newCycle(profile plugins.Profile, seed uint64) *Cycle {
+	c := &Cycle{profile: profile, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
+	c.post = acting[framework.PostFilterer](profile.PostFilter)
+	c.reserve = acting[framework.Reserver](profile.Reserve)
+	c.permit = acting[framework.Permitter](profile.Permit)
+	for _, p := range profile.Filter {
+		if f, ok := p.Plugin.(framework.Topological); ok {
+			c.topological = append(c.topological, topoEnabled{Topological: f, filters: true})
+		}
+	}
+	for _, p := range profile.Score {
 		if g, ok := p.Plugin.(framework.Global); ok && p.Weight > 0 {
 			c.globals = append(c.globals, g)
 		}
-		if f, ok := p.Plugin.(framework.Topological); ok {
-			c.topological = append(c.topological, topoEnabled{f, p.Weight})
+		f, ok := p.Plugin.(framework.Topological)
+		if !ok {
+			continue
 		}
-		if f, ok := p.Plugin.(framework.PostFilterer); ok {
-			c.post = append(c.post, f)
+		i := slices.IndexFunc(c.topological, func(t topoEnabled) bool { return t.Name() == p.Name() })
+		if i < 0 {
+			i = len(c.topological)
+			c.topological = append(c.topological, topoEnabled{Topological: f})
 		}
-		if r, ok := p.Plugin.(framework.Reserver); ok {
-			c.reserve = append(c.reserve, r)
-		}
-		if r, ok := p.Plugin.(framework.Permitter); ok {
-			c.permit = append(c.permit, r)
-		}
+		c.topological[i].weight = p.Weight
 	}
 	return c
+}
+
+// acting are the plugins of a list that are of a kind.
+func acting[T any](list []plugins.Enabled) []T {
+	var out []T
+	for _, p := range list {
+		if t, ok := p.Plugin.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // Decision is what becomes of one pod: a node, or the reason why none.
@@ -73,6 +94,8 @@ type Decision struct {
 	Pod     *framework.Pod
 	Node    string
 	Failure *Failure
+	// Err is why nothing could be decided: an extender did not answer.
+	Err error
 }
 
 // Failure is why no node can take a pod.
@@ -114,8 +137,15 @@ func (c *Cycle) one(s *framework.Snapshot, p *framework.Pod) Decision {
 		return d
 	}
 	slot, ok := c.pick(s, t, p)
+	var refused map[int]*framework.Status
+	if ok && c.extenders.interested(p.Pod) {
+		if slot, refused, d.Err = c.extend(s, t, p); d.Err != nil {
+			return d
+		}
+		ok = slot >= 0
+	}
 	if !ok {
-		d.Failure = c.explain(s, p, t)
+		d.Failure = c.explain(s, p, t, refused)
 		if d.Failure.Nominated != "" {
 			// The rest of the batch must not count on this place.
 			s.Nominate(p, d.Failure.Nominated)
@@ -200,6 +230,10 @@ func (c *Cycle) table(s *framework.Snapshot, sub framework.Subject) *table {
 	return t
 }
 
+// Forget drops all that was judged of nodes: what plugins go by, beside class and
+// node, has changed.
+func (c *Cycle) Forget() { clear(c.tables) }
+
 func (c *Cycle) evict() {
 	used := make([]uint64, 0, len(c.tables))
 	for _, t := range c.tables {
@@ -241,9 +275,11 @@ func (c *Cycle) Undo(s *framework.Snapshot, p *framework.Pod, node string) {
 	if !s.Forget(p.UID) {
 		return
 	}
-	if n := s.Node(node); n != nil {
-		c.unreserve(p, n)
+	n := s.Node(node)
+	if n == nil {
+		n = &framework.Node{Name: node}
 	}
+	c.unreserve(p, n)
 }
 
 func (c *Cycle) preFilterFailure(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
@@ -264,10 +300,10 @@ func join(reasons []string) string {
 }
 
 // explain says why no node can take a pod. For pods of one class the answer is
-// the same until a node changes.
-func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Failure {
+// the same until a node changes. extended is what extenders said of nodes that the plugins would take.
+func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, extended map[int]*framework.Status) *Failure {
 	nominated := s.NominatedNode(p.UID) != ""
-	if t.failure != nil && !nominated && !c.together {
+	if t.failure != nil && !nominated && extended == nil && !c.together {
 		return t.failure
 	}
 	reasons := framework.Reasons{}
@@ -286,6 +322,9 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 		refused[t.namedBy] = true
 		judged = namedJudged{mine, named, other}
 	}
+	if extended != nil {
+		judged = extendedJudged{judged, extended}
+	}
 	for slot := range s.All() {
 		st := judged.Status(slot)
 		if st == nil {
@@ -302,7 +341,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table) *Fail
 	}
 	slices.Sort(f.Plugins)
 	f = c.postFilter(s, p, f, reasons.Message(s.NumNodes()), judged)
-	if t.nodes == nil && !nominated && f.Nominated == "" && !c.together {
+	if t.nodes == nil && !nominated && extended == nil && f.Nominated == "" && !c.together {
 		t.failure = f
 	}
 	return f
@@ -313,10 +352,12 @@ func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, 
 	if c.together {
 		return f
 	}
+	separator := " "
 	for _, pf := range c.post {
 		r := pf.PostFilter(p, s, judged)
 		if r.Message != "" {
-			f.Message += " " + r.Message
+			f.Message += separator + r.Message
+			separator = ", "
 		}
 		if r.Node != "" {
 			f.Nominated, f.Victims, f.Violations = r.Node, r.Victims, r.Violations
@@ -362,6 +403,19 @@ func (j namedJudged) Status(slot int) *framework.Status {
 	return j.other
 }
 
+// extendedJudged is what extenders said beside the plugins.
+type extendedJudged struct {
+	framework.Judged
+	refused map[int]*framework.Status
+}
+
+func (j extendedJudged) Status(slot int) *framework.Status {
+	if st := j.refused[slot]; st != nil {
+		return st
+	}
+	return j.Judged.Status(slot)
+}
+
 // allJudged is one answer for all nodes.
 type allJudged struct {
 	tableJudged
@@ -403,7 +457,7 @@ func (c *Cycle) Explain(s *framework.Snapshot, p *framework.Pod) []Refusal {
 			continue
 		}
 		r := Refusal{Node: n.Name, Plugin: st.Plugin, Reasons: st.Reasons, Resolvable: st.Code == framework.Unschedulable}
-		for _, pl := range c.plugins {
+		for _, pl := range c.profile.All {
 			if e, ok := pl.Plugin.(framework.Explainer); ok && pl.Name() == st.Plugin {
 				r.Sentence = e.Explain(p.Class, n)
 			}

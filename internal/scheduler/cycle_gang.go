@@ -37,6 +37,8 @@ type Verdict struct {
 	Placed    bool
 	// Message is what the group's condition says.
 	Message string
+	// Err is why nothing could be decided: an extender did not answer.
+	Err error
 }
 
 // Together decides on the pods of a group (KEP 4671): each with those before it in
@@ -48,7 +50,7 @@ type Verdict struct {
 // holds places while it waits for more.
 func (c *Cycle) Together(s *framework.Snapshot, pods []*framework.Pod, t Team) Verdict {
 	v := c.team(s, pods, t)
-	if v.Placed {
+	if v.Placed || v.Err != nil {
 		return v
 	}
 	said := v.Message
@@ -95,11 +97,15 @@ func (c *Cycle) team(s *framework.Snapshot, pods []*framework.Pod, t Team) Verdi
 	tried := 0
 	for ; tried < len(pods) && placed+len(pods)-tried >= t.Least; tried++ {
 		d := c.one(s, pods[tried])
-		if v.Decisions[tried] = d; d.Failure == nil {
+		if v.Decisions[tried] = d; d.Err != nil {
+			v.Err = fmt.Errorf("failed to schedule other pod from a pod group: %w", d.Err)
+			break
+		}
+		if d.Failure == nil {
 			placed++
 		}
 	}
-	if placed >= t.Least && placed > t.Placed {
+	if v.Err == nil && placed >= t.Least && placed > t.Placed {
 		v.Placed = true
 		return v
 	}
@@ -156,7 +162,7 @@ func (c *Cycle) preemptFor(s *framework.Snapshot, pods []*framework.Pod, t Team)
 		return nil, "No preemption victims found for incoming preemptor"
 	}
 	f := s.Fork()
-	sub := NewCycle(c.plugins, c.rand.Uint64())
+	sub := newCycle(c.profile, c.rand.Uint64())
 	where := map[types.UID]string{}
 	for _, v := range victims {
 		for _, p := range v.pods {
@@ -299,7 +305,7 @@ func (c *Cycle) victimsFor(s *framework.Snapshot, t Team) []*victim {
 			out, all = append(out, v), append(all, v.pods...)
 		}
 	}
-	for _, g := range c.plugins {
+	for _, g := range c.profile.PostFilter {
 		b, ok := g.Plugin.(framework.Guard)
 		if !ok {
 			continue

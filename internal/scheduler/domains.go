@@ -69,6 +69,7 @@ func newDomains(enabled []topoEnabled, sub framework.Subject, s *framework.Snaps
 	d := &domains{}
 	for _, e := range enabled {
 		top := e.Topology(sub, s)
+		top.Filters, top.Scores = top.Filters && e.filters, top.Scores && e.weight > 0
 		if !top.Filters && !top.Scores {
 			continue
 		}
@@ -416,8 +417,9 @@ func (d *domains) serves(now *domains) bool {
 	})
 }
 
-// topoEnabled is a topological plugin and the weight of its score.
+// topoEnabled is a topological plugin, whether it filters, and the weight of its score.
 type topoEnabled struct {
 	framework.Topological
-	weight int64
+	weight  int64
+	filters bool
 }

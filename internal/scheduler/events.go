@@ -36,10 +36,10 @@ const (
 // event about the same object state becomes a series: the second is written as a
 // count of two, later ones are counted and written now and then.
 type EventWriter struct {
-	d        EventWriterDeps
-	instance string
-	last     atomic.Int64
-	dropped  atomic.Uint64
+	d       EventWriterDeps
+	host    string
+	last    atomic.Int64
+	dropped atomic.Uint64
 
 	mu    sync.Mutex
 	queue []*eventsv1.Event
@@ -50,7 +50,8 @@ type EventWriter struct {
 // EventWriterDeps is what an EventWriter needs.
 type EventWriterDeps struct {
 	Client *client.Client
-	// Controller is the reportingController; "default-scheduler" by default.
+	// Controller is the reportingController; by default the schedulerName of the pod
+	// on whose behalf something happened.
 	Controller string
 	Now        func() time.Time
 	Log        *slog.Logger
@@ -71,9 +72,6 @@ type knownEvent struct {
 
 // NewEventWriter returns an EventWriter; it writes while Run runs.
 func NewEventWriter(d EventWriterDeps) *EventWriter {
-	if d.Controller == "" {
-		d.Controller = corev1.DefaultSchedulerName
-	}
 	if d.Now == nil {
 		d.Now = time.Now
 	}
@@ -84,7 +82,7 @@ func NewEventWriter(d EventWriterDeps) *EventWriter {
 	if err != nil {
 		host = "unknown"
 	}
-	return &EventWriter{d: d, instance: d.Controller + "-" + host, known: map[eventKey]*knownEvent{}, wake: make(chan struct{}, 1)}
+	return &EventWriter{d: d, host: host, known: map[eventKey]*knownEvent{}, wake: make(chan struct{}, 1)}
 }
 
 // Dropped is the number of events that were dropped because too many waited.
@@ -111,10 +109,11 @@ func (w *EventWriter) Event(regarding, related *corev1.Pod, eventType, reason, a
 		w.enqueue(e)
 		return
 	}
+	by := w.controller(regarding, related)
 	e := &eventsv1.Event{
 		ObjectMeta:          metav1.ObjectMeta{Namespace: regarding.Namespace, Name: w.name(regarding.Name, now)},
 		EventTime:           metav1.NewMicroTime(now),
-		ReportingController: w.d.Controller, ReportingInstance: w.instance,
+		ReportingController: by, ReportingInstance: by + "-" + w.host,
 		Action: action, Reason: reason, Type: eventType, Note: note,
 		Regarding: podReference(regarding),
 	}
@@ -127,6 +126,20 @@ func (w *EventWriter) Event(regarding, related *corev1.Pod, eventType, reason, a
 	}
 	w.known[key] = &knownEvent{event: e, count: 1, at: now, written: now}
 	w.enqueue(e)
+}
+
+// controller is who reports: the scheduler of the pod that something was done for.
+func (w *EventWriter) controller(regarding, related *corev1.Pod) string {
+	if related != nil {
+		regarding = related
+	}
+	switch {
+	case w.d.Controller != "":
+		return w.d.Controller
+	case regarding.Spec.SchedulerName != "":
+		return regarding.Spec.SchedulerName
+	}
+	return corev1.DefaultSchedulerName
 }
 
 // forget drops the series that are over, and if that leaves many, those of the

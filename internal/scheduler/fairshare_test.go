@@ -79,11 +79,7 @@ func newMarket(nodes int, spaces ...*corev1.Namespace) *market {
 		cycle: NewCycle(plugins.All(), 1), runs: map[int64][]*framework.Pod{}, used: map[string]int64{}, born: map[types.UID]time.Time{},
 		waited: map[string]time.Duration{},
 	}
-	for _, p := range plugins.All() {
-		if h, ok := p.Plugin.(framework.Hinter); ok {
-			m.s.queue.hints[p.Name()] = h
-		}
-	}
+	m.s.queue.profile(plugins.ProfileOf(corev1.DefaultSchedulerName, plugins.All()))
 	for i := range nodes {
 		m.s.snapshot.SetNode(node(fmt.Sprintf("n%d", i), "cpu", "8", "memory", "32Gi", "pods", "110"))
 	}

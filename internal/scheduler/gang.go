@@ -13,6 +13,9 @@ import (
 	"skiff/internal/scheduler/framework"
 )
 
+// gangPlugin is upstream's name for what keeps the pods of incomplete groups out.
+const gangPlugin = "GangScheduling"
+
 // gangKey names a pod group.
 type gangKey struct{ namespace, name string }
 
@@ -114,7 +117,6 @@ func (qu *queue) join(q *queued) {
 	}
 	q.gang = qu.gang(k)
 	q.gang.pending[q.pod.UID] = q
-	qu.hurry(q.gang)
 }
 
 // hurry puts the rest of a group that is placed in part before all others of its
@@ -170,7 +172,6 @@ func (qu *queue) setPlaced(p *framework.Pod, on bool) {
 	g := qu.gang(k)
 	if on {
 		g.placed[p.UID] = p
-		qu.hurry(g)
 	} else {
 		delete(g.placed, p.UID)
 	}
@@ -195,6 +196,7 @@ func (qu *queue) settle(g *gang) {
 		delete(qu.untold, g)
 		return
 	}
+	qu.hurry(g)
 	complete := g.refusal() == ""
 	if complete {
 		delete(qu.untold, g)
@@ -205,7 +207,9 @@ func (qu *queue) settle(g *gang) {
 		case complete && q.place == gated:
 			qu.put(q, active)
 		case !complete:
-			qu.put(q, gated)
+			if q.place != gated {
+				qu.shut(q, gangPlugin)
+			}
 			qu.untold[g] = qu.at.Add(tellAfter)
 		}
 	}

@@ -19,12 +19,7 @@ import (
 // tryGang decides on the pods of a group, as one.
 func (s *Scheduler) tryGang(g *gang, tried []*queued) []binding {
 	if err := s.alike(g, tried); err != nil {
-		for _, q := range tried {
-			s.metrics.attempt("error")
-			s.queue.errored(q, s.d.Now())
-			s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonSchedulerError, message: err.Error()})
-		}
-		s.judged(g, metav1.ConditionFalse, schedulingv1beta1.PodGroupReasonSchedulerError, err.Error())
+		s.gangError(g, tried, err)
 		return nil
 	}
 	pods := make([]*framework.Pod, len(tried))
@@ -33,9 +28,13 @@ func (s *Scheduler) tryGang(g *gang, tried []*queued) []binding {
 		pods[i] = q.pod
 		waited[i] = s.snapshot.NominatedNode(q.pod.UID)
 	}
-	v := s.cycle.Together(s.snapshot, pods, Team{
+	v := s.profileOf(pods[0]).cycle.Together(s.snapshot, pods, Team{
 		Least: g.least(), Placed: g.underway() - len(tried), Priority: g.priority(), Of: s.unitOf,
 	})
+	if v.Err != nil {
+		s.gangError(g, tried, v.Err)
+		return nil
+	}
 	var out []binding
 	for i, d := range v.Decisions {
 		if d.Failure != nil {
@@ -53,6 +52,14 @@ func (s *Scheduler) tryGang(g *gang, tried []*queued) []binding {
 	return out
 }
 
+// gangError returns the pods of a group for which nothing could be decided.
+func (s *Scheduler) gangError(g *gang, tried []*queued, err error) {
+	for _, q := range tried {
+		s.error(q, err)
+	}
+	s.judged(g, metav1.ConditionFalse, schedulingv1beta1.PodGroupReasonSchedulerError, err.Error())
+}
+
 // alike says what must be the same for the pods of a group and is not.
 func (s *Scheduler) alike(g *gang, tried []*queued) error {
 	pods := make([]*framework.Pod, 0, len(tried)+len(g.placed))
@@ -63,8 +70,8 @@ func (s *Scheduler) alike(g *gang, tried []*queued) error {
 		pods = append(pods, p)
 	}
 	for _, p := range pods {
-		if p.Spec.SchedulerName != s.d.Name {
-			return fmt.Errorf("all pods in a single pod group should have the same .spec.schedulerName set, got: %q and %q", p.Spec.SchedulerName, s.d.Name)
+		if p.Spec.SchedulerName != pods[0].Spec.SchedulerName {
+			return fmt.Errorf("all pods in a single pod group should have the same .spec.schedulerName set, got: %q and %q", p.Spec.SchedulerName, pods[0].Spec.SchedulerName)
 		}
 		if p.Class.Priority != g.priority() {
 			return fmt.Errorf("all pods in a single pod group should have the same priority as the pod group's priority, got %d and %d", p.Class.Priority, g.priority())

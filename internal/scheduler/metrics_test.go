@@ -44,7 +44,11 @@ func TestMetrics(t *testing.T) {
 	r.until("all are counted", func() bool {
 		return value("scheduler_schedule_attempts_total", "default-scheduler", "scheduled") == 1 &&
 			value("scheduler_schedule_attempts_total", "default-scheduler", "unschedulable") == 1 &&
-			value("scheduler_pod_scheduling_sli_duration_seconds") == 1 &&
+			value("scheduler_pod_scheduling_sli_duration_seconds", "1") == 1 &&
+			value("scheduler_pod_scheduling_attempts") == 1 &&
+			value("scheduler_queue_incoming_pods_total", "ScheduleAttemptFailure", "unschedulable") == 1 &&
+			value("scheduler_unschedulable_pods", "NodeResourcesFit", "default-scheduler") == 1 &&
+			value("scheduler_cache_size", "pods") == 1 &&
 			value("scheduler_pending_pods", "unschedulable") == 1 &&
 			value("scheduler_pending_pods", "gated") == 1 &&
 			value("scheduler_pending_pods", "active") == 0

@@ -109,7 +109,7 @@ func (s *Scheduler) evict(ctx context.Context, e eviction) error {
 		"metadata": map[string]any{"uid": e.victim.UID},
 		"status": map[string]any{"conditions": []corev1.PodCondition{{
 			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonPreemptionByScheduler,
-			Message:            fmt.Sprintf("%s: preempting to accommodate a higher priority pod", s.d.Name),
+			Message:            fmt.Sprintf("%s: preempting to accommodate a higher priority pod", e.preemptor.Spec.SchedulerName),
 			ObservedGeneration: e.victim.Generation, LastTransitionTime: metav1.NewTime(s.d.Now()),
 		}}},
 	})

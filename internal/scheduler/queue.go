@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
 )
 
 // place is where in the queue a pod is.
@@ -45,10 +46,13 @@ type queued struct {
 	attempts int // failed for want of a node
 	errors   int // failed by an error, in a row
 	refused  []string
-	alike    alike // while unschedulable
-	early    bool  // tried before its back-off was over
+	gate     string // the plugin that keeps it out, while gated
+	alike    alike  // while unschedulable
+	early    bool   // tried before its back-off was over
 	message  string
-	waits    string // for victims to end on this node
+	waits    string    // for victims to end on this node
+	tried    time.Time // when it was taken last
+	leftover bool      // it was tried last for having waited long
 
 	gang *gang // that it belongs to; nil for none
 	held bool  // gated by a plugin
@@ -70,8 +74,10 @@ type queue struct {
 	backoff backoffHeap
 	// waiting has the unschedulable pods: what may help one helps its like.
 	waiting map[alike]map[types.UID]*queued
-	order   uint64
-	gated   int
+	// gates has the gated pods by the plugin that keeps them out.
+	gates map[string]map[types.UID]*queued
+	order uint64
+	gated int
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
 
@@ -84,8 +90,25 @@ type queue struct {
 	// at is when flush was called last.
 	at time.Time
 
-	preEnqueue []framework.PreEnqueuer
-	hints      map[string]framework.Hinter // by plugin
+	// By schedulerName: what keeps pods out, and the hints by plugin.
+	preEnqueue map[string][]framework.PreEnqueuer
+	hints      map[string]map[string]framework.Hinter
+	// The first wait of a pod that could not be placed, and the longest.
+	first, last time.Duration
+	// incoming, where set, is told where a pod came to and what brought it there.
+	incoming func(to place, event string)
+}
+
+// profile tells what acts on the pods of a profile.
+func (qu *queue) profile(p plugins.Profile) {
+	hints := map[string]framework.Hinter{}
+	for _, pl := range p.All {
+		if h, ok := pl.Plugin.(framework.Hinter); ok {
+			hints[pl.Name()] = h
+		}
+	}
+	qu.hints[p.Name] = hints
+	qu.preEnqueue[p.Name] = acting[framework.PreEnqueuer](p.PreEnqueue)
 }
 
 // alike is what the answer to an event depends on.
@@ -97,7 +120,12 @@ type alike struct {
 }
 
 func newQueue() *queue {
-	return &queue{pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gangs: map[gangKey]*gang{}, untold: map[*gang]time.Time{}, hints: map[string]framework.Hinter{}}
+	return &queue{
+		pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gates: map[string]map[types.UID]*queued{},
+		hints: map[string]map[string]framework.Hinter{}, preEnqueue: map[string][]framework.PreEnqueuer{},
+		gangs: map[gangKey]*gang{}, untold: map[*gang]time.Time{},
+		first: firstBackoff, last: lastBackoff,
+	}
 }
 
 // put moves q to a place, taking it from where it was.
@@ -115,6 +143,9 @@ func (qu *queue) put(q *queued, to place) {
 		}
 	case gated:
 		qu.gated--
+		if delete(qu.gates[q.gate], q.pod.UID); len(qu.gates[q.gate]) == 0 {
+			delete(qu.gates, q.gate)
+		}
 	}
 	q.place = to
 	switch to {
@@ -132,11 +163,22 @@ func (qu *queue) put(q *queued, to place) {
 		m[q.pod.UID] = q
 	case gated:
 		qu.gated++
+		if qu.gates[q.gate] == nil {
+			qu.gates[q.gate] = map[types.UID]*queued{}
+		}
+		qu.gates[q.gate][q.pod.UID] = q
 	case nowhere:
 		delete(qu.pods, q.pod.UID)
 		return
 	}
 	qu.pods[q.pod.UID] = q
+}
+
+// came tells where q came to.
+func (qu *queue) came(q *queued, event string) {
+	if qu.incoming != nil {
+		qu.incoming(q.place, event)
+	}
 }
 
 // set adds a pending pod, or tells that it changed. It returns the refusal of
@@ -147,7 +189,9 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		qu.order++
 		q = &queued{pod: p, since: now, first: now, order: qu.order}
 		qu.join(q)
-		return qu.enter(q)
+		st := qu.enter(q)
+		qu.came(q, "UnscheduledPodAdd")
+		return st
 	}
 	old := q.pod
 	p.Group = old.Group
@@ -164,6 +208,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 		q.pod = p
 		if kind != 0 && qu.hinted(p, q.refused, framework.Event{Kind: kind, Pod: p, OldPod: old}) {
 			qu.requeue(q, now)
+			qu.came(q, "TargetPodUpdate")
 		} else {
 			qu.put(q, unschedulable)
 		}
@@ -178,21 +223,28 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 
 // enter asks the plugins that may keep a pod out.
 func (qu *queue) enter(q *queued) *framework.Status {
-	for _, p := range qu.preEnqueue {
+	for _, p := range qu.preEnqueue[q.pod.Spec.SchedulerName] {
 		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
 			q.held = true
-			qu.put(q, gated)
+			qu.shut(q, st.Plugin)
 			return st
 		}
 	}
 	q.held = false
 	if q.gang != nil {
-		qu.put(q, gated)
+		qu.shut(q, gangPlugin)
 		qu.settle(q.gang)
 		return nil
 	}
 	qu.put(q, active)
 	return nil
+}
+
+// shut keeps a pod out for a plugin.
+func (qu *queue) shut(q *queued, plugin string) {
+	qu.put(q, nowhere)
+	q.gate = plugin
+	qu.put(q, gated)
 }
 
 // remove forgets a pod.
@@ -256,8 +308,10 @@ func (qu *queue) failed(q *queued, plugins []string, now time.Time) {
 	q.errors = 0
 	q.refused = plugins
 	q.since = now
-	q.until = now.Add(backoffOf(q.attempts))
+	q.until = now.Add(qu.backoffOf(q.attempts))
+	q.leftover = false
 	qu.put(q, unschedulable)
+	qu.came(q, "ScheduleAttemptFailure")
 }
 
 // errored returns a pod whose try ended in an error.
@@ -267,18 +321,19 @@ func (qu *queue) errored(q *queued, now time.Time) {
 	}
 	q.errors++
 	q.since = now
-	q.until = now.Add(backoffOf(q.errors))
+	q.until = now.Add(qu.backoffOf(q.errors))
 	qu.put(q, backingOff)
+	qu.came(q, "ScheduleAttemptFailure")
 }
 
-func backoffOf(tries int) time.Duration {
-	d := firstBackoff
+func (qu *queue) backoffOf(tries int) time.Duration {
+	d := qu.first
 	for range tries - 1 {
-		if d *= 2; d >= lastBackoff {
-			return lastBackoff
+		if d *= 2; d >= qu.last {
+			return qu.last
 		}
 	}
-	return d
+	return min(d, qu.last)
 }
 
 // requeue lets a pod be tried again: now, or after its back-off.
@@ -310,6 +365,24 @@ func (qu *queue) happened(e framework.Event, now time.Time) {
 	}
 	for _, q := range wake {
 		qu.requeue(q, now)
+		qu.came(q, eventName(e.Kind))
+	}
+	qu.open(e)
+}
+
+// open lets in the gated pods that an event may help.
+func (qu *queue) open(e framework.Event) {
+	var wake []*queued
+	for plugin, pods := range qu.gates {
+		for _, q := range pods {
+			if h := qu.hints[q.pod.Spec.SchedulerName][plugin]; h != nil && h.Events()&e.Kind != 0 && h.Hint(q.pod, e) {
+				wake = append(wake, q)
+			}
+		}
+	}
+	slices.SortFunc(wake, compareQueued)
+	for _, q := range wake {
+		qu.enter(q)
 	}
 }
 
@@ -320,7 +393,7 @@ func (qu *queue) hinted(p *framework.Pod, refused []string, e framework.Event) b
 		return e.Kind&framework.NodeAdded != 0
 	}
 	for _, name := range refused {
-		h := qu.hints[name]
+		h := qu.hints[p.Spec.SchedulerName][name]
 		if h == nil || h.Events()&e.Kind != 0 && h.Hint(p, e) {
 			return true
 		}
@@ -336,7 +409,9 @@ const leftoverEvery = 30 * time.Second
 func (qu *queue) flush(now time.Time) {
 	qu.at = now
 	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
-		qu.put(qu.backoff[0], active)
+		q := qu.backoff[0]
+		qu.put(q, active)
+		qu.came(q, "BackoffComplete")
 	}
 	if len(qu.waiting) == 0 {
 		qu.leftover = time.Time{}
@@ -359,7 +434,9 @@ func (qu *queue) flush(now time.Time) {
 	}
 	slices.SortFunc(wake, compareQueued)
 	for _, q := range wake {
+		q.leftover = true
 		qu.requeue(q, now)
+		qu.came(q, "UnschedulableTimeout")
 	}
 }
 
@@ -389,6 +466,9 @@ func podChange(was, is *framework.Pod) framework.EventKind {
 	}
 	if !maps.Equal(old.Labels, now.Labels) {
 		k |= framework.PodLabels
+	}
+	if len(now.Spec.ResourceClaims) > 0 && !equality.Semantic.DeepEqual(old.Status.ResourceClaimStatuses, now.Status.ResourceClaimStatuses) {
+		k |= framework.PodClaims
 	}
 	if !was.Class.Requests.Equal(&is.Class.Requests) {
 		k |= framework.PodRequests

@@ -13,14 +13,7 @@ import (
 
 func testQueue() (*queue, *framework.Classes) {
 	qu := newQueue()
-	for _, p := range plugins.All() {
-		if h, ok := p.Plugin.(framework.Hinter); ok {
-			qu.hints[p.Name()] = h
-		}
-		if e, ok := p.Plugin.(framework.PreEnqueuer); ok {
-			qu.preEnqueue = append(qu.preEnqueue, e)
-		}
-	}
+	qu.profile(plugins.ProfileOf(corev1.DefaultSchedulerName, plugins.All()))
 	return qu, framework.NewClasses()
 }
 
@@ -54,11 +47,11 @@ func TestQueueOrder(t *testing.T) {
 func TestQueueBackoff(t *testing.T) {
 	want := []time.Duration{1, 2, 4, 8, 10, 10}
 	for i, w := range want {
-		if got := backoffOf(i + 1); got != w*time.Second {
+		if got := newQueue().backoffOf(i + 1); got != w*time.Second {
 			t.Errorf("after %d tries %v, want %v", i+1, got, w*time.Second)
 		}
 	}
-	if got := backoffOf(1 << 30); got != lastBackoff {
+	if got := newQueue().backoffOf(1 << 30); got != lastBackoff {
 		t.Errorf("after very many tries %v", got)
 	}
 }

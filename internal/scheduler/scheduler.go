@@ -33,8 +33,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	"k8s.io/apimachinery/pkg/types"
+	configv1 "k8s.io/kube-scheduler/config/v1"
 
 	"skiff/internal/client"
+	"skiff/internal/scheduler/config"
 	"skiff/internal/scheduler/framework"
 	"skiff/internal/scheduler/plugins"
 )
@@ -57,9 +59,10 @@ type Deps struct {
 	Now func() time.Time
 	// Seed makes the choice among equal nodes repeatable.
 	Seed uint64
-	// Name is the schedulerName that pods ask for; "default-scheduler" by default.
-	Name string
-	// Plugins are plugins.Default by default.
+	// Config, defaulted and validated, says what profiles there are, how long to wait
+	// between tries, and who extends the scheduler; config.Default by default.
+	Config *configv1.KubeSchedulerConfiguration
+	// Plugins, where not nil, are those of the only profile.
 	Plugins []plugins.Enabled
 	// Metrics, where not nil, gets the scheduler's metrics.
 	Metrics prometheus.Registerer
@@ -71,26 +74,30 @@ const maxBatch = 512
 
 // Scheduler places pods. See the package's doc.
 type Scheduler struct {
-	d           Deps
-	pods        *client.Informer[*corev1.Pod]
-	nodes       *client.Informer[*corev1.Node]
-	spaces      *client.Informer[*corev1.Namespace]
-	groups      *groups
+	d        Deps
+	pods     *client.Informer[*corev1.Pod]
+	nodes    *client.Informer[*corev1.Node]
+	spaces   *client.Informer[*corev1.Namespace]
+	groups   *groups
+	metrics  *metrics
+	binder   *mailbox[binding]
+	reporter *reporter
+	evictor  *mailbox[eviction]
+
 	podGroups   *client.Informer[*schedulingv1beta1.PodGroup]
 	groupStates *mailbox[groupState]
-	preBind     []framework.PreBinder
-	metrics     *metrics
-	binder      *mailbox[binding]
-	reporter    *reporter
-	evictor     *mailbox[eviction]
 
 	in *mailbox[input]
+
+	profiles  map[string]*profile // by schedulerName
+	first     *profile
+	live      []framework.Plugin // those that watch or run, each once
+	extenders extenders
 
 	// Owned by Run's goroutine.
 	snapshot *framework.Snapshot
 	classes  *framework.Classes
 	queue    *queue
-	cycle    *Cycle
 	unsure   []binding // to be asked about at askAt
 	askAt    time.Time
 }
@@ -104,7 +111,8 @@ type input struct {
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
-	event *framework.Event // something that a plugin follows changed
+	// event is what a plugin was told of.
+	event *framework.Event
 }
 
 // New returns a scheduler; it works while Run runs.
@@ -118,44 +126,29 @@ func New(d Deps) (*Scheduler, error) {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	if d.Name == "" {
-		d.Name = corev1.DefaultSchedulerName
-	}
-	if d.Plugins == nil {
-		d.Plugins = plugins.Default(d.Client, d.Informers)
-	}
 	if d.Events == nil {
 		d.Events = noEvents{}
 	}
-	seen := map[string]bool{}
+	if d.Config == nil {
+		d.Config = config.Default()
+	}
 	s := &Scheduler{
 		d: d, pods: client.InformerFor[*corev1.Pod](d.Informers), nodes: client.InformerFor[*corev1.Node](d.Informers),
 		spaces:    client.InformerFor[*corev1.Namespace](d.Informers),
 		podGroups: client.InformerFor[*schedulingv1beta1.PodGroup](d.Informers), groupStates: newMailbox[groupState](),
 		snapshot: framework.NewSnapshot(), classes: framework.NewClasses(), queue: newQueue(),
-		cycle: NewCycle(d.Plugins, d.Seed), binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
+		binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
 	}
-	for _, p := range d.Plugins {
-		if seen[p.Name()] {
-			return nil, fmt.Errorf("scheduler: plugin %q is given twice", p.Name())
-		}
-		seen[p.Name()] = true
-		if h, ok := p.Plugin.(framework.Hinter); ok {
-			s.queue.hints[p.Name()] = h
-		}
-		if e, ok := p.Plugin.(framework.PreEnqueuer); ok {
-			s.queue.preEnqueue = append(s.queue.preEnqueue, e)
-		}
-		if b, ok := p.Plugin.(framework.PreBinder); ok {
-			s.preBind = append(s.preBind, b)
-		}
+	if err := s.configure(); err != nil {
+		return nil, err
 	}
 	s.groups = newGroups(d.Informers, s.classes)
 	s.reporter = newReporter(d)
 	var err error
-	if s.metrics, err = newMetrics(d.Metrics, d.Name); err != nil {
+	if s.metrics, err = newMetrics(d.Metrics); err != nil {
 		return nil, err
 	}
+	s.queue.incoming = func(to place, event string) { s.metrics.incoming.WithLabelValues(placeNames[to], event).Inc() }
 	return s, nil
 }
 
@@ -170,8 +163,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
 	s.podGroups.OnChange(func(c client.Change[*schedulingv1beta1.PodGroup]) { s.in.put(input{group: &c}) })
 	ready := append(s.groups.watch(), s.podGroups.Synced(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
-	for _, p := range s.d.Plugins {
-		if w, ok := p.Plugin.(framework.Watcher); ok {
+	for _, p := range s.live {
+		if w, ok := p.(framework.Watcher); ok {
 			ready = append(ready, w.Watch(func(e framework.Event) { s.in.put(input{event: &e}) })...)
 		}
 	}
@@ -188,6 +181,11 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.reporter.run(ctx) })
 	g.Go(func() error { return s.evictAll(ctx) })
 	g.Go(func() error { return s.writeGroups(ctx) })
+	for _, p := range s.live {
+		if r, ok := p.(framework.Runner); ok {
+			g.Go(func() error { return r.Run(ctx) })
+		}
+	}
 	return g.Wait()
 }
 
@@ -212,7 +210,7 @@ func (s *Scheduler) loop(ctx context.Context) error {
 			}
 			continue
 		}
-		s.metrics.queue(s.queue)
+		s.metrics.queue(s.queue, s.snapshot.NumNodes(), s.snapshot.NumPods(), s.snapshot.NumAssumed())
 		wait := time.Hour
 		if t := s.queue.next(); !t.IsZero() {
 			wait = max(t.Sub(now), 0)
@@ -245,6 +243,10 @@ func (s *Scheduler) try(batch []*queued) {
 		pods = append(pods, q.pod)
 		tried = append(tried, q)
 	}
+	began := s.d.Now()
+	for _, q := range tried {
+		q.tried = began
+	}
 	var bindings []binding
 	for start := 0; start < len(tried); {
 		end := start + 1
@@ -264,15 +266,20 @@ func (s *Scheduler) try(batch []*queued) {
 // tryEach decides on pods that belong to no group.
 func (s *Scheduler) tryEach(tried []*queued, pods []*framework.Pod) []binding {
 	var bindings []binding
+	began := s.d.Now()
 	waited := make(map[int]string)
 	for i, p := range pods {
 		if n := s.snapshot.NominatedNode(p.UID); n != "" {
 			waited[i] = n
 		}
 	}
-	for i, d := range s.cycle.Schedule(s.snapshot, pods) {
+	for i, d := range s.decide(pods) {
 		if n := waited[i]; n != "" && d.Failure == nil && d.Node != n {
 			s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: d.Pod}, s.d.Now())
+		}
+		if d.Err != nil {
+			s.error(tried[i], d.Err)
+			continue
 		}
 		if d.Failure != nil {
 			s.fail(tried[i], d.Failure, waited[i])
@@ -281,15 +288,50 @@ func (s *Scheduler) tryEach(tried []*queued, pods []*framework.Pod) []binding {
 		s.reporter.drop(d.Pod.UID)
 		bindings = append(bindings, binding{pod: d.Pod, node: d.Node})
 	}
+	if len(pods) > 0 {
+		// Of a batch each took the same.
+		each := s.d.Now().Sub(began).Seconds() / float64(len(pods))
+		for range pods {
+			s.metrics.algorithm.Observe(each)
+		}
+	}
 	return bindings
 }
+
+// decide has every pod decided on by its profile, in order.
+func (s *Scheduler) decide(pods []*framework.Pod) []Decision {
+	var out []Decision
+	for len(pods) > 0 {
+		by, n := s.profileOf(pods[0]), 1
+		for n < len(pods) && s.profileOf(pods[n]) == by {
+			n++
+		}
+		out = append(out, by.cycle.Schedule(s.snapshot, pods[:n])...)
+		pods = pods[n:]
+	}
+	return out
+}
+
+// error returns a pod to the queue for which nothing could be decided or done.
+func (s *Scheduler) error(q *queued, err error) {
+	s.metrics.attempt("error", q.pod.Spec.SchedulerName, s.took(q))
+	s.queue.errored(q, s.d.Now())
+	s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonSchedulerError, message: err.Error()})
+}
+
+// took is how long the last attempt for a pod took until now.
+func (s *Scheduler) took(q *queued) float64 { return s.d.Now().Sub(q.tried).Seconds() }
 
 // fail returns a pod to the queue and says why; was is the node that it was
 // nominated to before.
 func (s *Scheduler) fail(q *queued, f *Failure, was string) {
-	s.metrics.attempt("unschedulable")
+	s.metrics.attempt("unschedulable", q.pod.Spec.SchedulerName, s.took(q))
+	s.metrics.preemptions.Inc()
 	if len(f.Victims) > 0 {
 		s.metrics.victims.Observe(float64(len(f.Victims)))
+		if f.Violations > 0 {
+			s.metrics.violations.WithLabelValues("pod").Add(float64(f.Violations))
+		}
 	}
 	q.waits = f.Nominated
 	s.queue.failed(q, f.Plugins, s.d.Now())
@@ -316,6 +358,11 @@ func (s *Scheduler) apply(in input) {
 	case in.space != nil:
 		s.applySpace(*in.space)
 	case in.event != nil:
+		if in.event.Kind&framework.DeviceClasses != 0 {
+			for _, p := range s.profiles {
+				p.cycle.Forget()
+			}
+		}
 		s.queue.happened(*in.event, s.d.Now())
 	case in.group != nil:
 		s.applyGroup(*in.group)
@@ -326,7 +373,7 @@ func (s *Scheduler) apply(in input) {
 	case in.ask != nil:
 		p := s.classes.Held(in.ask.pod)
 		p.Group = s.groups.of(p)
-		in.ask.answer <- s.cycle.Explain(s.snapshot, p)
+		in.ask.answer <- s.profileOf(p).cycle.Explain(s.snapshot, p)
 	}
 }
 
@@ -379,7 +426,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		}
 		return
 	}
-	if p.Spec.SchedulerName != s.d.Name {
+	if s.profiles[p.Spec.SchedulerName] == nil {
 		return
 	}
 	if s.snapshot.Assumed(p.UID) && s.queue.pods[p.UID] == nil {
@@ -395,7 +442,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 			s.snapshot.Nominate(pod, p.Status.NominatedNodeName)
 		}
 	}
-	if st := s.queue.set(pod, s.d.Now()); st != nil && !hasCondition(p, corev1.PodReasonSchedulingGated) {
+	if st := s.queue.set(pod, s.d.Now()); st != nil && len(p.Spec.SchedulingGates) > 0 && !hasCondition(p, corev1.PodReasonSchedulingGated) {
 		s.reporter.put(report{pod: p, reason: corev1.PodReasonSchedulingGated, message: gatedMessage, quiet: true})
 	}
 }
@@ -425,7 +472,7 @@ func (s *Scheduler) forget(uid types.UID) {
 	}
 	s.queue.setPlaced(old, false)
 	if s.snapshot.Assumed(uid) {
-		s.cycle.Undo(s.snapshot, old, node)
+		s.profileOf(old).cycle.Undo(s.snapshot, old, node)
 	} else {
 		s.snapshot.RemovePod(uid)
 	}
@@ -474,21 +521,19 @@ func (s *Scheduler) applyBound(b bound) {
 		s.askAt = s.d.Now().Add(firstBackoff)
 		return
 	}
-	s.cycle.Undo(s.snapshot, b.pod, b.node)
+	s.profileOf(b.pod).cycle.Undo(s.snapshot, b.pod, b.node)
 	s.queue.happened(framework.Event{Kind: framework.PodDeleted, Pod: b.pod}, s.d.Now())
 	if b.gone || s.podGone(b.pod) {
 		s.queue.remove(b.pod.UID)
 		return
 	}
-	s.metrics.attempt("error")
-	s.queue.errored(q, s.d.Now())
-	s.reporter.put(report{pod: q.pod.Pod, reason: corev1.PodReasonSchedulerError, message: b.err.Error()})
+	s.error(q, b.err)
 }
 
 // bound notes that a pod is on the node that was chosen for it.
 func (s *Scheduler) bound(q *queued) {
-	s.metrics.attempt("scheduled")
-	s.metrics.latency.Observe(s.d.Now().Sub(q.first).Seconds())
+	s.metrics.attempt("scheduled", q.pod.Spec.SchedulerName, s.took(q))
+	s.metrics.bound(q, s.d.Now().Sub(q.first).Seconds())
 	s.queue.setPlaced(q.pod, true)
 	s.queue.remove(q.pod.UID)
 }

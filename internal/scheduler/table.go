@@ -4,6 +4,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/scheduler/framework"
+	"skiff/internal/scheduler/plugins"
 )
 
 // table is the judgement of every node for one subject: refused and why, or how
@@ -65,35 +66,59 @@ var absent = &framework.Status{Code: framework.Unresolvable}
 func (c *Cycle) newTable(sub framework.Subject, snapshot *framework.Snapshot) *table {
 	class := sub.Class
 	t := &table{subject: sub, s: snapshot}
-	for _, p := range c.plugins {
-		var state any
-		skipped := false
-		if pre, ok := p.Plugin.(framework.PreFilterer); ok {
-			var names []string
-			var st *framework.Status
-			if sv, ok := pre.(framework.Surveyor); ok && sv.Surveys(class) {
-				state, names, st = sv.Survey(class, snapshot)
-				t.once = true
-			} else {
-				state, names, st = pre.PreFilter(class)
-			}
-			if st != nil && st.Code == framework.Skip {
-				skipped = true
-			} else if st.Refused() {
-				t.preFilter = st
-				return t
-			}
-			if names != nil {
-				if t.nodes == nil {
-					t.nodes, t.namedBy = names, p.Name()
-				} else {
-					t.nodes, t.namedBy = intersect(t.nodes, names), t.namedBy+" "+p.Name()
-				}
-			}
+	states := map[string]any{}
+	skipped := map[string]bool{}
+	prepare := func(p plugins.Enabled, refuses bool) bool {
+		pre, ok := p.Plugin.(framework.PreFilterer)
+		if !ok {
+			return true
 		}
-		if f, ok := p.Plugin.(framework.Filterer); ok && !skipped {
-			t.filters = append(t.filters, boundFilter{f, state})
+		var names []string
+		var st *framework.Status
+		if sv, ok := pre.(framework.Surveyor); ok && sv.Surveys(class) {
+			states[p.Name()], names, st = sv.Survey(class, snapshot)
+			t.once = true
+		} else {
+			states[p.Name()], names, st = pre.PreFilter(class)
 		}
+		switch {
+		case st != nil && st.Code == framework.Skip:
+			skipped[p.Name()] = true
+		case st.Refused() && !refuses:
+			skipped[p.Name()] = true
+		case st.Refused():
+			t.preFilter = st
+			return false
+		}
+		if names == nil || !refuses {
+			return true
+		}
+		if t.nodes == nil {
+			t.nodes, t.namedBy = names, p.Name()
+		} else {
+			t.nodes, t.namedBy = intersect(t.nodes, names), t.namedBy+" "+p.Name()
+		}
+		return true
+	}
+	for _, p := range c.profile.PreFilter {
+		if !prepare(p, true) {
+			return t
+		}
+	}
+	for _, p := range c.profile.Filter {
+		f, ok := p.Plugin.(framework.Filterer)
+		if !ok {
+			continue
+		}
+		if _, done := states[p.Name()]; !done {
+			// It does not act before, but knows by that what to look at.
+			prepare(p, false)
+		}
+		if !skipped[p.Name()] {
+			t.filters = append(t.filters, boundFilter{f, states[p.Name()]})
+		}
+	}
+	for _, p := range c.profile.Score {
 		s, ok := p.Plugin.(framework.Scorer)
 		if !ok || p.Weight == 0 {
 			continue

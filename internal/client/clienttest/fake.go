@@ -388,7 +388,7 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
-		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims":
+		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims":
 		return true
 	}
 	return false

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 
 	"skiff/internal/client"
 )
@@ -120,7 +121,7 @@ type PostFilterResult struct {
 
 // Reserver takes note of a decision, before other pods of the batch are judged.
 // A refusal undoes the decision; Unreserve is called on every plugin then, and
-// whenever a later step fails.
+// whenever a later step fails; n.Obj is nil then where the node is gone.
 type Reserver interface {
 	Reserve(p *Pod, n *Node) *Status
 	Unreserve(p *Pod, n *Node)
@@ -157,7 +158,14 @@ type Watcher interface {
 	Watch(tell func(Event)) []<-chan struct{}
 }
 
-// PreEnqueuer keeps a pod from the queue until it allows it.
+// Runner has work of its own beside the cycle, until ctx ends.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// PreEnqueuer keeps a pod from the queue until it allows it. It is asked again
+// when the pod changes, and at the events that its Hint, if it is a Hinter, says
+// may help.
 type PreEnqueuer interface {
 	PreEnqueue(p *corev1.Pod) *Status
 }
@@ -195,6 +203,10 @@ const (
 	CSIDriverChanged    // likewise
 	CapacityChanged     // what a driver can still provision, likewise
 	AttachmentGone      // a volume was detached
+	PodClaims           // the resource claims made for the pending pod
+	DeviceClaims        // a resource claim
+	Devices             // a resource slice, or a rule that taints devices
+	DeviceClasses       // a device class: what was judged of any class of pods may be wrong now
 
 	NodeChanged    = NodeAdded | NodeAllocatable | NodeLabels | NodeTaints
 	VolumesChanged = ClaimChanged | VolumeChanged | StorageClassChanged | CSIDriverChanged | CapacityChanged
@@ -210,6 +222,9 @@ type Event struct {
 	Pod, OldPod *Pod
 	// Object is what else changed, nil where it is gone; OldObject is as it was.
 	Object, OldObject client.Object
+	// Claim is the resource claim as it is now, nil where it is gone; OldClaim as
+	// it was, nil where it is new.
+	Claim, OldClaim *resourcev1.ResourceClaim
 }
 
 // Hinter tells which changes may turn this plugin's refusal of a pod around.

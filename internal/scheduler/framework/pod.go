@@ -248,6 +248,17 @@ func appendClassKey(b []byte, p *corev1.Pod) []byte {
 	for _, f := range features(p) {
 		b = appendString(append(b, 'f'), f)
 	}
+	if len(s.ResourceClaims) > 0 {
+		// Claims are reserved for one pod: no other is like it.
+		b = appendString(append(b, 'd'), string(p.UID))
+		for i := range p.Status.ResourceClaimStatuses {
+			st := &p.Status.ResourceClaimStatuses[i]
+			b = appendBool(appendString(b, st.Name), st.ResourceClaimName != nil)
+			if st.ResourceClaimName != nil {
+				b = appendString(b, *st.ResourceClaimName)
+			}
+		}
+	}
 	return b
 }
 

@@ -25,6 +25,7 @@ type Snapshot struct {
 	nominated map[types.UID]int
 	gen       uint64
 	nodes     int
+	assumed   int
 
 	// log holds the slots changed; logStart is the number of its first entry.
 	log      []int32
@@ -69,7 +70,7 @@ func NewSnapshot() *Snapshot {
 func (s *Snapshot) Fork() *Snapshot {
 	f := &Snapshot{
 		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),
-		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes,
+		pods: maps.Clone(s.pods), nominated: maps.Clone(s.nominated), gen: s.gen, nodes: s.nodes, assumed: s.assumed,
 		logStart: s.logStart + uint64(len(s.log)), images: maps.Clone(s.images),
 		terms: maps.Clone(s.terms), termsVersion: s.termsVersion,
 		namespaces: maps.Clone(s.namespaces), namespacesVersion: s.namespacesVersion,
@@ -88,6 +89,9 @@ func (s *Snapshot) Fork() *Snapshot {
 
 // NumNodes is the number of nodes that exist.
 func (s *Snapshot) NumNodes() int { return s.nodes }
+
+// NumAssumed is the number of pods that are assumed on nodes.
+func (s *Snapshot) NumAssumed() int { return s.assumed }
 
 // NumPods is the number of pods on nodes, assumed ones included.
 func (s *Snapshot) NumPods() int { return len(s.pods) }
@@ -248,6 +252,9 @@ func (s *Snapshot) release(i int) {
 func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
 	s.change(slot).add(p)
 	s.pods[p.UID] = placed{pod: p, slot: slot, assumed: assumed}
+	if assumed {
+		s.assumed++
+	}
 	s.countTerms(p.Terms, 1)
 	s.countClaims(p, slot, 1)
 	if s.use != nil {
@@ -257,6 +264,9 @@ func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
 
 func (s *Snapshot) take(at placed) {
 	delete(s.pods, at.pod.UID)
+	if at.assumed {
+		s.assumed--
+	}
 	s.countClaims(at.pod, at.slot, -1)
 	if s.use != nil {
 		s.countUse(at.pod, -1)
@@ -427,6 +437,9 @@ func (s *Snapshot) replace(slot int, p *Pod) {
 	}
 	if i := slices.IndexFunc(n.Pods, func(o *Pod) bool { return o.UID == p.UID }); i >= 0 {
 		n.Pods[i] = p
+	}
+	if s.pods[p.UID].assumed {
+		s.assumed--
 	}
 	s.pods[p.UID] = placed{pod: p, slot: slot}
 }

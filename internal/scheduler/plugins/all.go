@@ -5,9 +5,10 @@
 package plugins
 
 import (
-	"slices"
+	"log/slog"
+	"time"
 
-	config "k8s.io/kube-scheduler/config/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"skiff/internal/client"
 	"skiff/internal/scheduler/framework"
@@ -19,42 +20,38 @@ type Enabled struct {
 	Weight int64
 }
 
-// All returns those of the default plugins that judge by nodes and pods alone, in the
-// order in which they are asked.
-func All() []Enabled {
-	return []Enabled{
-		{Plugin: SchedulingGates{}},
-		{Plugin: NodeName{}},
-		{Plugin: NodeUnschedulable{}},
-		{Plugin: TaintToleration{}, Weight: 3},
-		{Plugin: NodeAffinity{}, Weight: 2},
-		{Plugin: NodePorts{}},
-		{Plugin: NodeResourcesFit{}, Weight: 1},
-		{Plugin: NewPodTopologySpread(&config.PodTopologySpreadArgs{}), Weight: 2},
-		{Plugin: NewInterPodAffinity(&config.InterPodAffinityArgs{}), Weight: 2},
-		{Plugin: &DefaultPreemption{least: leastCandidates, percent: percentCandidates}},
-		{Plugin: BalancedAllocation{}, Weight: 1},
-		{Plugin: ImageLocality{}, Weight: 1},
-		{Plugin: NodeDeclaredFeatures{}},
+// Deps is what plugins need that read and write objects other than pods and nodes.
+type Deps struct {
+	Client    *client.Client
+	Informers *client.Informers
+	// Events records what such a plugin waits for.
+	Events interface {
+		Event(regarding, related *corev1.Pod, eventType, reason, action, note string)
 	}
+	Log *slog.Logger
+	Now func() time.Time
 }
 
-// Default returns the default plugins: upstream's, in its order.
-func Default(c *client.Client, inf *client.Informers) []Enabled {
-	s := NewStorage(inf)
-	all := All()
-	for i := range all {
-		if all[i].Name() == "DefaultPreemption" {
-			all[i].Plugin = NewDefaultPreemption(inf, &config.DefaultPreemptionArgs{})
+// All returns those of the default plugins that go by pods and nodes alone, in the
+// order in which they are asked.
+func All() []Enabled { return defaults(&Factory{}, false) }
+
+// Live returns the default plugins: upstream's, in its order.
+func Live(d Deps) []Enabled { return defaults(NewFactory(d), true) }
+
+func defaults(f *Factory, live bool) []Enabled {
+	var out []Enabled
+	for _, w := range Defaults {
+		if !live && alive[w.Name] {
+			continue
 		}
+		p, err := f.Make(w.Name, nil)
+		if err != nil {
+			panic(err) // of a name in this package
+		}
+		out = append(out, Enabled{Plugin: p, Weight: w.Weight})
 	}
-	at := slices.IndexFunc(all, func(e Enabled) bool { return e.Name() == "PodTopologySpread" })
-	return slices.Insert(all, at,
-		Enabled{Plugin: NewVolumeRestrictions(s)},
-		Enabled{Plugin: NewNodeVolumeLimits(s)},
-		Enabled{Plugin: NewVolumeBinding(c, s, inf, &config.VolumeBindingArgs{})},
-		Enabled{Plugin: NewVolumeZone(s)},
-	)
+	return out
 }
 
 // toGreatest scales so that the greatest value becomes the best score.

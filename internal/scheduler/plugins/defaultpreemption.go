@@ -36,9 +36,12 @@ type Victims struct {
 }
 
 // NewDefaultPreemption returns the plugin with arguments that were defaulted and
-// validated.
+// validated; without informers it knows of no budgets.
 func NewDefaultPreemption(inf *client.Informers, args *config.DefaultPreemptionArgs) *DefaultPreemption {
-	d := &DefaultPreemption{budgets: newBudgets(inf), least: leastCandidates, percent: percentCandidates}
+	d := &DefaultPreemption{least: leastCandidates, percent: percentCandidates}
+	if inf != nil {
+		d.budgets = newBudgets(inf)
+	}
 	if args.MinCandidateNodesAbsolute != nil {
 		d.least = int(*args.MinCandidateNodesAbsolute)
 	}

@@ -20,6 +20,12 @@ type NodeResourcesFit struct {
 	// somebody else's to judge.
 	ignored, groups map[string]bool
 	scoring         *scoring
+	// Devices says which extended resources device classes stand for: nodes that
+	// have none of such a resource themselves are left to DynamicResources. It may
+	// be nil.
+	Devices interface {
+		Backs(name corev1.ResourceName) bool
+	}
 }
 
 // NewNodeResourcesFit returns the plugin with arguments that were defaulted and
@@ -58,6 +64,11 @@ func extended(name corev1.ResourceName) bool {
 	n := string(name)
 	return strings.Contains(n, "/") && !strings.Contains(n, corev1.ResourceDefaultNamespacePrefix) &&
 		!strings.HasPrefix(n, corev1.DefaultResourceRequestsPrefix)
+}
+
+// delegated tells that what a node has of a resource is for DynamicResources to say.
+func (f NodeResourcesFit) delegated(name corev1.ResourceName, allocatable int64) bool {
+	return allocatable == 0 && f.Devices != nil && f.Devices.Backs(name)
 }
 
 // The four resources that every node has, as bits; a fifth says that no eviction
@@ -123,7 +134,7 @@ func (f NodeResourcesFit) Filter(_ any, c *framework.Class, n *framework.Node) *
 	}
 	var names []string
 	for name, w := range want.Scalar {
-		if w > 0 && w > have.Scalar[name]-used.Scalar[name] && !f.ignores(name) {
+		if w > 0 && w > have.Scalar[name]-used.Scalar[name] && !f.ignores(name) && !f.delegated(name, have.Scalar[name]) {
 			names = append(names, string(name))
 			if w > have.Scalar[name] {
 				bits |= lackAlways
@@ -209,7 +220,7 @@ func amount(name corev1.ResourceName, v int64) string {
 
 // Events implements framework.Hinter.
 func (NodeResourcesFit) Events() framework.EventKind {
-	return framework.NodeAdded | framework.NodeAllocatable | framework.PodDeleted | framework.PodShrunk | framework.PodRequests
+	return framework.NodeAdded | framework.NodeAllocatable | framework.PodDeleted | framework.PodShrunk | framework.PodRequests | framework.DeviceClasses
 }
 
 // Hint implements framework.Hinter.
@@ -222,6 +233,9 @@ func (f NodeResourcesFit) Hint(p *framework.Pod, e framework.Event) bool {
 		return e.OldPod != nil && less(c, e.OldPod.Uses(), e.Pod.Uses())
 	case e.Kind&framework.PodRequests != 0:
 		return e.OldPod == nil || less(e.OldPod.Class, &e.OldPod.Class.Requests, &c.Requests)
+	}
+	if e.Kind&framework.DeviceClasses != 0 {
+		return f.Devices != nil && len(c.Requests.Scalar) > 0
 	}
 	now := framework.NodeOf(e.Node)
 	if f.Filter(nil, c, now) != nil {

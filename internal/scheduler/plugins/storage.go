@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
 	"skiff/internal/scheduler/framework"
@@ -23,6 +24,8 @@ type Storage struct {
 	once sync.Once
 
 	mu sync.Mutex
+	// chosen is what is to be written for a pod that has its node.
+	chosen map[types.UID]volumeChoice
 	// changed is closed, and made anew, when a volume or a claim changes.
 	changed chan struct{}
 }
@@ -35,7 +38,7 @@ func NewStorage(inf *client.Informers) *Storage {
 		volumes: client.InformerFor[*corev1.PersistentVolume](inf), claims: client.InformerFor[*corev1.PersistentVolumeClaim](inf),
 		classes: client.InformerFor[*storagev1.StorageClass](inf), nodes: client.InformerFor[*storagev1.CSINode](inf),
 		drivers: client.InformerFor[*storagev1.CSIDriver](inf), capacities: client.InformerFor[*storagev1.CSIStorageCapacity](inf),
-		attachments: client.InformerFor[*storagev1.VolumeAttachment](inf), changed: make(chan struct{}),
+		attachments: client.InformerFor[*storagev1.VolumeAttachment](inf), chosen: map[types.UID]volumeChoice{}, changed: make(chan struct{}),
 	}
 	s.attachments.AddIndex(byNode, func(a *storagev1.VolumeAttachment) []string { return []string{a.Spec.NodeName} })
 	return s

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,10 +39,6 @@ type VolumeBinding struct {
 	s     *Storage
 	wait  time.Duration
 	nodes *client.Informer[*corev1.Node]
-
-	mu sync.Mutex
-	// chosen is what is to be written for a pod that has its node.
-	chosen map[types.UID]volumeChoice
 }
 
 // volumeChoice is what a pod's claims get on a node.
@@ -60,7 +55,7 @@ type volumePair struct {
 // NewVolumeBinding returns the plugin with arguments that were defaulted and
 // validated; it writes by c.
 func NewVolumeBinding(c *client.Client, s *Storage, inf *client.Informers, args *config.VolumeBindingArgs) *VolumeBinding {
-	v := &VolumeBinding{c: c, s: s, wait: bindTimeout, nodes: client.InformerFor[*corev1.Node](inf), chosen: map[types.UID]volumeChoice{}}
+	v := &VolumeBinding{c: c, s: s, wait: bindTimeout, nodes: client.InformerFor[*corev1.Node](inf)}
 	if args.BindTimeoutSeconds != nil {
 		v.wait = time.Duration(*args.BindTimeoutSeconds) * time.Second
 	}
@@ -263,14 +258,14 @@ func (v *VolumeBinding) free(p *podVolumes, n *corev1.Node) []*corev1.Persistent
 // unbound are the volumes of the classes of delayed claims that no pod before was
 // given.
 func (v *VolumeBinding) unbound(delayed []delayedClaim) []*corev1.PersistentVolume {
-	v.mu.Lock()
+	v.s.mu.Lock()
 	taken := map[string]bool{}
-	for _, c := range v.chosen {
+	for _, c := range v.s.chosen {
 		for _, b := range c.bind {
 			taken[b.volume.Name] = true
 		}
 	}
-	v.mu.Unlock()
+	v.s.mu.Unlock()
 	var out []*corev1.PersistentVolume
 	for pv := range v.s.volumes.All() {
 		if pv.Status.Phase == corev1.VolumeBound || taken[pv.Name] {
@@ -384,9 +379,9 @@ func (v *VolumeBinding) Reserve(p *framework.Pod, n *framework.Node) *framework.
 	if st != nil {
 		return st
 	}
-	v.mu.Lock()
-	v.chosen[p.UID] = choice
-	v.mu.Unlock()
+	v.s.mu.Lock()
+	v.s.chosen[p.UID] = choice
+	v.s.mu.Unlock()
 	return nil
 }
 
@@ -394,24 +389,24 @@ func (v *VolumeBinding) Reserve(p *framework.Pod, n *framework.Node) *framework.
 func (v *VolumeBinding) Unreserve(p *framework.Pod, _ *framework.Node) { v.forget(p.UID) }
 
 func (v *VolumeBinding) forget(uid types.UID) {
-	v.mu.Lock()
-	delete(v.chosen, uid)
-	v.mu.Unlock()
+	v.s.mu.Lock()
+	delete(v.s.chosen, uid)
+	v.s.mu.Unlock()
 }
 
 // Waits implements framework.Waiter.
 func (v *VolumeBinding) Waits(p *framework.Pod) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	c, ok := v.chosen[p.UID]
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	c, ok := v.s.chosen[p.UID]
 	return ok && len(c.bind)+len(c.provision) > 0
 }
 
 // PreBind implements framework.PreBinder.
 func (v *VolumeBinding) PreBind(ctx context.Context, p *framework.Pod, node string) error {
-	v.mu.Lock()
-	choice, ok := v.chosen[p.UID]
-	v.mu.Unlock()
+	v.s.mu.Lock()
+	choice, ok := v.s.chosen[p.UID]
+	v.s.mu.Unlock()
 	if !ok {
 		return nil
 	}

@@ -22,7 +22,7 @@ var (
 	diskConflict = &framework.Status{
 		Code: framework.Unschedulable, Plugin: "VolumeRestrictions", Reasons: []string{"node(s) had no available disk"},
 	}
-	claimInUse = &framework.Status{
+	singleClaimInUse = &framework.Status{
 		Code: framework.Unschedulable, Plugin: "VolumeRestrictions",
 		Reasons: []string{"node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod"},
 	}
@@ -125,11 +125,11 @@ func (*VolumeRestrictions) Filter(state any, _ *framework.Class, n *framework.No
 	for name, on := range st.used {
 		for other := range on {
 			if other != n.Name {
-				return claimInUse
+				return singleClaimInUse
 			}
 		}
 		if slices.ContainsFunc(n.Pods, func(p *framework.Pod) bool { return slices.Contains(p.Class.Claims, name) }) {
-			return claimInUse
+			return singleClaimInUse
 		}
 	}
 	return nil
