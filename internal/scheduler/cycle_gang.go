@@ -57,7 +57,10 @@ func (c *Cycle) Together(s *framework.Snapshot, pods []*framework.Pod, t Team) V
 	var found []Decision
 	var message string
 	if found, message = c.preemptFor(s, pods, t); message != "" {
-		v.Message += ", pod group preemption: " + message
+		if v.Message != "" {
+			v.Message += ", "
+		}
+		v.Message += "pod group preemption: " + message
 	}
 	plugins := map[string]bool{}
 	for _, d := range v.Decisions {

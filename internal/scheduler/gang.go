@@ -200,17 +200,16 @@ func (qu *queue) settle(g *gang) {
 	complete := g.refusal() == ""
 	if complete {
 		delete(qu.untold, g)
+	} else if len(g.pending) > 0 {
+		qu.untold[g] = qu.at.Add(tellAfter)
 	}
-	for _, q := range g.members() {
+	for _, q := range g.pending {
 		switch {
 		case q.held || q.place == inFlight:
 		case complete && q.place == gated:
 			qu.put(q, active)
-		case !complete:
-			if q.place != gated {
-				qu.shut(q, gangPlugin)
-			}
-			qu.untold[g] = qu.at.Add(tellAfter)
+		case !complete && q.place != gated:
+			qu.shut(q, gangPlugin)
 		}
 	}
 }

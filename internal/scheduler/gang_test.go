@@ -148,6 +148,11 @@ func TestTogetherOrNotAtAll(t *testing.T) {
 	if v := c.Together(s, pods[1:], Team{Least: 3, Placed: 1}); !v.Placed || s.NumPods() != 3 {
 		t.Errorf("the rest of a group that is bound in part: %+v", v)
 	}
+	if v := c.Together(s, teamPods(classes, "late", 1, "cpu", "1"), Team{Least: 1, Placed: 3}); v.Placed ||
+		v.Message != "pod group preemption: No preemption victims found for incoming preemptor" ||
+		v.Decisions[0].Failure.Message != "0/3 nodes are available: 3 Insufficient cpu." {
+		t.Errorf("one more of a complete group: %+v, %+v", v, v.Decisions[0].Failure)
+	}
 	for _, p := range pods {
 		s.RemovePod(p.UID)
 	}
