@@ -44,12 +44,14 @@ func TestPodGroupRules(t *testing.T) {
 			"spec.schedulingPolicy.gang.minCount: Invalid value: -1: must be greater than or equal to 1"},
 		{"no policy", func(g *podGroup) { g.Spec.SchedulingPolicy.Gang = nil },
 			"spec.schedulingPolicy: Invalid value: \"\": must specify one of: `basic`, `gang`",
-			"spec.schedulingPolicy.gang: Forbidden: field cannot be cleared once set"},
+			"spec.schedulingPolicy.gang: Invalid value: null: field cannot be cleared once set"},
 		{"another template", func(g *podGroup) {
 			g.Spec.WorkloadRef = &schedulingv1beta1.WorkloadReference{WorkloadName: "w", TemplateName: "t"}
 		}, "", "spec.workloadRef: Invalid value"},
 	} {
 		old, g := testGroup(nil), testGroup(c.change)
+		strategy.Default(old)
+		strategy.Default(g)
 		for _, got := range []struct{ what, got, want string }{
 			{"create", said(strategy.ValidateCreate(env, g)), c.create},
 			{"update", said(strategy.ValidateUpdate(env, g, old)), c.update},
