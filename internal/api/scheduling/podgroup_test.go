@@ -107,7 +107,6 @@ func TestWorkloadRules(t *testing.T) {
 	if got := said(strategy.ValidateCreate(env, w)); got != "spec: Invalid value: null: detected multiple priority configurations" {
 		t.Errorf("two priorities: %s", got)
 	}
-	t.Log(said(strategy.ValidateUpdate(env, make(), make("a", "b"))))
 	if got := said(strategy.ValidateUpdate(env, make("a"), make("a", "b"))); !strings.Contains(got, "spec.podGroupTemplates: Forbidden: item may not be removed") {
 		t.Errorf("a template goes: %s", got)
 	}
