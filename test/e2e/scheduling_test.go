@@ -71,7 +71,7 @@ func TestSchedulingExamples(t *testing.T) {
 	for _, ns := range []string{"ci", "research"} {
 		manifest := ""
 		for _, name := range []string{"a", "b", "c", "d"} {
-			manifest += "---\n" + strings.Replace(sleeper(name, "x: y"), "command: [sleep, \"10000\"]", "command: [sleep, \"10000\"], resources: {limits: {example.com/gpu: 1}}", 1)
+			manifest += "---\n" + strings.Replace(sleeper(name, "app: x"), "command: [sleep, \"10000\"]", "command: [sleep, \"10000\"], resources: {limits: {example.com/gpu: 1}}", 1)
 		}
 		if _, err := c.kubectlIn(strings.NewReader(manifest), "-n", ns, "apply", "-f", "-"); err != nil {
 			t.Fatal(err)
