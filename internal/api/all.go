@@ -74,6 +74,8 @@ func All() []*resource.Resource {
 		rbac.Role(),
 		rbac.RoleBinding(),
 		scheduling.PriorityClass(),
+		scheduling.PodGroup(),
+		scheduling.Workload(),
 		networking.IPAddress(),
 		networking.ServiceCIDR(),
 		nodeMetrics,

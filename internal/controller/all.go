@@ -109,6 +109,7 @@ func All(d Deps) []*control.Controller {
 		newNodeLifecycle(d),
 		newPodCertificateCleaner(d),
 		newPodGC(d),
+		newPodGroupProtection(d),
 		newPVBinder(d),
 		newPVCProtection(d),
 		newPVProtection(d),

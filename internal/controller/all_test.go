@@ -53,6 +53,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:persistent-volume-binder",
 		"system:controller:pod-garbage-collector",
 		"system:controller:podcertificaterequestcleaner",
+		"system:controller:podgroup-protection-controller",
 		"system:controller:pv-protection-controller",
 		"system:controller:pvc-protection-controller",
 		"system:controller:replicaset-controller",

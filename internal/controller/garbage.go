@@ -21,6 +21,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -137,6 +138,8 @@ func newCollector(d Deps) *control.Controller {
 	follow[*networkingv1.IPAddress](g)
 	follow[*networkingv1.ServiceCIDR](g)
 	follow[*schedulingv1.PriorityClass](g)
+	follow[*schedulingv1beta1.PodGroup](g)
+	follow[*schedulingv1beta1.Workload](g)
 	follow[*rbacv1.Role](g)
 	follow[*rbacv1.RoleBinding](g)
 	follow[*rbacv1.ClusterRole](g)

@@ -34,6 +34,8 @@ type Cycle struct {
 	of     *framework.Snapshot
 	tables map[framework.Subject]*table
 	tick   uint64
+	// together: the pods of a group are being tried; none preempts by itself.
+	together bool
 }
 
 // tableMemory bounds what the tables take, tableSlot is what one takes for each
@@ -307,7 +309,7 @@ func join(reasons []string) string {
 // the same until a node changes. extended is what extenders said of nodes that the plugins would take.
 func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, extended map[int]*framework.Status) *Failure {
 	nominated := s.NominatedNode(p.UID) != ""
-	if t.failure != nil && !nominated && extended == nil {
+	if t.failure != nil && !nominated && extended == nil && !c.together {
 		return t.failure
 	}
 	reasons := framework.Reasons{}
@@ -347,7 +349,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 	}
 	slices.Sort(f.Plugins)
 	f = c.postFilter(s, p, f, reasons.Message(s.NumNodes()), judged)
-	if t.nodes == nil && !nominated && extended == nil && f.Nominated == "" {
+	if t.nodes == nil && !nominated && extended == nil && f.Nominated == "" && !c.together {
 		t.failure = f
 	}
 	return f
@@ -355,6 +357,9 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 
 func (c *Cycle) postFilter(s *framework.Snapshot, p *framework.Pod, f *Failure, head string, judged framework.Judged) *Failure {
 	f.Message = head
+	if c.together {
+		return f
+	}
 	separator := " "
 	for _, pf := range c.post {
 		r := pf.PostFilter(p, s, judged)

@@ -53,6 +53,9 @@ type queued struct {
 	waits    string    // for victims to end on this node
 	tried    time.Time // when it was taken last
 	leftover bool      // it was tried last for having waited long
+
+	gang *gang // that it belongs to; nil for none
+	held bool  // gated by a plugin
 }
 
 // Bounds of the wait between two tries of one pod, and the time after which an
@@ -77,6 +80,15 @@ type queue struct {
 	gated int
 	// leftover is when the unschedulable pods are looked through next.
 	leftover time.Time
+
+	// fair is nil while namespaces are not to get shares.
+	fair *fairness
+
+	gangs map[gangKey]*gang
+	// untold are the incomplete groups whose pods were not told, and when they are.
+	untold map[*gang]time.Time
+	// at is when flush was called last.
+	at time.Time
 
 	// By schedulerName: what keeps pods out, and the hints by plugin.
 	preEnqueue map[string][]framework.PreEnqueuer
@@ -111,6 +123,7 @@ func newQueue() *queue {
 	return &queue{
 		pods: map[types.UID]*queued{}, waiting: map[alike]map[types.UID]*queued{}, gates: map[string]map[types.UID]*queued{},
 		hints: map[string]map[string]framework.Hinter{}, preEnqueue: map[string][]framework.PreEnqueuer{},
+		gangs: map[gangKey]*gang{}, untold: map[*gang]time.Time{},
 		first: firstBackoff, last: lastBackoff,
 	}
 }
@@ -175,6 +188,7 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 	if q == nil {
 		qu.order++
 		q = &queued{pod: p, since: now, first: now, order: qu.order}
+		qu.join(q)
 		st := qu.enter(q)
 		qu.came(q, "UnscheduledPodAdd")
 		return st
@@ -211,29 +225,52 @@ func (qu *queue) set(p *framework.Pod, now time.Time) *framework.Status {
 func (qu *queue) enter(q *queued) *framework.Status {
 	for _, p := range qu.preEnqueue[q.pod.Spec.SchedulerName] {
 		if st := p.PreEnqueue(q.pod.Pod); st.Refused() {
-			qu.put(q, nowhere)
-			q.gate = st.Plugin
-			qu.put(q, gated)
+			q.held = true
+			qu.shut(q, st.Plugin)
 			return st
 		}
 	}
+	q.held = false
+	if q.gang != nil {
+		qu.shut(q, gangPlugin)
+		qu.settle(q.gang)
+		return nil
+	}
 	qu.put(q, active)
 	return nil
+}
+
+// shut keeps a pod out for a plugin.
+func (qu *queue) shut(q *queued, plugin string) {
+	qu.put(q, nowhere)
+	q.gate = plugin
+	qu.put(q, gated)
 }
 
 // remove forgets a pod.
 func (qu *queue) remove(uid types.UID) {
 	if q := qu.pods[uid]; q != nil {
 		qu.put(q, nowhere)
+		if q.gang != nil {
+			qu.leave(q)
+		}
 	}
 }
 
 // take returns the pods to try now, at most n, in order, and marks them in
-// flight. When none is active, those that wait only out of caution are taken.
+// flight; the pods of a group are taken together, one after the other, however many
+// they are. When none is active, those that wait only out of caution are taken.
 func (qu *queue) take(n int) []*queued {
+	if qu.fair != nil {
+		return qu.takeFair(n)
+	}
 	var out []*queued
 	for len(out) < n && len(qu.active) > 0 {
 		q := qu.active[0]
+		if q.gang != nil {
+			out = append(out, qu.takeGang(q.gang, false)...)
+			continue
+		}
 		q.early = false
 		qu.put(q, inFlight)
 		out = append(out, q)
@@ -247,12 +284,19 @@ func (qu *queue) take(n int) []*queued {
 		}
 	}
 	slices.SortFunc(out, compareQueued)
-	out = out[:min(n, len(out))]
-	for _, q := range out {
-		q.early = true
-		qu.put(q, inFlight)
+	var early []*queued
+	for _, q := range out[:min(n, len(out))] {
+		switch {
+		case q.place != backingOff: // taken with its group
+		case q.gang != nil:
+			early = append(early, qu.takeGang(q.gang, true)...)
+		default:
+			q.early = true
+			qu.put(q, inFlight)
+			early = append(early, q)
+		}
 	}
-	return out
+	return early
 }
 
 // failed returns a pod for which no node was found.
@@ -363,6 +407,7 @@ const leftoverEvery = 30 * time.Second
 
 // flush moves what waited long enough.
 func (qu *queue) flush(now time.Time) {
+	qu.at = now
 	for len(qu.backoff) > 0 && !qu.backoff[0].until.After(now) {
 		q := qu.backoff[0]
 		qu.put(q, active)
@@ -400,6 +445,11 @@ func (qu *queue) next() time.Time {
 	t := qu.leftover
 	if len(qu.backoff) > 0 && (t.IsZero() || qu.backoff[0].until.Before(t)) {
 		t = qu.backoff[0].until
+	}
+	for _, at := range qu.untold {
+		if t.IsZero() || at.Before(t) {
+			t = at
+		}
 	}
 	return t
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	"k8s.io/apimachinery/pkg/types"
 	configv1 "k8s.io/kube-scheduler/config/v1"
 
@@ -83,6 +84,9 @@ type Scheduler struct {
 	reporter *reporter
 	evictor  *mailbox[eviction]
 
+	podGroups   *client.Informer[*schedulingv1beta1.PodGroup]
+	groupStates *mailbox[groupState]
+
 	in *mailbox[input]
 
 	profiles  map[string]*profile // by schedulerName
@@ -103,6 +107,7 @@ type input struct {
 	pod   *client.Change[*corev1.Pod]
 	node  *client.Change[*corev1.Node]
 	space *client.Change[*corev1.Namespace]
+	group *client.Change[*schedulingv1beta1.PodGroup]
 	bound *bound
 	kept  *eviction // an eviction that failed
 	ask   *explainRequest
@@ -129,7 +134,8 @@ func New(d Deps) (*Scheduler, error) {
 	}
 	s := &Scheduler{
 		d: d, pods: client.InformerFor[*corev1.Pod](d.Informers), nodes: client.InformerFor[*corev1.Node](d.Informers),
-		spaces:   client.InformerFor[*corev1.Namespace](d.Informers),
+		spaces:    client.InformerFor[*corev1.Namespace](d.Informers),
+		podGroups: client.InformerFor[*schedulingv1beta1.PodGroup](d.Informers), groupStates: newMailbox[groupState](),
 		snapshot: framework.NewSnapshot(), classes: framework.NewClasses(), queue: newQueue(),
 		binder: newMailbox[binding](), evictor: newMailbox[eviction](), in: newMailbox[input](),
 	}
@@ -155,7 +161,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.pods.OnChange(func(c client.Change[*corev1.Pod]) { s.in.put(input{pod: &c}) })
 	s.nodes.OnChange(func(c client.Change[*corev1.Node]) { s.in.put(input{node: &c}) })
 	s.spaces.OnChange(func(c client.Change[*corev1.Namespace]) { s.in.put(input{space: &c}) })
-	ready := append(s.groups.watch(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
+	s.podGroups.OnChange(func(c client.Change[*schedulingv1beta1.PodGroup]) { s.in.put(input{group: &c}) })
+	ready := append(s.groups.watch(), s.podGroups.Synced(), s.nodes.Synced(), s.spaces.Synced(), s.pods.Synced())
 	for _, p := range s.live {
 		if w, ok := p.(framework.Watcher); ok {
 			ready = append(ready, w.Watch(func(e framework.Event) { s.in.put(input{event: &e}) })...)
@@ -173,6 +180,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bindAll(ctx) })
 	g.Go(func() error { return s.reporter.run(ctx) })
 	g.Go(func() error { return s.evictAll(ctx) })
+	g.Go(func() error { return s.writeGroups(ctx) })
 	for _, p := range s.live {
 		if r, ok := p.(framework.Runner); ok {
 			g.Go(func() error { return r.Run(ctx) })
@@ -190,6 +198,7 @@ func (s *Scheduler) loop(ctx context.Context) error {
 		}
 		now := s.d.Now()
 		s.queue.flush(now)
+		s.tellWaiting()
 		if len(s.unsure) > 0 && !s.askAt.After(now) {
 			s.binder.put(s.unsure...)
 			s.unsure = nil
@@ -239,6 +248,25 @@ func (s *Scheduler) try(batch []*queued) {
 		q.tried = began
 	}
 	var bindings []binding
+	for start := 0; start < len(tried); {
+		end := start + 1
+		for end < len(tried) && tried[end].gang == tried[start].gang {
+			end++
+		}
+		if g := tried[start].gang; g != nil {
+			bindings = append(bindings, s.tryGang(g, tried[start:end])...)
+		} else {
+			bindings = append(bindings, s.tryEach(tried[start:end], pods[start:end])...)
+		}
+		start = end
+	}
+	s.binder.put(bindings...)
+}
+
+// tryEach decides on pods that belong to no group.
+func (s *Scheduler) tryEach(tried []*queued, pods []*framework.Pod) []binding {
+	var bindings []binding
+	began := s.d.Now()
 	waited := make(map[int]string)
 	for i, p := range pods {
 		if n := s.snapshot.NominatedNode(p.UID); n != "" {
@@ -267,7 +295,7 @@ func (s *Scheduler) try(batch []*queued) {
 			s.metrics.algorithm.Observe(each)
 		}
 	}
-	s.binder.put(bindings...)
+	return bindings
 }
 
 // decide has every pod decided on by its profile, in order.
@@ -331,11 +359,7 @@ func (s *Scheduler) apply(in input) {
 	case in.node != nil:
 		s.applyNode(*in.node)
 	case in.space != nil:
-		if in.space.Deleted() {
-			s.snapshot.RemoveNamespace(in.space.Old.Name)
-		} else {
-			s.snapshot.SetNamespace(in.space.New.Name, in.space.New.Labels)
-		}
+		s.applySpace(*in.space)
 	case in.event != nil:
 		if in.event.Kind&framework.DeviceClasses != 0 {
 			for _, p := range s.profiles {
@@ -343,6 +367,8 @@ func (s *Scheduler) apply(in input) {
 			}
 		}
 		s.queue.happened(*in.event, s.d.Now())
+	case in.group != nil:
+		s.applyGroup(*in.group)
 	case in.bound != nil:
 		s.applyBound(*in.bound)
 	case in.kept != nil:
@@ -352,6 +378,25 @@ func (s *Scheduler) apply(in input) {
 		p.Group = s.groups.of(p)
 		in.ask.answer <- s.profileOf(p).cycle.Explain(s.snapshot, p)
 	}
+}
+
+func (s *Scheduler) applySpace(c client.Change[*corev1.Namespace]) {
+	if c.Deleted() {
+		s.snapshot.RemoveNamespace(c.Old.Name)
+		s.setPortion(c.Old.Name, portion{}, false)
+		return
+	}
+	s.snapshot.SetNamespace(c.New.Name, c.New.Labels)
+	p, given, err := portionOf(c.New)
+	if err != nil {
+		s.d.Log.Warn("share of a namespace not understood", "ns", c.New.Name, "err", err)
+	}
+	s.setPortion(c.New.Name, p, given)
+}
+
+func (s *Scheduler) applyGroup(c client.Change[*schedulingv1beta1.PodGroup]) {
+	o := c.Object()
+	s.queue.setGang(gangKey{o.Namespace, o.Name}, c.New, s.d.Now())
 }
 
 func finished(p *corev1.Pod) bool {
@@ -378,6 +423,7 @@ func (s *Scheduler) applyPod(c client.Change[*corev1.Pod]) {
 		}
 		old, _, _ := s.snapshot.Placed(p.UID)
 		pod := s.classes.Pod(p)
+		s.queue.setPlaced(pod, true)
 		if news := s.snapshot.SetPod(pod, p.Spec.NodeName); news != 0 {
 			s.queue.happened(framework.Event{Kind: news, Pod: pod, OldPod: old}, s.d.Now())
 		}
@@ -427,6 +473,7 @@ func (s *Scheduler) forget(uid types.UID) {
 	if !ok {
 		return
 	}
+	s.queue.setPlaced(old, false)
 	if s.snapshot.Assumed(uid) {
 		s.profileOf(old).cycle.Undo(s.snapshot, old, node)
 	} else {
@@ -490,6 +537,7 @@ func (s *Scheduler) applyBound(b bound) {
 func (s *Scheduler) bound(q *queued) {
 	s.metrics.attempt("scheduled", q.pod.Spec.SchedulerName, s.took(q))
 	s.metrics.bound(q, s.d.Now().Sub(q.first).Seconds())
+	s.queue.setPlaced(q.pod, true)
 	s.queue.remove(q.pod.UID)
 }
 

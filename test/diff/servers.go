@@ -190,6 +190,8 @@ func startUpstream(ctx context.Context, programs, dir, keys string, port int) (*
 		"--service-account-key-file", filepath.Join(keys, "sa.pub"), "--service-account-signing-key-file", filepath.Join(keys, "sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc.cluster.local",
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",
+		// What skiff serves though it is off.
+		"--feature-gates", "GenericWorkload=true", "--runtime-config", "scheduling.k8s.io/v1beta1=true",
 		// Of kinds that skiff does not serve yet.
 		"--disable-admission-plugins", "RuntimeClass",
 		"--service-cluster-ip-range", serviceRange, "--endpoint-reconciler-type", "lease")

@@ -8,7 +8,7 @@ type Features map[string]bool
 func (f Features) Enabled(name string) bool { return f[name] }
 
 // DefaultFeatures returns upstream 1.37's defaults of the gates that skiff's rules
-// ask for.
+// ask for; but GenericWorkload, gang scheduling, is on.
 func DefaultFeatures() Features {
 	return Features{
 		"PodLevelResources":                              true,
@@ -60,5 +60,6 @@ func DefaultFeatures() Features {
 		"MutableSchedulingDirectivesForSuspendedJobs":    true,
 		"HPAScaleToZero":                                 true,
 		"DRAConsumableCapacity":                          true,
+		"GenericWorkload":                                true,
 	}
 }

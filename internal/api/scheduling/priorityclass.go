@@ -63,7 +63,7 @@ func PriorityClass() *resource.Resource {
 			}
 		},
 		PrepareCreate:  func(_ resource.Env, c *schedulingv1.PriorityClass) { c.Generation = 1 },
-		ValidateCreate: func(_ resource.Env, c *schedulingv1.PriorityClass) field.ErrorList { return validate(c) },
+		ValidateCreate: func(_ resource.Env, c *schedulingv1.PriorityClass) field.ErrorList { return validateClass(c) },
 		ValidateUpdate: func(_ resource.Env, c, old *schedulingv1.PriorityClass) field.ErrorList {
 			errs := resource.ValidateMetaUpdate(c, old)
 			if c.Value != old.Value {
@@ -81,7 +81,7 @@ func PriorityClass() *resource.Resource {
 	})
 }
 
-func validate(c *schedulingv1.PriorityClass) field.ErrorList {
+func validateClass(c *schedulingv1.PriorityClass) field.ErrorList {
 	errs := resource.ValidateMeta(c, false, resource.DNSSubdomain)
 	if strings.HasPrefix(c.Name, systemPrefix) {
 		if err := knownSystem(c); err != nil {

@@ -22,7 +22,7 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
-		DefaultStorageClass{}, StorageObjectInUseProtection{}, PersistentVolumeClaimResize{},
+		DefaultStorageClass{}, StorageObjectInUseProtection{}, PodGroupProtection{}, PersistentVolumeClaimResize{},
 		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{},
 		NodeFeatures{}, PodResize{},
 		NewResourceQuota(),

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -16,7 +17,7 @@ import (
 	"skiff/internal/client"
 )
 
-// Priority gives pods the priority of their class, and holds that there is one
+// Priority gives pods and pod groups the priority of their class, and holds that there is one
 // default class at most and that the system's classes stay.
 type Priority struct{}
 
@@ -27,7 +28,13 @@ func (Priority) Name() string { return "Priority" }
 
 // Admit implements apiserver.Admission.
 func (Priority) Admit(ctx context.Context, a *apiserver.Attributes) error {
-	if a.Subresource != "" || resourceOf(a) != podsResource {
+	if a.Subresource != "" {
+		return nil
+	}
+	if g, ok := a.Object.(*schedulingv1beta1.PodGroup); ok && a.Operation == apiserver.OpCreate {
+		return admitPodGroup(ctx, a, g)
+	}
+	if resourceOf(a) != podsResource {
 		return nil
 	}
 	p, ok := a.Object.(*corev1.Pod)
@@ -63,6 +70,18 @@ func (Priority) Admit(ctx context.Context, a *apiserver.Attributes) error {
 		v := *policy
 		p.Spec.PreemptionPolicy = &v
 	}
+	return nil
+}
+
+func admitPodGroup(ctx context.Context, a *apiserver.Attributes, g *schedulingv1beta1.PodGroup) error {
+	name, value, _, err := priorityOf(ctx, a, g.Spec.PriorityClassName)
+	if err != nil {
+		return err
+	}
+	if have := g.Spec.Priority; have != nil && *have != value {
+		return forbidden(a, fmt.Errorf("priority set in the pod group (%d) must match the priority computed (%d) based on the priority class set in the spec", *have, value))
+	}
+	g.Spec.Priority, g.Spec.PriorityClassName = &value, name
 	return nil
 }
 

@@ -127,6 +127,12 @@ type Reserver interface {
 	Unreserve(p *Pod, n *Node)
 }
 
+// Guard tells which pods a disruption budget would keep, were all of them to end, the
+// first first.
+type Guard interface {
+	Guarded(pods []*Pod) (guarded, rest []*Pod)
+}
+
 // Permitter may veto a decision.
 type Permitter interface {
 	Permit(p *Pod, n *Node) *Status

@@ -54,6 +54,9 @@ func (r *Resource) Of(name corev1.ResourceName) int64 {
 	return r.Scalar[name]
 }
 
+// Add adds o; not its Pods.
+func (r *Resource) Add(o *Resource) { r.add(o, 1) }
+
 // add adds o, or takes it away where sign is -1. Sums saturate: an absurd
 // request of one pod must not turn a full node into an empty one.
 func (r *Resource) add(o *Resource, sign int64) {

@@ -33,6 +33,8 @@ type Snapshot struct {
 
 	// images counts the nodes that hold an image.
 	images map[string]int
+	// use is what the pods of each namespace take; nil while nobody asks.
+	use map[string]*Resource
 	// claims counts the pods on nodes by the volume claims that they use.
 	claims map[string]map[int]int
 
@@ -255,6 +257,9 @@ func (s *Snapshot) put(p *Pod, slot int, assumed bool) {
 	}
 	s.countTerms(p.Terms, 1)
 	s.countClaims(p, slot, 1)
+	if s.use != nil {
+		s.countUse(p, 1)
+	}
 }
 
 func (s *Snapshot) take(at placed) {
@@ -263,9 +268,58 @@ func (s *Snapshot) take(at placed) {
 		s.assumed--
 	}
 	s.countClaims(at.pod, at.slot, -1)
+	if s.use != nil {
+		s.countUse(at.pod, -1)
+	}
 	s.change(at.slot).remove(at.pod)
 	s.countTerms(at.pod.Terms, -1)
 	s.release(at.slot)
+}
+
+// TrackUse has Use answered from now on, or no more. A fork does not answer it.
+func (s *Snapshot) TrackUse(on bool) {
+	s.use = nil
+	if !on {
+		return
+	}
+	s.use = map[string]*Resource{}
+	for _, at := range s.pods {
+		s.countUse(at.pod, 1)
+	}
+}
+
+func (s *Snapshot) countUse(p *Pod, sign int64) {
+	r := s.use[p.Namespace]
+	if r == nil {
+		r = &Resource{}
+		s.use[p.Namespace] = r
+	}
+	u := p.use()
+	r.add(&u.requested, sign)
+	if r.Pods += sign; r.Pods == 0 {
+		delete(s.use, p.Namespace)
+	}
+}
+
+// Use is what the pods of a namespace that are on nodes take; Pods is their number.
+func (s *Snapshot) Use(namespace string) Resource {
+	r := s.use[namespace]
+	if r == nil {
+		return Resource{}
+	}
+	out := *r
+	out.Scalar = maps.Clone(r.Scalar)
+	return out
+}
+
+// Total is what all nodes have to give.
+func (s *Snapshot) Total() Resource {
+	var out Resource
+	for _, n := range s.All() {
+		out.add(&n.Allocatable, 1)
+		out.Pods += n.Allocatable.Pods
+	}
+	return out
 }
 
 func (s *Snapshot) countClaims(p *Pod, slot, by int) {

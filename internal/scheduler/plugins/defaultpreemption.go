@@ -94,6 +94,15 @@ type memory struct {
 	of      []*candidate
 }
 
+// Guarded implements framework.Guard.
+func (d *DefaultPreemption) Guarded(pods []*framework.Pod) (guarded, rest []*framework.Pod) {
+	if d.budgets == nil {
+		return nil, pods
+	}
+	d.budgets.load()
+	return d.budgets.split(pods)
+}
+
 // PostFilter implements framework.PostFilterer.
 func (d *DefaultPreemption) PostFilter(p *framework.Pod, s *framework.Snapshot, judged framework.Judged) framework.PostFilterResult {
 	if why := ineligible(p, s, judged); why != "" {

@@ -332,13 +332,13 @@ func TestImageTag(t *testing.T) {
 
 func TestDisabledFieldsAreDropped(t *testing.T) {
 	p := testPod()
-	p.Spec.SchedulingGroup = &corev1.PodSchedulingGroup{}
+	p.Spec.EvictionResponders = []corev1.EvictionResponder{{}}
 	p.Spec.Volumes[0].EmptyDir.Mode = new(int32(1))
 	p.Spec.Volumes[1].ConfigMap.DefaultUser = new(int64(1))
 	main0(p).VolumeMounts[0].BindMountOptions = []string{"noexec"}
 	main0(p).Lifecycle = &corev1.Lifecycle{StopSignal: new(corev1.SIGTERM)}
 	created(p)
-	if p.Spec.SchedulingGroup != nil || p.Spec.Volumes[0].EmptyDir.Mode != nil || p.Spec.Volumes[1].ConfigMap.DefaultUser != nil ||
+	if p.Spec.EvictionResponders != nil || p.Spec.Volumes[0].EmptyDir.Mode != nil || p.Spec.Volumes[1].ConfigMap.DefaultUser != nil ||
 		main0(p).VolumeMounts[0].BindMountOptions != nil || main0(p).Lifecycle != nil {
 		t.Errorf("left: %+v", p.Spec)
 	}

@@ -1,5 +1,5 @@
-// Command generate writes ../zz_generated.validations.go: the rules that stand, as
-// markers, on the types of k8s.io/api/resource/v1, as functions.
+// Command generate writes zz_generated.validations.go of the packages in targets:
+// the rules that stand, as markers, on the types of k8s.io/api, as functions.
 //
 // It is a module of its own, since what it needs is needed nowhere else, and is run
 // (go run . here) only when the version of k8s.io/api changes.
@@ -14,13 +14,22 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 func main() {
 	log.SetFlags(0)
-	if err := run(); err != nil {
-		log.Fatal(err)
+	for types, dir := range targets {
+		if err := run(types, dir); err != nil {
+			log.Fatal(err)
+		}
 	}
+}
+
+// targets are the packages of types, and where their rules go.
+var targets = map[string]string{
+	"k8s.io/api/resource/v1":        filepath.Join(".."),
+	"k8s.io/api/scheduling/v1beta1": filepath.Join("..", "..", "..", "scheduling", "rules"),
 }
 
 // packages are what the generator asks for: the types, and those of metadata, whose
@@ -44,7 +53,7 @@ func ValidateCustom_Condition_LastTransitionTime(context.Context, operation.Oper
 }
 `,
 	"rules": `// +k8s:validation-gen=TypesWithField=TypeMeta
-// +k8s:validation-gen-input=k8s.io/api/resource/v1
+// +k8s:validation-gen-input=TYPES
 
 package rules
 `,
@@ -58,7 +67,7 @@ var known = []string{
 
 const output = "zz_generated.validations.go"
 
-func run() error {
+func run(types, to string) error {
 	dir, err := os.MkdirTemp(".", "work")
 	if err != nil {
 		return err
@@ -73,7 +82,7 @@ func run() error {
 		if err := os.Mkdir(p, 0o755); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(p, "doc.go"), []byte(doc), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(p, "doc.go"), []byte(strings.ReplaceAll(doc, "TYPES", types)), 0o644); err != nil {
 			return err
 		}
 		args = append(args, "./"+filepath.ToSlash(p))
@@ -90,20 +99,20 @@ func run() error {
 	if code, err = trim(code); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join("..", output), code, 0o644)
+	return os.WriteFile(filepath.Join(to, output), code, 0o644)
 }
 
 var (
 	// registration is the part that puts the functions into a scheme when the
 	// program starts: they are called directly.
-	registration = regexp.MustCompile(`(?ms)^func init\(\).*?^// Validate_`)
+	registration = regexp.MustCompile(`(?ms)^func init\(\).*?^(// Validate_|var )`)
 	metaImport   = regexp.MustCompile(`meta "[^"]*/meta"`)
 	unused       = regexp.MustCompile(`(?m)^\t(fmt "fmt"|runtime "k8s.io/apimachinery/pkg/runtime")\n`)
 	metaCall     = regexp.MustCompile(`\bmeta\.Validate_`)
 )
 
 func trim(code []byte) ([]byte, error) {
-	code = registration.ReplaceAll(code, []byte("// Validate_"))
+	code = registration.ReplaceAll(code, []byte("$1"))
 	code = metaImport.ReplaceAll(code, []byte(`metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"`))
 	code = metaCall.ReplaceAll(code, []byte("metavalidation.Validate_"))
 	for _, m := range unused.FindAll(code, -1) {
