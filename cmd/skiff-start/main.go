@@ -85,6 +85,11 @@ func run(root, id, bundle string) (int, error) {
 			return 0, fmt.Errorf("mount root file system: %w", err)
 		}
 	}
+	for _, i := range s.Images {
+		if err := mountImage(i); err != nil {
+			return 0, fmt.Errorf("mount image: %w", err)
+		}
+	}
 	if s.OCI.Process.Capabilities == nil {
 		s.OCI.Process.Capabilities = &specs.LinuxCapabilities{}
 	}

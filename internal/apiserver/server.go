@@ -71,6 +71,9 @@ type Deps struct {
 	VerifyCache bool
 }
 
+// compactEvery is how often the store is relieved of its history, as upstream does.
+const compactEvery = 5 * time.Minute
+
 // Authenticator tells who sent a request: nil and no error when it presents no
 // credentials, an error when it presents bad ones.
 type Authenticator interface {
@@ -148,7 +151,7 @@ func New(d Deps) (*Server, error) {
 	}
 	s := &Server{
 		Deps: d, codec: codec.New(scheme), kinds: map[schema.GroupVersionResource]*kind{},
-		cache:         cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache}),
+		cache:         cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache, CompactEvery: compactEvery}),
 		impersonation: newImpersonation(d.Authorizer),
 	}
 	cols := map[*resource.Resource]*cache.Collection{}

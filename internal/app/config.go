@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"skiff/internal/host"
+	"skiff/internal/runtime/image/registry"
 )
 
 // Config says how an instance is set up. It is written to the data directory at
@@ -64,6 +65,9 @@ type Config struct {
 	// plugins attach pods instead of the built-in network.
 	CNIConfDir string `json:"cniConfDir,omitempty"`
 	CNIBinDir  string `json:"cniBinDir,omitempty"`
+	// RegistryMirrors are URLs that images are looked for at before their registry
+	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}.
+	RegistryMirrors map[string][]string `json:"registryMirrors,omitempty"`
 	// SchedulerConfig is a file with a KubeSchedulerConfiguration
 	// (kubescheduler.config.k8s.io/v1).
 	SchedulerConfig string `json:"schedulerConfig,omitempty"`
@@ -181,6 +185,9 @@ func (c *Config) Merge() error {
 	}
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
+	}
+	if c.RegistryMirrors == nil {
+		c.RegistryMirrors = old.RegistryMirrors
 	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
@@ -338,6 +345,13 @@ func (c Config) Complete() (*Settings, error) {
 	}{{"cniConfDir", &c.CNIConfDir}, {"cniBinDir", &c.CNIBinDir}} {
 		if *f.dir != "" && !filepath.IsAbs(*f.dir) {
 			return nil, &ConfigError{f.field, fmt.Sprintf("%q: must be an absolute path", *f.dir)}
+		}
+	}
+	for domain, mirrors := range c.RegistryMirrors {
+		for _, m := range mirrors {
+			if err := registry.CheckMirror(m); err != nil {
+				return nil, &ConfigError{"registryMirrors." + domain, err.Error()}
+			}
 		}
 	}
 	if s.Scheduler, err = c.scheduler(); err != nil {

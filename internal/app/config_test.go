@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -65,7 +66,8 @@ func TestDefaults(t *testing.T) {
 
 func TestMergeKeepsWhatCannotChange(t *testing.T) {
 	dir := t.TempDir()
-	first, err := Config{DataDir: dir, NodeIP: "192.0.2.7", NodeName: "n", APIPort: 7001}.Complete()
+	mirrors := map[string][]string{"docker.io": {"https://mirror.example.com"}}
+	first, err := Config{DataDir: dir, NodeIP: "192.0.2.7", NodeName: "n", APIPort: 7001, RegistryMirrors: mirrors}.Complete()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +78,7 @@ func TestMergeKeepsWhatCannotChange(t *testing.T) {
 	if err := again.Merge(); err != nil {
 		t.Fatal(err)
 	}
-	if again.APIPort != 7001 || again.NodeName != "n" {
+	if again.APIPort != 7001 || again.NodeName != "n" || !reflect.DeepEqual(again.RegistryMirrors, mirrors) {
 		t.Errorf("%+v", again)
 	}
 	other := Config{DataDir: dir, PodCIDR: "10.9.0.0/16"}

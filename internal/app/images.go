@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -190,7 +191,12 @@ type images struct {
 }
 
 func openImages(i host.Instance, log *slog.Logger) (*images, error) {
-	st, err := image.Open(i.Data("images"), image.Options{Log: log, Registry: registry.New(registry.Deps{})})
+	// The image store may be opened without anything having been started here.
+	c, err := LoadConfig(configPath(i))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	st, err := image.Open(i.Data("images"), image.Options{Log: log, Registry: registry.New(registry.Deps{Mirrors: c.RegistryMirrors})})
 	if err != nil {
 		return nil, err
 	}

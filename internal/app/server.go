@@ -142,7 +142,7 @@ func (s *server) newAPI() error {
 	}
 	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: all, AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: append(all, s.explanations()...), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),

@@ -50,6 +50,8 @@ type Config struct {
 	// means 64 MiB: both encodings of 10,000 pods. Those of changes, which
 	// watchers share, have 4 MiB of their own.
 	EncodingBytes int64
+	// CompactEvery is how often the store's history is cut off; 0 leaves it to others.
+	CompactEvery time.Duration
 	// Verify keeps a hash of every object and panics when one was modified: for
 	// tests.
 	Verify bool
@@ -69,6 +71,7 @@ type Cache struct {
 	mu          sync.RWMutex // the collections' trees, windows, watchers, rev
 	collections map[string]*Collection
 	rev         int64
+	floor       int64         // what is older has been compacted
 	advanced    chan struct{} // closed and replaced when rev grows
 
 	watch     atomic.Pointer[store.Watch]
@@ -196,6 +199,9 @@ func (c *Cache) Run(ctx context.Context) error {
 	var past sync.WaitGroup
 	past.Go(func() { c.recall(ctx, began) })
 	defer past.Wait()
+	if c.cfg.CompactEvery > 0 {
+		past.Go(func() { c.compact(ctx, c.cfg.CompactEvery) })
+	}
 	for ctx.Err() == nil {
 		err := c.follow(ctx)
 		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {

@@ -78,13 +78,18 @@ func openOn(t *testing.T, on store.Store, st *mem.Store, cfg Config) *rig {
 
 func start(t *testing.T) *rig {
 	t.Helper()
+	return startWith(t, Config{})
+}
+
+func startWith(t *testing.T, cfg Config) *rig {
+	t.Helper()
 	st := mem.New(mem.Config{})
 	t.Cleanup(func() {
 		if err := st.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return open(t, st, Config{})
+	return open(t, st, cfg)
 }
 
 func podBytes(t *testing.T, ns, name, node string) []byte {

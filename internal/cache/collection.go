@@ -167,6 +167,9 @@ func (col *Collection) Keep(s *Snapshot) {
 // At returns the state at exactly rev: kept, current, or read from the store,
 // which answers store.ErrCompacted for one too old.
 func (col *Collection) At(ctx context.Context, rev int64) (*Snapshot, error) {
+	if err := col.c.compacted(rev); err != nil {
+		return nil, err
+	}
 	if s := col.Snapshot(); s.Rev == rev {
 		return s, nil
 	}

@@ -7,17 +7,28 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// admit refuses a pod that this node has no room for. A pod that ran before is
-// never refused.
-func (k *Kubelet) admit(pod *corev1.Pod, o *observed) *verdict {
-	if len(o.sandboxes) > 0 || len(o.containers) > 0 || pod.Status.StartTime != nil {
+// ranBefore tells of a pod that this node took in before: it is never refused.
+func (k *Kubelet) ranBefore(pod *corev1.Pod, o *observed) bool {
+	return len(o.sandboxes) > 0 || len(o.containers) > 0 || pod.Status.StartTime != nil
+}
+
+// admit refuses a pod that this node has no room for. k.admission is held.
+func (k *Kubelet) admit(pod *corev1.Pod) *verdict {
+	if k.allocatable() == nil {
 		return nil
 	}
-	allocatable := k.node.allocatable()
-	if allocatable == nil {
-		return nil
+	for _, p := range k.others(pod) {
+		if v := portConflict(pod, p); v != nil {
+			return v
+		}
 	}
-	var cpu, mem, count int64
+	return k.room(pod)
+}
+
+// others are the pods that take up room beside pod, as they have been allocated.
+// k.admission is held.
+func (k *Kubelet) others(pod *corev1.Pod) []*corev1.Pod {
+	var out []*corev1.Pod
 	for _, w := range k.allWorkers() {
 		p, gone := w.current()
 		st := w.status.current()
@@ -25,12 +36,32 @@ func (k *Kubelet) admit(pod *corev1.Pod, o *observed) *verdict {
 			st.StartTime == nil || st.Phase == corev1.PodFailed || st.Phase == corev1.PodSucceeded {
 			continue
 		}
+		out = append(out, w.allocation.apply(p))
+	}
+	return out
+}
+
+// allocatable is what the node has for pods: as its object says or, before that is
+// known, as it will say. It is nil where the kubelet keeps no node.
+func (k *Kubelet) allocatable() corev1.ResourceList {
+	if l := k.node.allocatable(); l != nil || k.d.NoNode {
+		return l
+	}
+	_, l := k.capacity(diskOf(k.d.Host.DataDir))
+	return l
+}
+
+// room tells why the node cannot give a pod what it asks for. k.admission is held.
+func (k *Kubelet) room(pod *corev1.Pod) *verdict {
+	allocatable := k.allocatable()
+	if allocatable == nil {
+		return nil
+	}
+	var cpu, mem, count int64
+	for _, p := range k.others(pod) {
 		cpu += podRequest(p, corev1.ResourceCPU, true)
 		mem += podRequest(p, corev1.ResourceMemory, false)
 		count++
-		if v := portConflict(pod, p); v != nil {
-			return v
-		}
 	}
 	short := func(name string, requested, used, capacity int64) *verdict {
 		return &verdict{"OutOf" + name, fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, requested, used, capacity)}

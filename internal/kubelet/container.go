@@ -97,7 +97,7 @@ func criProtocol(p corev1.Protocol) runtimeapi.Protocol {
 }
 
 // containerConfig is the CRI form of a container that is to be made.
-func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observed, s start, restarts int, imageRef string, ips []string) (*runtimeapi.ContainerConfig, error) {
+func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observed, s start, restarts int, imageRef string, images map[string]*runtimeapi.ImageSpec, ips []string) (*runtimeapi.ContainerConfig, error) {
 	c := s.container
 	env, err := w.environment(ctx, pod, c, ips)
 	if err != nil {
@@ -110,7 +110,7 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observ
 	if err := verifyNonRoot(pod, c, uid, user); err != nil {
 		return nil, err
 	}
-	mounts, err := w.mounts(ctx, pod, c, env, ips)
+	mounts, err := w.mounts(ctx, pod, c, env, images, ips)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +181,11 @@ func containerAnnotations(pod *corev1.Pod, c *corev1.Container, restarts int) ma
 			a[annotationPreStop] = string(b)
 		}
 	}
+	if made := annotated(c); made != nil {
+		if b, err := json.Marshal(made); err == nil {
+			a[annotationResources] = string(b)
+		}
+	}
 	if len(c.Ports) > 0 {
 		if b, err := json.Marshal(c.Ports); err == nil {
 			a[annotationPorts] = string(b)
@@ -190,8 +195,8 @@ func containerAnnotations(pod *corev1.Pod, c *corev1.Container, restarts int) ma
 }
 
 // mounts are the container's volume mounts, its /etc/hosts and its termination
-// message file.
-func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env []corev1.EnvVar, ips []string) ([]*runtimeapi.Mount, error) {
+// message file. The runtime itself mounts volumes that are images.
+func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env []corev1.EnvVar, images map[string]*runtimeapi.ImageSpec, ips []string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	hosts := true
 	vars := map[string]string{}
@@ -217,6 +222,9 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 			if hasDotDot(sub) {
 				return nil, fmt.Errorf("unable to provision SubPath `%s`: must not contain '..'", sub)
 			}
+		}
+		image := images[m.Name]
+		if sub != "" && image == nil {
 			var err error
 			if path, err = w.k.d.Volumes.SubPath(ctx, pod, c.Name, i, m, sub); err != nil {
 				w.log().Debug("prepare subPath", "container", c.Name, "err", err)
@@ -231,6 +239,9 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 			hosts = false
 		}
 		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: target, Readonly: m.ReadOnly || readOnlyVolume(pod, m.Name)}
+		if image != nil {
+			mount.HostPath, mount.Image, mount.ImageSubPath = "", image, sub
+		}
 		if m.MountPropagation != nil {
 			switch *m.MountPropagation {
 			case corev1.MountPropagationHostToContainer:
@@ -266,7 +277,7 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 func readOnlyVolume(pod *corev1.Pod, name string) bool {
 	for i := range pod.Spec.Volumes {
 		if v := &pod.Spec.Volumes[i]; v.Name == name {
-			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil ||
+			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.Image != nil ||
 				v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,19 +48,53 @@ func withTag(image string) (string, error) {
 	return image, nil
 }
 
+// wanted is an image that a container runs, or mounts as a volume.
+type wanted struct {
+	image  string
+	policy corev1.PullPolicy
+	// event tells of it, where the image is asked for.
+	event func(eventType, reason, message string)
+}
+
 // ensureImage makes a container's image present by its pull policy and returns the
 // reference by which the runtime knows it.
 func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, c *corev1.Container, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
-	now := w.k.d.Now()
-	event := func(t, reason, message string) { w.containerEvent(pod, c.Name, t, reason, message) }
-	image, err := withTag(c.Image)
+	return w.ensure(ctx, pod, wanted{c.Image, c.ImagePullPolicy, func(t, reason, message string) { w.containerEvent(pod, c.Name, t, reason, message) }}, sc)
+}
+
+// imageVolumes makes the images present that a container mounts as volumes
+// (KEP-4639), by their names there.
+func (w *worker) imageVolumes(ctx context.Context, pod *corev1.Pod, c *corev1.Container, sc *runtimeapi.PodSandboxConfig) (map[string]*runtimeapi.ImageSpec, *problem) {
+	var out map[string]*runtimeapi.ImageSpec
+	var last *problem
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.Image == nil || !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name }) {
+			continue
+		}
+		ref, problem := w.ensure(ctx, pod, wanted{v.Image.Reference, v.Image.PullPolicy, func(t, reason, message string) { w.event(pod, t, reason, message) }}, sc)
+		if problem != nil {
+			last = problem
+			continue
+		}
+		if out == nil {
+			out = map[string]*runtimeapi.ImageSpec{}
+		}
+		out[v.Name] = &runtimeapi.ImageSpec{Image: ref, UserSpecifiedImage: v.Image.Reference, Annotations: pod.Annotations}
+	}
+	return out, last
+}
+
+func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, c wanted, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
+	now, event := w.k.d.Now(), c.event
+	image, err := withTag(c.image)
 	if err != nil {
-		m := fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err)
+		m := fmt.Sprintf("Failed to apply default image tag %q: %v", c.image, err)
 		event(corev1.EventTypeWarning, "InspectFailed", m)
 		return "", &problem{"InvalidImageName", m, now.Add(startRetry)}
 	}
 	spec := &runtimeapi.ImageSpec{Image: image, Annotations: pod.Annotations}
-	if c.ImagePullPolicy != corev1.PullAlways {
+	if c.policy != corev1.PullAlways {
 		resp, err := w.k.d.Images.ImageStatus(ctx, spec, false)
 		if err != nil {
 			m := fmt.Sprintf("Failed to inspect image %q: %v", "", err)
@@ -67,11 +102,11 @@ func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 			return "", &problem{"ImageInspectError", m, now.Add(startRetry)}
 		}
 		if id := resp.GetImage().GetId(); id != "" {
-			event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.Image))
+			event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.image))
 			return id, nil
 		}
-		if c.ImagePullPolicy == corev1.PullNever {
-			m := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
+		if c.policy == corev1.PullNever {
+			m := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.image)
 			event(corev1.EventTypeWarning, "ErrImageNeverPull", m)
 			return "", &problem{"ErrImageNeverPull", m, now.Add(startRetry)}
 		}
@@ -79,32 +114,31 @@ func (w *worker) ensureImage(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 	return w.pullImage(ctx, pod, c, spec, sc)
 }
 
-func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c *corev1.Container, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
-	now := w.k.d.Now()
-	event := func(t, reason, message string) { w.containerEvent(pod, c.Name, t, reason, message) }
-	p := w.pulls[c.Image]
+func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
+	now, event := w.k.d.Now(), c.event
+	p := w.pulls[c.image]
 	if p == nil {
 		p = &pull{}
-		w.pulls[c.Image] = p
+		w.pulls[c.image] = p
 	}
 	if until, on := p.backoff.active(p.backoff.updated, now); on {
-		m := fmt.Sprintf("Back-off pulling image %q", c.Image)
+		m := fmt.Sprintf("Back-off pulling image %q", c.image)
 		event(corev1.EventTypeNormal, "BackOff", m)
 		if p.last != "" {
 			m += ": " + p.last
 		}
 		return "", &problem{"ImagePullBackOff", m, until}
 	}
-	event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image))
+	event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.image))
 	ref, err := w.pullWithSecrets(ctx, pod, spec, sc)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", &problem{"ErrImagePull", err.Error(), now}
 		}
-		event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", c.Image, err))
+		event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", c.image, err))
 		now = w.k.d.Now()
 		p.backoff = p.backoff.next(now, now)
-		reason, m := pullReason(c.Image, err)
+		reason, m := pullReason(c.image, err)
 		p.last = reason + ": " + m
 		// Soon after, the back-off is told.
 		return "", &problem{reason, m, now.Add(2 * time.Second)}
@@ -114,8 +148,8 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c *corev1.Conta
 	if resp, err := w.k.d.Images.ImageStatus(ctx, spec, false); err == nil {
 		size = resp.GetImage().GetSize()
 	}
-	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.Image, took, took, size))
-	delete(w.pulls, c.Image)
+	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, took, size))
+	delete(w.pulls, c.image)
 	return ref, nil
 }
 

@@ -249,7 +249,10 @@ func (k *Kubelet) run(ctx context.Context) error {
 	if err := k.adopt(ctx); err != nil {
 		return nil
 	}
+	// Nobody is given room before all are known who have some.
+	k.admission.Lock()
 	k.pods.OnChange(k.onPod)
+	k.admission.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })

@@ -198,6 +198,28 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// A volume that is an image is pulled by its own policy, before the container's,
+// and mounted by the runtime.
+func TestImageVolume(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		p.Spec.Volumes = []corev1.Volume{{Name: "model", VolumeSource: corev1.VolumeSource{
+			Image: &corev1.ImageVolumeSource{Reference: "model", PullPolicy: corev1.PullAlways}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "model", MountPath: "/model", SubPath: "weights"}}
+		w.create(p)
+		w.wantWaiting("web", "a", "ErrImagePull", `failed to resolve reference "model:latest": not found`)
+		w.wantEvent(`Failed: Failed to pull image "model": failed to resolve`)
+		w.rt.SetPullable("model:latest")
+		w.after(15 * time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+		w.wantEvent(`Pulled: Successfully pulled image "model" in `)
+		m := w.container("a").Config.Mounts[0]
+		if m.GetImage().GetUserSpecifiedImage() != "model" || m.ImageSubPath != "weights" || m.ContainerPath != "/model" || m.HostPath != "" || !m.Readonly {
+			t.Errorf("the image is mounted as %v", m)
+		}
+	})
+}
+
 func TestFailures(t *testing.T) {
 	boom := errors.New("boom")
 	for _, c := range []struct {

@@ -39,7 +39,14 @@ func (k *Kubelet) setNodeStatus(ctx context.Context, n *corev1.Node, old *corev1
 	}
 	s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: k.d.Hostname})
 	disk := diskOf(k.d.Host.DataDir)
+	declared := s.Capacity
 	s.Capacity, s.Allocatable = k.capacity(disk)
+	// Resources that others have declared, extended ones, are theirs.
+	for name, q := range declared {
+		if strings.Contains(string(name), "/") {
+			s.Capacity[name], s.Allocatable[name] = q, q
+		}
+	}
 	boot := s.NodeInfo.BootID
 	s.NodeInfo = k.nodeInfo()
 	if old != nil && boot != "" && boot != s.NodeInfo.BootID {

@@ -9,6 +9,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/client"
@@ -85,6 +86,27 @@ func TestNode(t *testing.T) {
 		lease, err = client.For[*coordinationv1.Lease](w.api.Client()).In(leaseNamespace).Get(context.Background(), node)
 		if err != nil || lease.Spec.RenewTime.Sub(before.Time) < 10*time.Second {
 			t.Errorf("the lease is from %v, was from %v", lease.Spec.RenewTime, before)
+		}
+	})
+}
+
+// What others declare, as administrators do with extended resources, stays.
+func TestNodeKeepsExtendedResources(t *testing.T) {
+	run(t, withNode, func(w *world) {
+		w.after(time.Second)
+		n := w.node().DeepCopy()
+		n.Status.Capacity["example.com/dongle"] = resource.MustParse("4")
+		w.api.Put(n)
+		w.rt.SetNetworkReady(false) // so that something is written
+		w.after(11 * time.Second)
+		s := w.node().Status
+		if isReady(w.node()) {
+			t.Fatal("the status was not written")
+		}
+		for what, l := range map[string]corev1.ResourceList{"capacity": s.Capacity, "allocatable": s.Allocatable} {
+			if q := l["example.com/dongle"]; q.Value() != 4 {
+				t.Errorf("%s of the extended resource is %v", what, q)
+			}
 		}
 	})
 }

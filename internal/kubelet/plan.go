@@ -35,8 +35,8 @@ type start struct {
 	init      bool
 }
 
-// actions is what is to be done for a pod now, in this order: kill, then (stop
-// and) create the sandbox, then start. Where killPod is set without newSandbox
+// actions is what is to be done for a pod now, in this order: kill, resize,
+// then (stop and) create the sandbox, then start. Where killPod is set without newSandbox
 // the pod is done.
 type actions struct {
 	killPod    bool
@@ -44,7 +44,15 @@ type actions struct {
 	attempt    uint32
 	sandboxID  string // the sandbox to use, or the old one
 	kill       []kill
+	resize     []resizeTo
 	start      []start
+}
+
+// resizeTo is a running container that is to have other resources.
+type resizeTo struct {
+	id        string
+	container *corev1.Container
+	memory    int64 // its limit so far, bytes, 0 for none
 }
 
 // probeView is what the core needs to know of probes.
@@ -303,6 +311,10 @@ func planSidecar(pod *corev1.Pod, o *observed, probes probeView, a *actions, i i
 			a.start = append(a.start, start{container: c, init: true})
 			return passed
 		}
+		if !planResize(pod, c, last, a) {
+			a.start = append(a.start, start{container: c, init: true})
+			return passed
+		}
 		return passed || probes.started(last.id)
 	}
 	if done && !anyRegularActive(pod, o) {
@@ -375,7 +387,12 @@ func planContainers(pod *corev1.Pod, o *observed, probes probeView, a *actions) 
 			reason, failed := probes.failed(last.id)
 			changed := last.hash != containerHash(c)
 			if !failed && !changed {
-				keep++
+				if planResize(pod, c, last, a) {
+					keep++
+					continue
+				}
+				a.start = append(a.start, start{container: c})
+				starts++
 				continue
 			}
 			if changed {
@@ -404,6 +421,20 @@ func planContainers(pod *corev1.Pod, o *observed, probes probeView, a *actions) 
 		a.killPod = true
 		a.start = nil
 	}
+}
+
+// planResize plans for a running container that its pod's allocation may have left
+// behind; false tells that it ends for that.
+func planResize(pod *corev1.Pod, c *corev1.Container, last *container, a *actions) bool {
+	update, restart := resizeOf(pod, c, last)
+	if restart {
+		a.kill = append(a.kill, kill{last.id, c.Name, fmt.Sprintf("Container %s resize requires restart", c.Name), killUnknown})
+		return false
+	}
+	if update {
+		a.resize = append(a.resize, resizeTo{last.id, c, last.resources.GetMemoryLimitInBytes()})
+	}
+	return true
 }
 
 // backoff is a delay that doubles with every failure and is forgotten after a

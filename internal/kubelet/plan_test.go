@@ -238,3 +238,18 @@ func TestRegistries(t *testing.T) {
 		}
 	}
 }
+
+// A pod that failed for its deadline has failed for it, although its container
+// ends well when it is told to.
+func TestReasonStays(t *testing.T) {
+	p := newPod("web", "a")
+	p.Status.Phase, p.Status.Reason, p.Status.Message = corev1.PodFailed, "DeadlineExceeded", "late"
+	s := podStatus(statusInput{
+		pod: p, old: p.Status, o: the(p, "ready: a=0"), terminal: true, verdict: &verdict{"DeadlineExceeded", "late"},
+		started: func(*container, *corev1.ContainerStatus) bool { return true },
+		ready:   func(*container, *corev1.ContainerStatus) bool { return true },
+	})
+	if s.Phase != corev1.PodFailed || s.Reason != "DeadlineExceeded" || s.Message != "late" {
+		t.Errorf("%s %s %s", s.Phase, s.Reason, s.Message)
+	}
+}

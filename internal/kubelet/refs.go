@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -13,7 +14,7 @@ import (
 	"skiff/internal/client"
 )
 
-// references watches the config maps and secrets that pods refer to, each once,
+// references watches the config maps, secrets and trust bundles that pods refer to, each once,
 // and tells the workers of a change. Objects that say they are immutable are
 // watched too: they can be deleted and made anew.
 type references struct {
@@ -86,14 +87,20 @@ func (r *references) notify(x *refWatch) {
 }
 
 func (r *references) follow(ctx context.Context, ref objectRef, x *refWatch) {
-	o := metav1.ListOptions{FieldSelector: "metadata.name=" + ref.name}
+	o := metav1.ListOptions{}
+	if ref.name != "" {
+		o.FieldSelector = "metadata.name=" + ref.name
+	}
 	seen := ""
 	for wait := 100 * time.Millisecond; ctx.Err() == nil; wait = min(wait*2, 10*time.Second) {
 		var err error
 		var w client.Watch
-		if ref.kind == "Secret" {
+		switch ref.kind {
+		case "Secret":
 			w, err = client.For[*corev1.Secret](r.c).In(ref.ns).Watch(ctx, o)
-		} else {
+		case "ClusterTrustBundle":
+			w, err = client.For[*certificatesv1.ClusterTrustBundle](r.c).Watch(ctx, o)
+		default:
 			w, err = client.For[*corev1.ConfigMap](r.c).In(ref.ns).Watch(ctx, o)
 		}
 		if err == nil {

@@ -78,8 +78,8 @@ func quantity(l corev1.ResourceList, n corev1.ResourceName) *resource.Quantity {
 	return &q
 }
 
-// containerResources is the CRI form of what a container may use.
-func (k *Kubelet) containerResources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxContainerResources {
+// cpuAndMemory is the CRI form of what a container may use of CPU and memory.
+func cpuAndMemory(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxContainerResources {
 	limit := func(n corev1.ResourceName) *resource.Quantity {
 		if q := quantity(c.Resources.Limits, n); q != nil {
 			return q
@@ -89,7 +89,7 @@ func (k *Kubelet) containerResources(pod *corev1.Pod, c *corev1.Container) *runt
 		}
 		return nil
 	}
-	r := &runtimeapi.LinuxContainerResources{CpuPeriod: cpuPeriod, OomScoreAdj: int64(oomScore(pod, c, k.memory))}
+	r := &runtimeapi.LinuxContainerResources{CpuPeriod: cpuPeriod}
 	cpuLimit, memLimit := limit(corev1.ResourceCPU), limit(corev1.ResourceMemory)
 	if q, ok := c.Resources.Requests[corev1.ResourceCPU]; ok {
 		r.CpuShares = shares(q.MilliValue())
@@ -104,6 +104,13 @@ func (k *Kubelet) containerResources(pod *corev1.Pod, c *corev1.Container) *runt
 	if memLimit != nil {
 		r.MemoryLimitInBytes = memLimit.Value()
 	}
+	return r
+}
+
+// containerResources is the CRI form of all that a container may use.
+func (k *Kubelet) containerResources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxContainerResources {
+	r := cpuAndMemory(pod, c)
+	r.OomScoreAdj = int64(oomScore(pod, c, k.memory))
 	// A container of which one process took too much memory is not left with the
 	// rest of its processes, where the kernel can end them together.
 	if k.d.Cgroups != nil && k.d.Cgroups.Version() == 2 {

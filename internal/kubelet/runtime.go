@@ -40,6 +40,7 @@ type Runtime interface {
 	RemoveContainer(ctx context.Context, id string) error
 	ListContainers(ctx context.Context, f *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error)
 	ContainerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error)
+	UpdateContainerResources(ctx context.Context, id string, r *runtimeapi.ContainerResources) error
 	ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, err error)
 	Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
 	Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
@@ -69,6 +70,7 @@ const (
 	annotationMessagePolicy      = "io.kubernetes.container.terminationMessagePolicy"
 	annotationPreStop            = "io.kubernetes.container.preStopHandler"
 	annotationPorts              = "io.kubernetes.container.ports"
+	annotationResources          = "skiff.io/container.resources"
 	annotationDeletionGrace      = "io.kubernetes.pod.deletionGracePeriod"
 	annotationTerminationGrace   = "io.kubernetes.pod.terminationGracePeriod"
 	maxTerminationMessage        = 4096
@@ -102,6 +104,10 @@ type container struct {
 	preStop                     *corev1.LifecycleHandler
 	ports                       []corev1.ContainerPort
 	deletionGrace, terminateGra *int64
+	// resources it runs with, nil where the runtime does not tell; made are those it
+	// was made with, where its resizePolicy needs them.
+	resources *runtimeapi.LinuxContainerResources
+	made      *corev1.ResourceRequirements
 }
 
 func (c *container) running() bool {
@@ -216,7 +222,7 @@ func (k *Kubelet) toContainer(s *runtimeapi.ContainerStatus, sandboxID string) c
 	c := container{
 		id: s.Id, name: s.Labels[labelContainerName], sandboxID: sandboxID, state: s.State,
 		image: imageShown(s.GetImage()), imageRef: s.ImageRef, created: time.Unix(0, s.CreatedAt),
-		user: s.User, logPath: s.LogPath,
+		user: s.User, logPath: s.LogPath, resources: s.GetResources().GetLinux(),
 	}
 	c.hash, _ = strconv.ParseUint(s.Annotations[annotationHash], 16, 64)
 	c.restarts, _ = strconv.Atoi(s.Annotations[annotationRestartCount])
@@ -226,6 +232,12 @@ func (k *Kubelet) toContainer(s *runtimeapi.ContainerStatus, sandboxID string) c
 		h := &corev1.LifecycleHandler{}
 		if json.Unmarshal([]byte(v), h) == nil {
 			c.preStop = h
+		}
+	}
+	if v := s.Annotations[annotationResources]; v != "" {
+		made := &corev1.ResourceRequirements{}
+		if json.Unmarshal([]byte(v), made) == nil {
+			c.made = made
 		}
 	}
 	if v := s.Annotations[annotationPorts]; v != "" {

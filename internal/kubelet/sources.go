@@ -13,9 +13,12 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8slabels "k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
@@ -123,6 +126,34 @@ func (t token) refresh() time.Time {
 		at = day
 	}
 	return at
+}
+
+// TrustBundles reads the bundles that a projected volume asks for.
+func (s *Sources) TrustBundles(ctx context.Context, p *corev1.ClusterTrustBundleProjection) ([]string, error) {
+	bundles := client.For[*certificatesv1.ClusterTrustBundle](s.d.Client)
+	if p.Name != nil {
+		b, err := bundles.Get(ctx, *p.Name)
+		if err != nil {
+			return nil, err
+		}
+		return []string{b.Spec.TrustBundle}, nil
+	}
+	// No selector selects nothing, an empty one everything.
+	selector, err := metav1.LabelSelectorAsSelector(p.LabelSelector)
+	if err != nil {
+		return nil, fmt.Errorf("while parsing label selector: %w", err)
+	}
+	all, _, err := bundles.List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	if err != nil {
+		return nil, fmt.Errorf("while listing ClusterTrustBundles matching label selector %v: %w", p.LabelSelector, err)
+	}
+	var out []string
+	for _, b := range all {
+		if b.Spec.SignerName == *p.SignerName && selector.Matches(k8slabels.Set(b.Labels)) {
+			out = append(out, b.Spec.TrustBundle)
+		}
+	}
+	return out, nil
 }
 
 // Field resolves a fieldRef of the downward API.
@@ -292,6 +323,11 @@ func podRefs(pod *corev1.Pod) []objectRef {
 				}
 				if p.Secret != nil {
 					add("Secret", p.Secret.Name)
+				}
+				if b := p.ClusterTrustBundle; b != nil && b.Name != nil {
+					set[objectRef{kind: "ClusterTrustBundle", name: *b.Name}] = true
+				} else if b != nil {
+					set[objectRef{kind: "ClusterTrustBundle"}] = true // whichever will match
 				}
 			}
 		}

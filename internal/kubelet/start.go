@@ -90,7 +90,11 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, o *observed, s star
 		if w.backingOff(pod, o, c) {
 			return
 		}
-		ref, problem := w.ensureImage(ctx, pod, c, sc)
+		volumes, problem := w.imageVolumes(ctx, pod, c, sc)
+		var ref string
+		if problem == nil {
+			ref, problem = w.ensureImage(ctx, pod, c, sc)
+		}
 		if problem != nil {
 			if ctx.Err() != nil {
 				return
@@ -100,7 +104,7 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, o *observed, s star
 			return
 		}
 		restarts := w.restartCount(pod, o, c)
-		config, err := w.containerConfig(ctx, pod, o, s, restarts, ref, ips)
+		config, err := w.containerConfig(ctx, pod, o, s, restarts, ref, volumes, ips)
 		if err != nil {
 			if ctx.Err() != nil {
 				return

@@ -20,6 +20,7 @@ type statusInput struct {
 	o        *observed
 	waiting  map[string]waiting
 	verdict  *verdict
+	resize   resize
 	terminal bool // nothing will be started any more
 	runtime  string
 	nodeIPs  []net.IP
@@ -30,8 +31,9 @@ type statusInput struct {
 
 // generate computes the pod's status from what the runtime has.
 func (w *worker) generate(pod *corev1.Pod, o *observed, terminal bool) corev1.PodStatus {
+	pod = w.allocation.apply(pod)
 	return podStatus(statusInput{
-		pod: pod, old: w.status.current(), o: o, waiting: w.waiting, verdict: w.verdict, terminal: terminal,
+		pod: pod, resize: w.resize, old: w.status.current(), o: o, waiting: w.waiting, verdict: w.verdict, terminal: terminal,
 		runtime: w.k.runtimeName, nodeIPs: w.k.d.NodeIPs, now: w.k.d.Now(),
 		started: func(c *container, old *corev1.ContainerStatus) bool { return w.probes.startedNow(pod, c, old) },
 		ready:   func(c *container, old *corev1.ContainerStatus) bool { return w.probes.readyNow(pod, c, old) },
@@ -66,13 +68,11 @@ func podStatus(in statusInput) corev1.PodStatus {
 	podResources(&s, pod)
 
 	s.Phase = podPhase(pod, &s, in.terminal)
-	if !final(s.Phase) {
-		// A phase that is final is never left.
-		if final(in.old.Phase) {
-			s.Phase = in.old.Phase
-		} else if final(pod.Status.Phase) {
-			s.Phase = pod.Status.Phase
-		}
+	// A phase that is final is never left, however its containers end.
+	if final(pod.Status.Phase) {
+		s.Phase = pod.Status.Phase
+	} else if !final(s.Phase) && final(in.old.Phase) {
+		s.Phase = in.old.Phase
 	}
 	if s.Phase == in.old.Phase {
 		s.Reason, s.Message = in.old.Reason, in.old.Message
@@ -82,9 +82,6 @@ func podStatus(in statusInput) corev1.PodStatus {
 		if strings.HasPrefix(s.Reason, "OutOf") || s.Reason == "NodePorts" || s.Reason == "NodeAffinity" {
 			s.Message = "Pod was rejected: " + s.Message
 		}
-	}
-	if final(pod.Status.Phase) {
-		s.Phase = pod.Status.Phase
 	}
 	readiness(&s, in)
 	conditions(&s, in)
@@ -202,7 +199,7 @@ func containerStatus(in statusInput, c *corev1.Container, old *corev1.ContainerS
 	s := corev1.ContainerStatus{
 		Name: c.Name, RestartCount: int32(cur.restarts), Image: cur.image, ImageID: cur.imageRef,
 		ContainerID: in.runtime + "://" + cur.id, State: stateOf(in.runtime, cur, old), VolumeMounts: volumeMountStatuses(c),
-		AllocatedResources: c.Resources.Requests, Resources: c.Resources.DeepCopy(), User: userOf(cur),
+		AllocatedResources: c.Resources.Requests, Resources: statusResources(c.Resources, cur), User: userOf(cur),
 	}
 	if s.Image == "" {
 		s.Image = c.Image
@@ -368,10 +365,13 @@ func readiness(s *corev1.PodStatus, in statusInput) {
 	set(s.ContainerStatuses, false)
 }
 
-// ours are the conditions that the kubelet writes.
+// ours are the conditions that the kubelet always writes, passing those that it
+// writes while there is something to tell.
 var ours = []corev1.PodConditionType{
 	corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled,
 }
+
+var passing = []corev1.PodConditionType{corev1.PodResizePending, corev1.PodResizeInProgress}
 
 func condition(list []corev1.PodCondition, t corev1.PodConditionType) *corev1.PodCondition {
 	for i := range list {
@@ -392,7 +392,7 @@ func sameForeignConditions(a, b *corev1.Pod) bool {
 func foreign(list []corev1.PodCondition) []corev1.PodCondition {
 	var out []corev1.PodCondition
 	for _, c := range list {
-		if !slices.Contains(ours, c.Type) {
+		if !slices.Contains(ours, c.Type) && !slices.Contains(passing, c.Type) {
 			out = append(out, c)
 		}
 	}
@@ -402,7 +402,7 @@ func foreign(list []corev1.PodCondition) []corev1.PodCondition {
 // conditions sets the pod's conditions.
 func conditions(s *corev1.PodStatus, in statusInput) {
 	pod := in.pod
-	s.Conditions = foreign(pod.Status.Conditions)
+	s.Conditions = append(foreign(pod.Status.Conditions), resizeConditions(in)...)
 	set := func(t corev1.PodConditionType, status bool, reason, message string) {
 		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: pod.Generation}
 		if status {

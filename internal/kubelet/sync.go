@@ -37,6 +37,10 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 			return false, now.Add(time.Second)
 		}
 	}
+	if !a.killPod {
+		resized, at := w.applyResize(ctx, pod, o, a)
+		acted, next = acted || resized, at
+	}
 	if a.killPod && !a.newSandbox {
 		if len(o.containers) == 0 {
 			return acted, next
@@ -48,7 +52,8 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 	if !a.newSandbox && len(a.start) == 0 {
 		return acted, next
 	}
-	starts, next := w.due(a, now)
+	starts, at := w.due(a, now)
+	next = earliest(next, at)
 	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
 		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
 	}

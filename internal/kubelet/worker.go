@@ -53,18 +53,21 @@ type worker struct {
 	probes *probes
 
 	// The rest belongs to the worker's goroutine.
-	phase    phase
-	verdict  *verdict
-	admitted bool
-	waiting  map[string]waiting
-	blocked  map[string]time.Time // start no earlier
-	crash    map[string]backoff
-	pulls    map[string]*pull
-	failures int // sandbox and volume failures in a row
-	volumes  volumeState
-	killed   map[string]bool // Killing was told, hook was run
-	deleted  bool
-	cleaned  bool
+	phase phase
+	// allocation is changed, and read by others, while Kubelet.admission is held.
+	allocation allocation
+	resize     resize
+	verdict    *verdict
+	admitted   bool
+	waiting    map[string]waiting
+	blocked    map[string]time.Time // start no earlier
+	crash      map[string]backoff
+	pulls      map[string]*pull
+	failures   int // sandbox and volume failures in a row
+	volumes    volumeState
+	killed     map[string]bool // Killing was told, hook was run
+	deleted    bool
+	cleaned    bool
 }
 
 type volumeState struct {
@@ -81,6 +84,7 @@ func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 		k: k, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
+		allocation: recordedAllocation(pod), resize: resumeResize(pod),
 	}
 	// What kept containers from starting before a restart still does until it is
 	// tried again.
@@ -259,6 +263,8 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	if !w.admitted && !w.admit(pod, o) {
 		return true, time.Time{}
 	}
+	pod = w.allocate(pod)
+	w.followResize(pod, o)
 	st := w.generate(pod, o, false)
 	w.status.set(st)
 	if st.Phase == corev1.PodSucceeded || st.Phase == corev1.PodFailed {
@@ -296,7 +302,10 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 func (w *worker) admit(pod *corev1.Pod, o *observed) bool {
 	w.k.admission.Lock()
 	defer w.k.admission.Unlock()
-	w.verdict = w.k.admit(pod, o)
+	if !w.k.ranBefore(pod, o) {
+		w.allocation = allocationOf(pod)
+		w.verdict = w.k.admit(pod)
+	}
 	w.admitted = w.verdict == nil
 	w.status.set(w.generate(pod, o, !w.admitted))
 	if !w.admitted {
@@ -357,6 +366,7 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 		return retry("remove sandbox", err)
 	}
 	w.k.removePodDirs(pod)
+	w.k.retryResizes(w)
 	// Where finalizers hold the object, the worker waits for its end.
 	if _, gone = w.current(); gone {
 		return false, true, time.Time{}

@@ -21,6 +21,7 @@ var levels = []map[string]bool{
 	set("codec", "store", "pki", "cri", "host"),
 	set("cache", "api", "client", "control"),
 	set("apiserver", "scheduler", "controller", "kubelet", "runtime", "volume", "network", "dns", "cluster", "admin"),
+	set("explain"),
 	set("cli"),
 	set("app"),
 	set("testcluster"),

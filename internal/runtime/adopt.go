@@ -265,7 +265,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 		return fmt.Errorf("list root file systems: %w", err)
 	}
 	for _, k := range keys {
-		if _, ok := r.conts[k]; !ok && len(k) == len(newID()) {
+		if id := keyOwner(k); r.conts[id] == nil && len(id) == len(newID()) {
 			if err := r.Snapshots.Remove(ctx, k); err != nil {
 				return fmt.Errorf("remove root file system %s: %w", k, err)
 			}
@@ -277,9 +277,9 @@ func (r *Runtime) sweep(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		kind, id, _ := strings.Cut(e.Name(), "-")
-		_, c := r.conts[id]
+		_, c := r.conts[keyOwner(id)]
 		_, s := r.sandboxes[id]
-		if kind == "rootfs" && !c || kind == "shm" && !s {
+		if (kind == "rootfs" || kind == "image") && !c || kind == "shm" && !s {
 			if err := unmount(filepath.Join(mountsDir(r.Instance), e.Name())); err != nil {
 				return err
 			}

@@ -106,6 +106,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}
 	r.Step("container-prepared")
 	spec.Overlay = &startspec.Overlay{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
+	if spec.Images, err = r.mountedImages(ctx, c); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{c.dir, r.rootfsDir(id)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("container directory: %w", err)

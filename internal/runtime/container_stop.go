@@ -146,6 +146,9 @@ func (r *Runtime) removeFiles(ctx context.Context, c *container) error {
 	if err := unmount(r.rootfsDir(c.id)); err != nil {
 		return err
 	}
+	if err := r.removeImageMounts(ctx, c); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(filepath.Join(c.sb.stateRoot(), c.id)); err != nil {
 		return err
 	}

@@ -47,8 +47,12 @@ func (r *Runtime) mounts(c *container) ([]specs.Mount, error) {
 	bind(filepath.Join(c.sb.dir, "resolv.conf"), "/etc/resolv.conf", etc)
 
 	extra := make([]specs.Mount, 0, len(c.config.GetMounts()))
-	for _, m := range c.config.GetMounts() {
-		o, err := bindMount(m)
+	for i, m := range c.config.GetMounts() {
+		bind := bindMount
+		if m.GetImage().GetImage() != "" {
+			bind = func(m *runtimeapi.Mount) (specs.Mount, error) { return imageMount(m, r.imageDir(c.id, i)) }
+		}
+		o, err := bind(m)
 		if err != nil {
 			return nil, err
 		}
@@ -71,8 +75,6 @@ func bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	switch {
 	case m.GetContainerPath() == "" || dst == "/":
 		return zero, fmt.Errorf("mount of %q: container_path %q: must name a place below the root", src, m.GetContainerPath())
-	case m.GetImage().GetImage() != "":
-		return zero, fmt.Errorf("mount at %q: image mounts are not supported", dst)
 	case !filepath.IsAbs(src):
 		return zero, fmt.Errorf("mount at %q: host_path %q: must be an absolute path", dst, src)
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:

@@ -101,6 +101,9 @@ type Decision struct {
 type Failure struct {
 	// Message is what the pod's condition and event say.
 	Message string
+	// Hint is a sentence to a person about the node that is nearest to taking the
+	// pod; the event has it after the message. It may be empty.
+	Hint string
 	// Plugins refused; their hints tell when to try again. Empty where there
 	// is no node at all: then any node that appears is reason enough.
 	Plugins []string
@@ -324,9 +327,11 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 	if extended != nil {
 		judged = extendedJudged{judged, extended}
 	}
+	var near nearest
 	alike := map[*framework.Status]int{}
-	for slot := range s.All() {
+	for slot, n := range s.All() {
 		if st := judged.Status(slot); st != nil {
+			near.see(p.Class, n, st)
 			alike[st]++
 		}
 	}
@@ -336,7 +341,7 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 			reasons[r] += nodes
 		}
 	}
-	f := &Failure{}
+	f := &Failure{Hint: near.hint(c, p.Class)}
 	for name := range refused {
 		f.Plugins = append(f.Plugins, name)
 	}

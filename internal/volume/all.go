@@ -10,5 +10,6 @@ func All() []Type {
 		secret{},
 		downwardAPI{},
 		projected{},
+		image{},
 	}
 }

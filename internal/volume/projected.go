@@ -2,10 +2,15 @@ package volume
 
 import (
 	"context"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // projected is several sources in one directory.
@@ -33,6 +38,8 @@ func (projected) Setup(ctx context.Context, m *Mount) (string, time.Time, error)
 			if at, err = addToken(ctx, m, files, s.ServiceAccountToken, v.DefaultMode); err == nil && (refresh.IsZero() || at.Before(refresh)) {
 				refresh = at
 			}
+		case s.ClusterTrustBundle != nil:
+			err = addTrustBundles(ctx, m, files, s.ClusterTrustBundle, v.DefaultMode)
 		default:
 			err = fmt.Errorf("projected source %d: this kind is not supported", i)
 		}
@@ -47,8 +54,7 @@ func (projected) Setup(ctx context.Context, m *Mount) (string, time.Time, error)
 	return dir, refresh, writeFiles(dir, files, fsGroup(m.Pod))
 }
 
-// addToken adds a token of the pod's service account. Where the pod's containers
-// run as one user, or volumes belong to a group, nobody else may read it.
+// addToken adds a token of the pod's service account.
 func addToken(ctx context.Context, m *Mount, files map[string]file, t *corev1.ServiceAccountTokenProjection, def *int32) (time.Time, error) {
 	seconds := int64(3600)
 	if t.ExpirationSeconds != nil {
@@ -58,10 +64,46 @@ func addToken(ctx context.Context, m *Mount, files map[string]file, t *corev1.Se
 	if err != nil {
 		return time.Time{}, err
 	}
-	f := file{data: []byte(value), mode: mode(nil, def), user: onlyUser(m.Pod)}
+	files[t.Path] = private(m, []byte(value), def)
+	return refresh, nil
+}
+
+// private is a file that, where the pod's containers run as one user or volumes
+// belong to a group, nobody else may read.
+func private(m *Mount, data []byte, def *int32) file {
+	f := file{data: data, mode: mode(nil, def), user: onlyUser(m.Pod)}
 	if f.user != nil || fsGroup(m.Pod) != nil {
 		f.mode = 0o600
 	}
-	files[t.Path] = f
-	return refresh, nil
+	return f
+}
+
+// addTrustBundles adds the trust anchors of bundles, each once, as one file
+// (KEP-3257). What stands between the certificates is dropped.
+func addTrustBundles(ctx context.Context, m *Mount, files map[string]file, p *corev1.ClusterTrustBundleProjection, def *int32) error {
+	if p.Name == nil && p.SignerName == nil {
+		return errors.New("ClusterTrustBundle projection requires either name or signerName to be set")
+	}
+	bundles, err := m.Sources.TrustBundles(ctx, p)
+	switch {
+	case apierrors.IsNotFound(err) && isOptional(p.Optional):
+	case err != nil && p.Name != nil:
+		return fmt.Errorf("while getting ClusterTrustBundle: %w", err)
+	case err != nil:
+		return err
+	case len(bundles) == 0 && !isOptional(p.Optional):
+		return errors.New("combination of signerName and labelSelector matched zero ClusterTrustBundles")
+	}
+	anchors := map[string]bool{}
+	for _, b := range bundles {
+		for block, rest := pem.Decode([]byte(b)); block != nil; block, rest = pem.Decode(rest) {
+			anchors[string(block.Bytes)] = true
+		}
+	}
+	var data []byte
+	for _, a := range slices.Sorted(maps.Keys(anchors)) {
+		data = append(data, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(a)})...)
+	}
+	files[p.Path] = private(m, data, def)
+	return nil
 }

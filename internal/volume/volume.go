@@ -51,6 +51,9 @@ type Sources interface {
 	// Token returns a token of the pod's service account and when to ask for the
 	// next one.
 	Token(ctx context.Context, pod *corev1.Pod, audience string, expirationSeconds int64) (string, time.Time, error)
+	// TrustBundles returns the bundles, in PEM, of the ClusterTrustBundle that p
+	// names, or of those that it selects: maybe none.
+	TrustBundles(ctx context.Context, p *corev1.ClusterTrustBundleProjection) ([]string, error)
 	// PersistentVolume returns the volume that the claim of v, a
 	// persistentVolumeClaim or an ephemeral volume of the pod, is bound to.
 	PersistentVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, error)

@@ -2,6 +2,7 @@ package volume_test
 
 import (
 	"context"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,7 @@ func TestContract(t *testing.T) {
 			Sources: &volumetest.Sources{Volumes: map[string]*corev1.PersistentVolume{"c": {Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: dir}}}}}},
 			Files:   map[string]string{"x": "of the host"}, Outside: true,
 		},
+		"image": {Volume: src(corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "example.com/model:1"}})},
 		"configMap": {
 			Volume: src(corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: name("cm")}}), Sources: maps(),
 			Files:  map[string]string{"a": "1", "b": "2"},
@@ -69,6 +71,18 @@ func TestContract(t *testing.T) {
 				{Path: "name", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}},
 			}}}),
 			Files: map[string]string{"name": "pod"},
+		},
+		"trust bundles": {
+			Volume:  trust(&corev1.ClusterTrustBundleProjection{SignerName: ptr("s"), Path: "ca.pem", Optional: ptr(true)}),
+			Sources: &volumetest.Sources{Bundles: map[string]string{"x": anchors("b", "a") + "# words\n", "y": anchors("a")}},
+			Files:   map[string]string{"ca.pem": anchors("a", "b")},
+			Change:  func(s *volumetest.Sources) { s.Bundles = nil },
+			After:   map[string]string{"ca.pem": ""},
+		},
+		"trust bundle": {
+			Volume:  trust(&corev1.ClusterTrustBundleProjection{Name: ptr("x"), Path: "ca.pem"}),
+			Sources: &volumetest.Sources{Bundles: map[string]string{"x": anchors("b"), "y": anchors("a")}},
+			Files:   map[string]string{"ca.pem": anchors("b")},
 		},
 		"projected": {
 			Volume: src(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
@@ -271,5 +285,33 @@ func TestTeardownSparesTheHost(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "sub/precious")); err != nil {
 		t.Error("Teardown removed a file of the host")
+	}
+}
+
+func trust(p *corev1.ClusterTrustBundleProjection) corev1.Volume {
+	return corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ClusterTrustBundle: p}}}}}
+}
+
+// anchors are PEM blocks.
+func anchors(all ...string) string {
+	var out []byte
+	for _, a := range all {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(a)})...)
+	}
+	return string(out)
+}
+
+func TestTrustBundleMissing(t *testing.T) {
+	set := newSet(t, &volumetest.Sources{})
+	for _, c := range []struct {
+		p    corev1.ClusterTrustBundleProjection
+		want string
+	}{
+		{corev1.ClusterTrustBundleProjection{Name: ptr("x"), Path: "p"}, `while getting ClusterTrustBundle: clustertrustbundles.certificates.k8s.io "x" not found`},
+		{corev1.ClusterTrustBundleProjection{SignerName: ptr("x"), Path: "p"}, "combination of signerName and labelSelector matched zero ClusterTrustBundles"},
+	} {
+		if _, _, err := set.Setup(t.Context(), volumetest.Pod(trust(&c.p))); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, want %s", err, c.want)
+		}
 	}
 }

@@ -144,6 +144,25 @@ func (f Fixture) testMounts(t *testing.T) {
 		&runtimeapi.Mount{HostPath: filepath.Join(dir, "file"), ContainerPath: "/m/deep/file"},
 		&runtimeapi.Mount{HostPath: filepath.Join(dir, "fresh"), ContainerPath: "/m"},
 	), "cat", "/m/deep/file"), "content")
+	image := func(sub string) *runtimeapi.Mount {
+		return &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: f.Image}, ImageSubPath: sub, ContainerPath: "/m", Readonly: true}
+	}
+	expect(t, "an image", p.Output(with(image("")), "sh", "-c", "cmp /bin/busybox /m/bin/busybox && touch /m/x 2>/dev/null || echo read-only; /m/bin/busybox true 2>/dev/null || echo not executable"), "read-only\nnot executable")
+	expect(t, "a directory of an image", p.Output(with(image("bin")), "sh", "-c", "cmp /bin/busybox /m/busybox && echo same"), "same")
+	expect(t, "a file of an image", p.Output(with(image("bin/busybox")), "sh", "-c", "cmp /bin/busybox /m && echo same"), "same")
+	for _, sub := range []string{"../etc", "/etc", "bin/../../etc"} {
+		if _, err := p.Create(with(image(sub)), "true"); err == nil {
+			t.Errorf("image_sub_path %q is accepted", sub)
+		}
+	}
+	if id, err := p.Create(with(image("not/there")), "true"); err != nil {
+		t.Errorf("create: %v", err)
+	} else if err := f.Runtime.StartContainer(t.Context(), id.ID); err == nil || !strings.Contains(err.Error(), `the image has no "not/there"`) {
+		t.Errorf("a part that the image does not have: %v", err)
+	}
+	if _, err := p.Create(with(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "not.there/image:1"}, ContainerPath: "/m"}), "true"); err == nil {
+		t.Error("an image that is not there is mounted")
+	}
 	if _, err := p.Create(with(&runtimeapi.Mount{HostPath: "relative", ContainerPath: "/m"}), "true"); err == nil {
 		t.Error("relative host path")
 	}

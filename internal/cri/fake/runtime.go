@@ -176,7 +176,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, c *runt
 	r.containers[id] = &Container{Config: c, SandboxID: sandboxID, stopped: make(chan struct{}), Status: &runtimeapi.ContainerStatus{
 		Id: id, Metadata: c.Metadata, State: runtimeapi.ContainerState_CONTAINER_CREATED, CreatedAt: time.Now().UnixNano(),
 		Image: &runtimeapi.ImageSpec{Image: name}, ImageRef: c.Image.Image, ImageId: c.Image.Image,
-		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts,
+		Labels: c.Labels, Annotations: c.Annotations, Mounts: c.Mounts, Resources: &runtimeapi.ContainerResources{Linux: c.GetLinux().GetResources()},
 		LogPath: filepath.Join(sc.LogDirectory, c.LogPath),
 	}}
 	r.emit(sandboxID, id, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
@@ -305,11 +305,20 @@ func (r *Runtime) ContainerStatus(ctx context.Context, id string, _ bool) (*runt
 }
 
 // UpdateContainerResources implements ContainerManager.
-func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, _ *runtimeapi.ContainerResources) error {
+func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, res *runtimeapi.ContainerResources) error {
 	after, err := r.enter(ctx, "UpdateContainerResources", r.containerName(id), true)
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[id]
+	if c == nil {
+		return notFound("container", id)
+	}
+	s := clone(c.Status)
+	s.Resources = res
+	c.Status = s
 	return after(nil)
 }
 

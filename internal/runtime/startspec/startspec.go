@@ -31,10 +31,27 @@ type Overlay struct {
 	Upper, Work string   `json:",omitempty"`
 }
 
+// Image is an image that the container mounts. It is there for the OCI mounts to
+// bind from: at ImageRoot below At or, where Sub is set, the directory or file Sub
+// of the image at ImageSub below At. Like the root file system it exists in the
+// container's mount namespace alone; of the host At is an empty directory.
+type Image struct {
+	Lower []string `json:"lower"` // as Overlay's
+	At    string   `json:"at"`
+	Sub   string   `json:"sub,omitempty"`
+}
+
+// Names below Image.At.
+const (
+	ImageRoot = "root"
+	ImageSub  = "sub"
+)
+
 // Spec is a container to make.
 type Spec struct {
 	OCI     *specs.Spec `json:"oci"`
 	Overlay *Overlay    `json:"overlay,omitempty"`
+	Images  []Image     `json:"images,omitempty"`
 	// User is looked up in the root file system and put into OCI.
 	User User `json:"user"`
 	// DefaultSeccomp asks for the RuntimeDefault profile, which depends on the

@@ -5,13 +5,16 @@ package volumetest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +31,8 @@ type Sources struct {
 	Secrets map[string]map[string]string
 	// Volumes are what claims are bound to, by the claim's name.
 	Volumes map[string]*corev1.PersistentVolume
+	// Bundles are trust bundles, by name; a signer has them all.
+	Bundles map[string]string
 	Tokens  int // handed out so far
 	Refresh time.Time
 }
@@ -75,6 +80,20 @@ func (s *Sources) Token(_ context.Context, pod *corev1.Pod, audience string, sec
 	defer s.mu.Unlock()
 	s.Tokens++
 	return fmt.Sprintf("token-of-%s-for-%s-%d", pod.Name, audience, seconds), s.Refresh, nil
+}
+
+// TrustBundles implements volume.Sources.
+func (s *Sources) TrustBundles(_ context.Context, p *corev1.ClusterTrustBundleProjection) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.Name == nil {
+		return slices.Sorted(maps.Values(s.Bundles)), nil
+	}
+	b, ok := s.Bundles[*p.Name]
+	if !ok {
+		return nil, apierrors.NewNotFound(certificatesv1.Resource("clustertrustbundles"), *p.Name)
+	}
+	return []string{b}, nil
 }
 
 // PersistentVolume implements volume.Sources.

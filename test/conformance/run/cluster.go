@@ -29,6 +29,7 @@ type cluster struct {
 	nodes   []*node
 	started bool
 	bridged bool
+	mirror  *mirror
 }
 
 // node is a further node.
@@ -41,6 +42,7 @@ type node struct {
 }
 
 func (c *cluster) data(name string) string { return filepath.Join(c.dir, name) }
+func (c *cluster) config() string          { return c.data("config.yaml") }
 func (c *cluster) kubeconfig() string      { return filepath.Join(c.data("first"), "admin.kubeconfig") }
 
 // kubectl is a program that runs the kubectl which skiff carries: the suite's own
@@ -56,7 +58,9 @@ func (c *cluster) start(ctx context.Context, nodes int) error {
 		return err
 	}
 	var flags []string
+	address := "127.0.0.1"
 	if nodes > 1 {
+		address = network + ".1"
 		c.bridged = true
 		for _, args := range [][]string{
 			{"link", "add", bridge, "type", "bridge"}, {"addr", "add", network + ".1/24", "dev", bridge}, {"link", "set", bridge, "up"},
@@ -67,6 +71,16 @@ func (c *cluster) start(ctx context.Context, nodes int) error {
 		}
 		flags = []string{"--node-ip", network + ".1"}
 	}
+	var err error
+	if c.mirror, err = serveImages(c.archive, address); err != nil {
+		return err
+	}
+	// JSON is YAML.
+	config := fmt.Sprintf(`{"registryMirrors": {"registry.k8s.io": ["http://%s"]}}`, c.mirror.addr)
+	if err := os.WriteFile(c.config(), []byte(config), 0o644); err != nil {
+		return err
+	}
+	flags = append(flags, "--config", c.config())
 	c.started = true
 	if err := do(c.first(append([]string{"up"}, flags...)...)); err != nil {
 		return err
@@ -133,7 +147,7 @@ func (c *cluster) join(ctx context.Context, i int) error {
 	n.importing = func(args ...string) *exec.Cmd {
 		return inside(append([]string{c.skiff, "--name", clusterName + "-" + n.name, "--data-dir", c.data(n.name)}, args...)...)
 	}
-	n.skiff = n.importing("node", "--kubeconfig", path, "--node-name", n.name, "--node-ip", fmt.Sprintf("%s.%d", network, i))
+	n.skiff = n.importing("node", "--config", c.config(), "--kubeconfig", path, "--node-name", n.name, "--node-ip", fmt.Sprintf("%s.%d", network, i))
 	n.skiff.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.Create(c.data(n.name + ".log"))
 	if err != nil {
@@ -174,6 +188,9 @@ func (c *cluster) remove() error {
 	}
 	if c.started {
 		errs = append(errs, do(c.first("reset", "--yes")))
+	}
+	if c.mirror != nil {
+		errs = append(errs, c.mirror.close())
 	}
 	if c.bridged {
 		errs = append(errs, do(exec.Command("ip", "link", "del", bridge)))

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"runtime"
 	"strings"
 
@@ -26,6 +27,9 @@ import (
 type Deps struct {
 	// Transport reaches registries; a default one where nil.
 	Transport http.RoundTripper
+	// Mirrors are asked before a registry, by its domain ("docker.io"), in their
+	// order: URLs without a path. They are not given the registry's credentials.
+	Mirrors map[string][]string
 }
 
 // Client implements image.Registry. Registries on loopback and private
@@ -35,12 +39,46 @@ type Client struct{ deps Deps }
 // New returns a client.
 func New(d Deps) *Client { return &Client{d} }
 
+// CheckMirror tells what is wrong with the URL of a mirror.
+func CheckMirror(mirror string) error {
+	_, err := atMirror(image.Name{Path: "x", Tag: "x"}, mirror)
+	return err
+}
+
+// atMirror is a name in a mirror of its registry.
+func atMirror(n image.Name, mirror string) (name.Reference, error) {
+	u, err := url.Parse(mirror)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+		return nil, fmt.Errorf("%q: must be a URL such as https://mirror.example.com:5000", mirror)
+	}
+	var options []name.Option
+	if u.Scheme == "http" {
+		options = append(options, name.Insecure)
+	}
+	n.Domain = u.Host
+	return name.ParseReference(n.String(), options...)
+}
+
 // Find implements image.Registry.
 func (c *Client) Find(ctx context.Context, n image.Name, auth *image.Auth) (*image.RemoteImage, error) {
+	for _, m := range c.deps.Mirrors[n.Domain] {
+		ref, err := atMirror(n, m)
+		if err != nil {
+			return nil, fmt.Errorf("mirror of %s: %w", n.Domain, err)
+		}
+		// A mirror that is away, or has no such image, is passed over.
+		if found, err := c.find(ctx, n, ref, nil); err == nil || ctx.Err() != nil {
+			return found, err
+		}
+	}
 	ref, err := name.ParseReference(n.String())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", image.ErrInvalidName, err)
 	}
+	return c.find(ctx, n, ref, auth)
+}
+
+func (c *Client) find(ctx context.Context, n image.Name, ref name.Reference, auth *image.Auth) (*image.RemoteImage, error) {
 	options := func(ctx context.Context) []remote.Option {
 		opts := []remote.Option{
 			remote.WithContext(ctx), remote.WithUserAgent("skiff"),

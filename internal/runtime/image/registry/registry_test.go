@@ -33,6 +33,8 @@ type server struct {
 	blobs  atomic.Int32 // blobs fetched
 	user   string       // required, with password "secret", where set
 	damage atomic.Bool  // layers come changed
+
+	authorized atomic.Int32 // requests with credentials
 }
 
 func serve(t *testing.T) *server {
@@ -40,6 +42,9 @@ func serve(t *testing.T) *server {
 	s := &server{}
 	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			s.authorized.Add(1)
+		}
 		if u, p, _ := r.BasicAuth(); s.user != "" && (u != s.user || p != "secret") {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -121,6 +126,39 @@ func TestPull(t *testing.T) {
 	}
 	if got, err := store.Pull(t.Context(), srv.host+"/team/app@"+digest.String(), nil); err != nil || got.ID != id.String() {
 		t.Errorf("by digest: %+v, %v", got, err)
+	}
+}
+
+// Mirrors are asked first, in their order, without the registry's credentials; one
+// that does not help is passed over. The image has its own name all the same.
+func TestMirrors(t *testing.T) {
+	srv, img := serve(t), randomImage(t)
+	srv.push(t, "team/app:1", img)
+	of := func(domain string, mirrors ...string) *image.Store {
+		s, err := image.Open(t.TempDir(), image.Options{Registry: New(Deps{Mirrors: map[string][]string{domain: mirrors}})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	away := httptest.NewServer(nil)
+	away.Close()
+	auth := &image.Auth{Username: "u", Password: "p"}
+	got, err := of("registry.invalid", away.URL, "http://"+srv.host).Pull(t.Context(), "registry.invalid/team/app:1", auth)
+	if err != nil || fmt.Sprint(got.RepoTags) != "[registry.invalid/team/app:1]" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if seen := srv.authorized.Load(); seen != 0 {
+		t.Errorf("the mirror was given credentials %d times", seen)
+	}
+	if _, err := of(srv.host, away.URL).Pull(t.Context(), srv.host+"/team/app:1", nil); err != nil {
+		t.Errorf("with a mirror that is away: %v", err)
+	}
+	for _, bad := range []string{"mirror.example.com", "ftp://mirror", "https://mirror/path", "://"} {
+		if CheckMirror(bad) == nil {
+			t.Errorf("mirror %q is accepted", bad)
+		}
 	}
 }
 
