@@ -47,10 +47,11 @@ const (
 
 // NewCycle returns a cycle with the plugins given, asked in that order.
 func NewCycle(enabled []plugins.Enabled, seed uint64) *Cycle {
-	return newCycle(plugins.ProfileOf("", enabled), seed)
+	return NewProfileCycle(plugins.ProfileOf("", enabled), seed)
 }
 
-func newCycle(profile plugins.Profile, seed uint64) *Cycle {
+// NewProfileCycle returns a cycle with the plugins of a profile.
+func NewProfileCycle(profile plugins.Profile, seed uint64) *Cycle {
 	c := &Cycle{profile: profile, rand: rand.New(rand.NewPCG(seed, 0x736b696666)), tables: map[framework.Subject]*table{}}
 	c.post = acting[framework.PostFilterer](profile.PostFilter)
 	c.reserve = acting[framework.Reserver](profile.Reserve)
@@ -332,15 +333,17 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 		judged = extendedJudged{judged, extended}
 	}
 	var near nearest
+	alike := map[*framework.Status]int{}
 	for slot, n := range s.All() {
-		st := judged.Status(slot)
-		if st == nil {
-			continue
+		if st := judged.Status(slot); st != nil {
+			near.see(p.Class, n, st)
+			alike[st]++
 		}
-		near.see(p.Class, n, st)
+	}
+	for st, nodes := range alike {
 		refused[st.Plugin] = true
 		for _, r := range st.Reasons {
-			reasons.Add(r)
+			reasons[r] += nodes
 		}
 	}
 	f := &Failure{Hint: near.hint(c, p.Class)}

@@ -87,7 +87,7 @@ func (s *Scheduler) addProfile(p plugins.Profile) error {
 			d.Narrow = s.extenders.narrow
 		}
 	}
-	by := &profile{Profile: p, cycle: newCycle(p, s.d.Seed+uint64(len(s.profiles))), preBind: acting[framework.PreBinder](p.PreBind)}
+	by := &profile{Profile: p, cycle: NewProfileCycle(p, s.d.Seed+uint64(len(s.profiles))), preBind: acting[framework.PreBinder](p.PreBind)}
 	by.cycle.extenders = s.extenders
 	s.profiles[p.Name] = by
 	if s.first == nil {

@@ -159,3 +159,27 @@ func TestStorageCapacity(t *testing.T) {
 		t.Errorf("the volume is wanted on %q", got)
 	}
 }
+
+// Where a driver says what room it has, the volume is made where it fills least.
+func TestStorageCapacityScores(t *testing.T) {
+	room := func(node, size string) *storagev1.CSIStorageCapacity {
+		q := list("storage", size)["storage"]
+		return &storagev1.CSIStorageCapacity{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: node}, StorageClassName: "made", Capacity: &q,
+			NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelHostname: node}},
+		}
+	}
+	api := clienttest.New(node("a"), node("b"), node("c"), waitingClass("made", "disk.io"), claim("c", "made"), room("a", "2Gi"), room("b", "20Gi"), room("c", "4Gi"),
+		&storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: "disk.io"}, Spec: storagev1.CSIDriverSpec{StorageCapacity: ptr.To(true)}})
+	r := run(t, api)
+	asked := make(chan string, 8)
+	client.InformerFor[*corev1.PersistentVolumeClaim](r.sched.d.Informers).OnChange(func(c client.Change[*corev1.PersistentVolumeClaim]) {
+		if c.New != nil && c.New.Annotations[storage.SelectedNode] != "" {
+			asked <- c.New.Annotations[storage.SelectedNode]
+		}
+	})
+	api.Put(withClaim(pod("p"), "c"))
+	if got := <-asked; got != "b" {
+		t.Errorf("the volume is wanted on %q", got)
+	}
+}

@@ -47,9 +47,7 @@ func Arguments(path *field.Path, args runtime.Object) error {
 		if *a.BindTimeoutSeconds < 0 {
 			errs = append(errs, field.Invalid(path.Child("bindTimeoutSeconds"), *a.BindTimeoutSeconds, "invalid BindTimeoutSeconds, should not be a negative value"))
 		}
-		if a.Shape != nil {
-			errs = append(errs, field.Invalid(path.Child("shape"), a.Shape, "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring"))
-		}
+		errs = append(errs, shape(path.Child("shape"), a.Shape)...)
 	case *configv1.DynamicResourcesArgs:
 		if a.FilterTimeout.Duration < 0 {
 			errs = append(errs, field.Invalid(path.Child("filterTimeout"), a.FilterTimeout, "must be zero or positive"))

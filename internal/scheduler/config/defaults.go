@@ -66,7 +66,7 @@ func defaultPlugins() *configv1.Plugins {
 	p := &configv1.Plugins{}
 	for _, d := range plugins.Defaults {
 		e := configv1.Plugin{Name: d.Name}
-		if d.Weight > 0 {
+		if d.Weight > 1 {
 			e.Weight = ptr.To(int32(d.Weight))
 		}
 		p.MultiPoint.Enabled = append(p.MultiPoint.Enabled, e)
@@ -203,6 +203,9 @@ func argumentDefaults(args runtime.Object) {
 		}
 	case *configv1.VolumeBindingArgs:
 		set(&a.BindTimeoutSeconds, 600)
+		if len(a.Shape) == 0 {
+			a.Shape = []configv1.UtilizationShapePoint{{Utilization: 0, Score: maxShapeScore}, {Utilization: 100, Score: 0}}
+		}
 	case *configv1.DynamicResourcesArgs:
 		set(&a.FilterTimeout, metav1.Duration{Duration: configv1.DynamicResourcesFilterTimeoutDefault})
 		set(&a.BindingTimeout, metav1.Duration{Duration: configv1.DynamicResourcesBindingTimeoutDefault})

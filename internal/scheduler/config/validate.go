@@ -148,10 +148,28 @@ func queueSort(path *field.Path, profiles []configv1.KubeSchedulerProfile) (errs
 	}
 	for i := 1; i < len(profiles); i++ {
 		if now := profiles[i].Plugins.QueueSort; !equality.Semantic.DeepEqual(first, now) {
-			errs = append(errs, field.Invalid(path.Index(i).Child("plugins", "queueSort"), now, "must be the same for all profiles"))
+			errs = append(errs, field.Invalid(path.Index(i).Child("plugins", "queueSort"), setSaid(now), "must be the same for all profiles"))
 		}
 	}
 	return errs
+}
+
+// pluginSet and pluginNamed are how upstream's messages show them.
+type pluginSet struct{ Enabled, Disabled []pluginNamed }
+
+type pluginNamed struct {
+	Name   string
+	Weight int32
+}
+
+func setSaid(s configv1.PluginSet) pluginSet {
+	said := func(list []configv1.Plugin) (out []pluginNamed) {
+		for _, p := range list {
+			out = append(out, pluginNamed{p.Name, ptr.Deref(p.Weight, 0)})
+		}
+		return out
+	}
+	return pluginSet{said(s.Enabled), said(s.Disabled)}
 }
 
 func extenders(path *field.Path, list []configv1.Extender) (errs []*field.Error) {

@@ -33,6 +33,10 @@ type Class struct {
 	// NonZero is CPU and memory for scoring: containers that request none
 	// count as 100m and 200 MiB.
 	NonZero Resource
+	// Scored is what NodeResourcesFit scores by: NonZero and the other requests of
+	// the containers. Requests of the pod as a whole do not count there, as with
+	// upstream.
+	Scored Resource
 	// HostPorts are the ports taken on the node.
 	HostPorts []HostPort
 	Priority  int32
@@ -155,7 +159,7 @@ func (c *Classes) classOf(p *corev1.Pod) *Class {
 	}
 	u := computeUsage(p, false)
 	cl := &Class{
-		Template: p, Requests: u.requested, NonZero: u.nonZero,
+		Template: p, Requests: u.requested, NonZero: u.nonZero, Scored: scored(p, &u),
 		HostPorts: hostPorts(p), Images: images(p), Spreads: SpreadsOf(p.Spec.TopologySpreadConstraints),
 		Claims: claims(p), Features: features(p), key: string(c.buf), used: c.tick,
 	}
@@ -443,6 +447,21 @@ func computeUsage(p *corev1.Pod, status bool) usage {
 	}
 	u.nonZero = Resource{MilliCPU: u.nonZero.MilliCPU, Memory: u.nonZero.Memory}
 	return u
+}
+
+func scored(p *corev1.Pod, u *usage) Resource {
+	if resourcehelper.IsPodLevelRequestsSet(p) {
+		return ResourceOf(resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{
+			SkipPodLevelResources: true,
+			NonMissingContainerRequests: corev1.ResourceList{
+				corev1.ResourceCPU:    *resource.NewMilliQuantity(assumedMilliCPU, resource.DecimalSI),
+				corev1.ResourceMemory: *resource.NewQuantity(assumedMemory, resource.BinarySI),
+			},
+		}))
+	}
+	out := u.requested
+	out.MilliCPU, out.Memory = u.nonZero.MilliCPU, u.nonZero.Memory
+	return out
 }
 
 // resized tells whether a status reports other resources than the spec wishes.

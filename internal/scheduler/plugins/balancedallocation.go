@@ -52,12 +52,12 @@ func (b BalancedAllocation) Score(_ any, c *framework.Class, n *framework.Node, 
 	var before, after [8]float64
 	was, will := before[:0], after[:0]
 	for _, name := range b.over() {
-		requested, capacity, counts := taken(name, c, n, false)
-		if !counts {
+		used, wanted, capacity := n.Requested.Of(name), c.Requests.Of(name), n.Allocatable.Of(name)
+		if !counts(name, wanted, capacity) {
 			continue
 		}
-		was = append(was, part(requested-c.Requests.Of(name), capacity))
-		will = append(will, part(requested, capacity))
+		was = append(was, part(used, capacity))
+		will = append(will, part(used+wanted, capacity))
 	}
 	return framework.MaxScore/2 + (framework.MaxScore/2+evenness(will)-evenness(was))/2
 }

@@ -165,8 +165,8 @@ func (f NodeResourcesFit) Score(_ any, c *framework.Class, n *framework.Node, _ 
 	}
 	var sum, count int64
 	for _, r := range [...][2]int64{
-		{n.NonZero.MilliCPU + c.NonZero.MilliCPU, n.Allocatable.MilliCPU},
-		{n.NonZero.Memory + c.NonZero.Memory, n.Allocatable.Memory},
+		{n.NonZero.MilliCPU + c.Scored.MilliCPU, n.Allocatable.MilliCPU},
+		{n.NonZero.Memory + c.Scored.Memory, n.Allocatable.Memory},
 	} {
 		if r[1] > 0 {
 			count++

@@ -42,12 +42,6 @@ func is[T any](p framework.Plugin) bool { _, ok := p.(T); return ok }
 
 func judges[T any](p framework.Plugin) bool { return is[T](p) || is[framework.Topological](p) }
 
-// scores tells whether a plugin can be named at preScore or score. Upstream's
-// VolumeBinding scores where a gate is on that is off.
-func scores(p framework.Plugin) bool {
-	return judges[framework.Scorer](p) || is[*VolumeBinding](p)
-}
-
 func never(framework.Plugin) bool { return false }
 
 func (p *Profile) points(c *configv1.Plugins) []point {
@@ -58,8 +52,8 @@ func (p *Profile) points(c *configv1.Plugins) []point {
 		{"PreFilterPlugin", judges[framework.Filterer], &c.PreFilter, &p.PreFilter},
 		{"FilterPlugin", judges[framework.Filterer], &c.Filter, &p.Filter},
 		{"PostFilterPlugin", is[framework.PostFilterer], &c.PostFilter, &p.PostFilter},
-		{"PreScorePlugin", scores, &c.PreScore, &nobody},
-		{"ScorePlugin", scores, &c.Score, &p.Score},
+		{"PreScorePlugin", judges[framework.Scorer], &c.PreScore, &nobody},
+		{"ScorePlugin", judges[framework.Scorer], &c.Score, &p.Score},
 		{"ReservePlugin", is[framework.Reserver], &c.Reserve, &p.Reserve},
 		{"PermitPlugin", is[framework.Permitter], &c.Permit, &p.Permit},
 		{"PreBindPlugin", is[framework.PreBinder], &c.PreBind, &p.PreBind},

@@ -78,11 +78,15 @@ func ratio(shape []config.UtilizationShapePoint) func(requested, capacity int64)
 func (s *scoring) score(c *framework.Class, n *framework.Node) int64 {
 	var sum, weights int64
 	for _, r := range s.resources {
-		requested, capacity, counts := taken(r.name, c, n, true)
-		if !counts {
+		used := n.Requested.Of(r.name)
+		if r.name == corev1.ResourceCPU || r.name == corev1.ResourceMemory {
+			used = n.NonZero.Of(r.name)
+		}
+		wanted, capacity := c.Scored.Of(r.name), n.Allocatable.Of(r.name)
+		if !counts(r.name, wanted, capacity) {
 			continue
 		}
-		v := s.one(requested, capacity)
+		v := s.one(used+wanted, capacity)
 		if v <= 0 && s.zeroOut {
 			continue
 		}
@@ -98,25 +102,15 @@ func (s *scoring) score(c *framework.Class, n *framework.Node) int64 {
 	return sum / weights
 }
 
-// taken is what of a resource will be requested on a node with one more pod of a
-// class, and what the node has. A resource counts that the node has and, but for
-// CPU, memory and storage, the pod requests. assumed has containers that request no
-// CPU or memory count for some.
-func taken(name corev1.ResourceName, c *framework.Class, n *framework.Node, assumed bool) (requested, capacity int64, counts bool) {
-	capacity = n.Allocatable.Of(name)
+// counts tells whether a resource is looked at: the node has it and, but for CPU,
+// memory and storage, the pod wants it.
+func counts(name corev1.ResourceName, wanted, capacity int64) bool {
 	if capacity <= 0 {
-		return 0, 0, false
+		return false
 	}
 	switch name {
-	case corev1.ResourceCPU, corev1.ResourceMemory:
-		if assumed {
-			return n.NonZero.Of(name) + c.NonZero.Of(name), capacity, true
-		}
-	case corev1.ResourceEphemeralStorage:
-	default:
-		if c.Requests.Of(name) == 0 {
-			return 0, 0, false
-		}
+	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+		return true
 	}
-	return n.Requested.Of(name) + c.Requests.Of(name), capacity, true
+	return wanted != 0
 }

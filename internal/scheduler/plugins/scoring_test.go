@@ -117,3 +117,20 @@ func TestDeclaredFeatures(t *testing.T) {
 		t.Error("a plain pod needs features")
 	}
 }
+
+// Requests of the pod as a whole decide where it fits, and are not scored.
+func TestPodLevelRequestsAreNotScored(t *testing.T) {
+	whole := func(p *corev1.Pod) {
+		p.Spec.Resources = &corev1.ResourceRequirements{Requests: list("cpu", "3", "memory", "6Gi")}
+	}
+	n := framework.NodeOf(node())
+	plain, pooled := framework.NewClasses().Pod(pod(requests("cpu", "1", "memory", "2Gi"))).Class, framework.NewClasses().Pod(pod(requests("cpu", "1", "memory", "2Gi"), whole)).Class
+	for _, f := range []NodeResourcesFit{{}, NewNodeResourcesFit(&config.NodeResourcesFitArgs{ScoringStrategy: &config.ScoringStrategy{Type: config.MostAllocated, Resources: specs("cpu", 1, "memory", 1)}})} {
+		if a, b := f.Score(nil, plain, n, nil), f.Score(nil, pooled, n, nil); a != b {
+			t.Errorf("scores %d and %d", a, b)
+		}
+	}
+	if pooled.Requests.MilliCPU != 3000 {
+		t.Errorf("requests %d", pooled.Requests.MilliCPU)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -38,6 +39,7 @@ type VolumeBinding struct {
 	c     *client.Client
 	s     *Storage
 	wait  time.Duration
+	shape func(requested, capacity int64) int64
 	nodes *client.Informer[*corev1.Node]
 }
 
@@ -45,6 +47,8 @@ type VolumeBinding struct {
 type volumeChoice struct {
 	bind      []volumePair
 	provision []*corev1.PersistentVolumeClaim
+	// rooms are what the drivers said that they have, nil where they say nothing.
+	rooms []*storagev1.CSIStorageCapacity
 }
 
 type volumePair struct {
@@ -56,6 +60,10 @@ type volumePair struct {
 // validated; it writes by c.
 func NewVolumeBinding(c *client.Client, s *Storage, inf *client.Informers, args *config.VolumeBindingArgs) *VolumeBinding {
 	v := &VolumeBinding{c: c, s: s, wait: bindTimeout, nodes: client.InformerFor[*corev1.Node](inf)}
+	v.shape = ratio(args.Shape)
+	if len(args.Shape) == 0 {
+		v.shape = ratio([]config.UtilizationShapePoint{{Utilization: 0, Score: 10}, {Utilization: 100, Score: 0}})
+	}
 	if args.BindTimeoutSeconds != nil {
 		v.wait = time.Duration(*args.BindTimeoutSeconds) * time.Second
 	}
@@ -186,6 +194,11 @@ func (v *VolumeBinding) claimsOf(p *corev1.Pod) (*podVolumes, *framework.Status)
 		return nil, unboundImmediate
 	}
 	if out != nil && len(out.delayed) > 0 {
+		// The smallest first: they must not take the large volumes.
+		slices.SortStableFunc(out.delayed, func(a, b delayedClaim) int {
+			x, y := a.claim.Spec.Resources.Requests[corev1.ResourceStorage], b.claim.Spec.Resources.Requests[corev1.ResourceStorage]
+			return x.Cmp(y)
+		})
 		out.unbound = v.unbound(out.delayed)
 	}
 	return out, nil
@@ -217,29 +230,39 @@ func (v *VolumeBinding) choose(p *podVolumes, n *corev1.Node) (volumeChoice, *fr
 	if len(p.delayed) == 0 {
 		return out, volumeRefusals[faults]
 	}
-	free := v.free(p, n)
+	var provision, rest []delayedClaim
 	for _, d := range p.delayed {
-		if node, ok := d.claim.Annotations[storage.SelectedNode]; ok {
-			if node != n.Name {
-				return out, volumeRefusals[faults|noVolumes]
-			}
-			out.provision = append(out.provision, d.claim)
-			continue
+		switch node, ok := d.claim.Annotations[storage.SelectedNode]; {
+		case !ok:
+			rest = append(rest, d)
+		case node != n.Name:
+			return out, volumeRefusals[faults|noVolumes]
+		default:
+			provision = append(provision, d)
 		}
+	}
+	free := v.free(p, n)
+	for _, d := range rest {
 		pv, err := storage.Match(d.claim, free, false)
 		switch {
 		case err != nil:
 			return out, refusal(framework.Unresolvable, err.Error())
-		case pv != nil:
+		case pv == nil:
+			provision = append(provision, d)
+		default:
 			out.bind = append(out.bind, volumePair{d.claim, pv})
 			free = slices.DeleteFunc(free, func(o *corev1.PersistentVolume) bool { return o == pv })
-			continue
-		case d.class.Provisioner == "kubernetes.io/no-provisioner" || !storage.Allows(d.class.AllowedTopologies, n.Labels):
-			faults |= noVolumes
-		case !v.s.room(d, n):
-			faults |= noSpace
 		}
-		out.provision = append(out.provision, d.claim)
+	}
+	for _, d := range provision {
+		if d.class.Provisioner == "kubernetes.io/no-provisioner" || !storage.Allows(d.class.AllowedTopologies, n.Labels) {
+			return out, volumeRefusals[faults|noVolumes]
+		}
+		room, ok := v.s.room(d, n)
+		if !ok {
+			return out, volumeRefusals[faults|noSpace]
+		}
+		out.provision, out.rooms = append(out.provision, d.claim), append(out.rooms, room)
 	}
 	return out, volumeRefusals[faults]
 }
@@ -278,6 +301,56 @@ func (v *VolumeBinding) unbound(delayed []delayedClaim) []*corev1.PersistentVolu
 	// The smallest that does is taken, by name where several are alike.
 	slices.SortFunc(out, func(a, b *corev1.PersistentVolume) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// PreScore implements framework.PreScorer.
+func (v *VolumeBinding) PreScore(c *framework.Class) (any, *framework.Status) {
+	if len(c.Claims) == 0 {
+		return nil, skip
+	}
+	p, st := v.claimsOf(c.Template)
+	if st != nil || p == nil || len(p.delayed) == 0 {
+		return nil, skip
+	}
+	return p, nil
+}
+
+// Score implements framework.Scorer: how much is left of the volumes that the claims
+// would get, or of where they would be made, by the configured shape; the mean over
+// the storage classes.
+func (v *VolumeBinding) Score(state any, _ *framework.Class, n *framework.Node, _ *framework.Snapshot) int64 {
+	choice, st := v.choose(state.(*podVolumes), n.Obj)
+	if st != nil {
+		return 0
+	}
+	requested, capacity := map[string]int64{}, map[string]int64{}
+	for _, b := range choice.bind {
+		class := storage.ClaimClass(b.claim)
+		want, have := b.claim.Spec.Resources.Requests[corev1.ResourceStorage], b.volume.Spec.Capacity[corev1.ResourceStorage]
+		requested[class] += want.Value()
+		capacity[class] += have.Value()
+	}
+	for i, c := range choice.provision {
+		room := choice.rooms[i]
+		if len(choice.bind) > 0 || room == nil || room.Capacity == nil {
+			continue
+		}
+		class, want := storage.ClaimClass(c), c.Spec.Resources.Requests[corev1.ResourceStorage]
+		requested[class] += want.Value()
+		capacity[class] = room.Capacity.Value() // one for all of the class
+	}
+	if len(capacity) == 0 {
+		return 0
+	}
+	var sum int64
+	for class, have := range capacity {
+		if have <= 0 {
+			sum += v.shape(1, 0)
+			continue
+		}
+		sum += v.shape(requested[class], have)
+	}
+	return int64(math.Round(float64(sum) / float64(len(capacity))))
 }
 
 // Explain implements framework.Explainer.
@@ -338,14 +411,14 @@ func (*VolumeBinding) Hint(p *framework.Pod, e framework.Event) bool {
 // room tells whether the driver of a class can make a volume for a claim that a node
 // can use, by what it says of its capacity (KEP 1472). A driver that says nothing
 // can.
-func (s *Storage) room(d delayedClaim, n *corev1.Node) bool {
+func (s *Storage) room(d delayedClaim, n *corev1.Node) (*storagev1.CSIStorageCapacity, bool) {
 	size, ok := d.claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	if !ok {
-		return true
+		return nil, true
 	}
 	driver, ok := s.drivers.Get("", d.class.Provisioner)
 	if !ok || !ptr.Deref(driver.Spec.StorageCapacity, false) {
-		return true
+		return nil, true
 	}
 	for c := range s.capacities.All() {
 		if c.StorageClassName != d.class.Name || c.NodeTopology == nil {
@@ -355,10 +428,10 @@ func (s *Storage) room(d delayedClaim, n *corev1.Node) bool {
 			continue
 		}
 		if sel, err := metav1.LabelSelectorAsSelector(c.NodeTopology); err == nil && sel.Matches(labels.Set(n.Labels)) {
-			return true
+			return c, true
 		}
 	}
-	return false
+	return nil, false
 }
 
 // largest is the size of the largest volume that can be made, nil where none.
