@@ -62,7 +62,7 @@ reset:
 
 # The tests that CI runs: house rules, unit and contract tests under the race
 # detector, and a real cluster.
-test: build lint race e2e
+test: build lint race sim e2e
 
 lint: check-go
 	@$(LOCK) $(GO) vet ./...
@@ -77,7 +77,7 @@ race: programs
 e2e: build
 	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 15m ./test/e2e/...
 
-include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk)
+include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk test/sim/sim.mk test/placement/placement.mk)
 
 clean:
 	rm -rf bin out $(BIN)/*.zst

@@ -36,7 +36,10 @@ const maxBody = 3 * 1024 * 1024
 const requestTimeout = 60 * time.Second
 
 // Handler returns the HTTP handler of the whole API.
-func (s *Server) Handler() http.Handler {
+func (s *Server) Handler() http.Handler { return s.guard(s.serve) }
+
+// guard keeps a request that panics from taking the process down.
+func (s *Server) guard(serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			if p := recover(); p != nil {
@@ -47,7 +50,7 @@ func (s *Server) Handler() http.Handler {
 				s.fail(w, r, apierrors.NewInternalError(fmt.Errorf("%v", p)))
 			}
 		}()
-		s.serve(w, r)
+		serve(w, r)
 	})
 }
 
@@ -61,6 +64,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if user == nil {
 		user = &resource.User{Name: "system:anonymous", Groups: []string{"system:unauthenticated"}}
 	}
+	s.serveAs(w, r, user)
+}
+
+// serveAs answers a request whose sender is known.
+func (s *Server) serveAs(w http.ResponseWriter, r *http.Request, user *resource.User) {
 	in := parsePath(r.Method, r.URL)
 	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
 	if in.resource {
@@ -76,6 +84,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
+	var err error
 	if attr.User, err = s.impersonation.as(r.Context(), r.Header, attr); err == nil {
 		err = s.authorize(r.Context(), attr)
 	}

@@ -31,6 +31,8 @@ func (s *server) bootstrap(ctx context.Context, all []*control.Controller) error
 		return err
 	}
 	p := policy.Default()
+	role, binding := explainPolicy()
+	p.ClusterRoles, p.ClusterRoleBindings = append(p.ClusterRoles, role), append(p.ClusterRoleBindings, binding)
 	for _, k := range all {
 		p.AddController(k.Name, k.Rules())
 	}

@@ -3,8 +3,10 @@ package app
 import (
 	"context"
 	"net/netip"
+	"net/url"
 	"time"
 
+	"skiff/internal/api/resource"
 	"skiff/internal/client"
 	"skiff/internal/control"
 	"skiff/internal/controller"
@@ -19,11 +21,14 @@ func (s *server) startControl(ctx context.Context) error {
 		Deps: control.Deps{
 			Informers: informers, Log: s.log, Now: time.Now,
 			ClientFor: func(name string) *client.Client {
-				return s.local("system:serviceaccount:kube-system:"+name, name, "system:serviceaccounts", "system:serviceaccounts:kube-system")
+				return client.New(s.api.Local(controllerUser(name)), name)
 			},
 		},
-		RootCA:       s.pki.CA(pki.ClusterCA).CertPEM,
-		Resources:    s.resources,
+		RootCA:    s.pki.CA(pki.ClusterCA).CertPEM,
+		Resources: s.resources,
+		Get: func(ctx context.Context, name, path string, q url.Values) (int, []byte, error) {
+			return s.api.Ask(ctx, controllerUser(name), path, q)
+		},
 		LocalVolumes: localVolumes{s.nodes},
 		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
 	}
@@ -48,6 +53,14 @@ func (s *server) startControl(ctx context.Context) error {
 	}
 	s.g.start("scheduler", sched.Run)
 	return nil
+}
+
+// controllerUser is the service account of a controller.
+func controllerUser(name string) resource.User {
+	return resource.User{
+		Name:   "system:serviceaccount:kube-system:" + name,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"},
+	}
 }
 
 // resources lists what the API serves, for the controllers of all kinds.

@@ -23,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	policyv1beta1 "k8s.io/api/policy/v1beta1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 
 	"skiff/internal/api"
@@ -39,6 +40,7 @@ import (
 	"skiff/internal/pki"
 	"skiff/internal/store"
 	"skiff/internal/store/etcd"
+	"skiff/internal/usage"
 )
 
 // KubernetesVersion is the version whose API skiff serves.
@@ -54,6 +56,7 @@ type server struct {
 	api   *apiserver.Server
 	alloc *alloc.Allocator
 	nodes *nodeConnector
+	usage *usage.Source
 	// bootstrapped is closed when the objects that every cluster has are there.
 	bootstrapped chan struct{}
 }
@@ -136,13 +139,20 @@ func (s *server) newAPI() error {
 		return err
 	}
 	s.nodes = newNodeConnector(s.pki)
+	s.usage = usage.New(usage.Deps{
+		Nodes: func(ctx context.Context) ([]*corev1.Node, error) {
+			l, _, err := client.For[*corev1.Node](srv.System()).List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+			return l, err
+		},
+		Kubelets: s.nodes, Now: time.Now, Log: s.log,
+	})
 	docs, err := openapi.New(time.Now())
 	if err != nil {
 		return err
 	}
 	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
-		Store: s.store, Resources: all, AddToScheme: bodies(), Log: s.log, Now: time.Now,
+		Store: s.store, Resources: append(all, s.explanations()...), AddToScheme: bodies(), Log: s.log, Now: time.Now,
 		Authenticator: &authn.Authenticator{ClientCAs: s.pki.Pool(pki.ClusterCA), Tokens: tokens, Now: time.Now},
 		Authorizer:    authz.Union{authz.Masters{}, authz.NewNode(objects, policy.NodeRules()), authz.NewRBAC(objects)},
 		Admission:     admission.Default(),
@@ -153,6 +163,7 @@ func (s *server) newAPI() error {
 		Services:      s.alloc,
 		Bootstrapped:  s.bootstrapped,
 		OpenAPI:       docs,
+		Usage:         s.usage,
 		PublicAddress: net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
 		Version:       version(),
 	})
@@ -162,6 +173,7 @@ func (s *server) newAPI() error {
 	objects.Server = srv
 	s.api = srv
 	s.g.start("cache", srv.Run)
+	s.g.start("usage", s.usage.Run)
 	return nil
 }
 

@@ -151,7 +151,7 @@ controllers, kubelet, container runtime, pod network, services and DNS.
 	f := root.PersistentFlags()
 	f.StringVar(&c.set.Name, "name", "", "name of the cluster on this machine; several run side by side (default \"default\")")
 	f.StringVar(&c.set.DataDir, "data-dir", "", "directory of everything durable (default /var/lib/skiff/NAME)")
-	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image())
+	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain())
 	return root
 }
 

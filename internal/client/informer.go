@@ -355,6 +355,8 @@ type Informers struct {
 	waiting []func(context.Context) // not yet started by Run
 	syncs   []<-chan struct{}
 	wake    chan struct{}
+	// still holds, by type, what the informers of Still show.
+	still map[reflect.Type][]Object
 }
 
 type informerKey struct {
@@ -365,6 +367,33 @@ type informerKey struct {
 // NewInformers returns an empty set. Informers start with Run.
 func NewInformers(c *Client, log *slog.Logger) *Informers {
 	return &Informers{c: c, log: log, byKey: map[informerKey]any{}, wake: make(chan struct{}, 1)}
+}
+
+// Still returns informers that show the objects given and never change: who reads
+// informers can be asked about any state, with no API behind it. Of selectors, those
+// of labels alone narrow what is shown.
+func Still(objects ...Object) *Informers {
+	s := NewInformers(New(nil, ""), slog.New(slog.DiscardHandler))
+	s.still = map[reflect.Type][]Object{}
+	for _, o := range objects {
+		t := reflect.TypeOf(o)
+		s.still[t] = append(s.still[t], o)
+	}
+	return s
+}
+
+// fill makes i show what a set of Still has.
+func fill[T Object](i *Informer[T], objects []Object) {
+	sel, err := labels.Parse(i.opts.LabelSelector)
+	if err != nil {
+		sel = labels.Nothing()
+	}
+	for _, o := range objects {
+		if (i.r.ns == "" || o.GetNamespace() == i.r.ns) && sel.Matches(labels.Set(o.GetLabels())) {
+			i.set(o.(T), false, "")
+		}
+	}
+	i.syncOnce.Do(func() { close(i.synced) })
 }
 
 // InformerFor returns the shared informer of all objects of T.
@@ -383,6 +412,10 @@ func InformerOf[T Object](s *Informers, ns string, o metav1.ListOptions) *Inform
 	}
 	i := newInformer[T](s.c, ns, metav1.ListOptions{LabelSelector: o.LabelSelector, FieldSelector: o.FieldSelector}, s.log)
 	s.byKey[k] = i
+	if s.still != nil {
+		fill(i, s.still[k.t])
+		return i
+	}
 	s.syncs = append(s.syncs, i.Synced())
 	s.waiting = append(s.waiting, i.run)
 	select {

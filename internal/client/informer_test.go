@@ -75,3 +75,20 @@ func TestInformerFollowsChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestStillInformers(t *testing.T) {
+	set := client.Still(configMap("a", "one", "1"), configMap("b", "two", "1"))
+	all := client.InformerFor[*corev1.ConfigMap](set)
+	if err := set.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := all.Get("a", "one"); !ok || all.Len() != 2 {
+		t.Errorf("shows %v", all.List("", nil))
+	}
+	if one := client.InformerOf[*corev1.ConfigMap](set, "b", metav1.ListOptions{}); one.Len() != 1 {
+		t.Errorf("namespace b shows %v", one.List("", nil))
+	}
+	if none := client.InformerFor[*corev1.Secret](set); none.Len() != 0 {
+		t.Errorf("secrets %v", none.List("", nil))
+	}
+}

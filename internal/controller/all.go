@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"net/netip"
+	"net/url"
 	"slices"
 	"time"
 
@@ -36,6 +37,9 @@ type Deps struct {
 	// earliest, so that every server knows of the deletion and admits nothing
 	// more into it; 2 s where zero.
 	NamespaceSettle time.Duration
+	// Get asks the API for a path, not escaped, as the controller named, for groups
+	// that extensions serve; nil where there are none.
+	Get func(ctx context.Context, controller, path string, q url.Values) (code int, body []byte, err error)
 	// LocalVolumes reaches the nodes for the directories of local volumes; where it
 	// is nil, class local is not provisioned.
 	LocalVolumes LocalVolumes
@@ -74,6 +78,7 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newAutoscaler(d),
 		newClusterRoleAggregation(d),
 		newCollector(d),
 		newCronJob(d),

@@ -42,6 +42,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 		"system:controller:ephemeral-volume-controller",
 		"system:controller:expand-controller",
 		"system:controller:generic-garbage-collector",
+		"system:controller:horizontal-pod-autoscaler",
 		"system:controller:job-controller",
 		"system:controller:namespace-controller",
 		"system:controller:node-controller",

@@ -365,7 +365,7 @@ func (e *deviceTaints) conditionOf(rule *resourcev1.DeviceTaintRule) metav1.Cond
 		switch {
 		case pods > 0:
 			c.Status, c.Reason = metav1.ConditionTrue, "PodsPendingEviction"
-			c.Message = count(pods, "1 pod needs to be evicted in ", "%d pods need to be evicted in ") + count(spaces, "1 namespace.", "%d different namespaces.")
+			c.Message = counted(pods, "1 pod needs to be evicted in ", "%d pods need to be evicted in ") + counted(spaces, "1 namespace.", "%d different namespaces.")
 		case ended > 0:
 			c.Reason = "Completed"
 		default:
@@ -375,9 +375,9 @@ func (e *deviceTaints) conditionOf(rule *resourcev1.DeviceTaintRule) metav1.Cond
 		published, allocated := e.selected(rule)
 		pods, spaces := e.affected(rule)
 		c.Reason = "NoEffect"
-		c.Message = count(published, "1 published device selected. ", "%d published devices selected. ") +
-			count(allocated, "1 allocated device selected. ", "%d allocated devices selected. ") +
-			count(pods, "1 pod would be evicted in ", "%d pods would be evicted in ") + count(spaces, "1 namespace ", "%d different namespaces ") +
+		c.Message = counted(published, "1 published device selected. ", "%d published devices selected. ") +
+			counted(allocated, "1 allocated device selected. ", "%d allocated devices selected. ") +
+			counted(pods, "1 pod would be evicted in ", "%d pods would be evicted in ") + counted(spaces, "1 namespace ", "%d different namespaces ") +
 			"if the effect was NoExecute. This information will not be updated again. Recreate the DeviceTaintRule to trigger an update."
 	default:
 		c.Reason, c.Message = "OtherEffect", "Eviction only happens for the NoExecute effect."
@@ -386,12 +386,12 @@ func (e *deviceTaints) conditionOf(rule *resourcev1.DeviceTaintRule) metav1.Cond
 		if c.Message != "" {
 			c.Message += " "
 		}
-		c.Message += count(int(ended), "1 pod ", "%d pods ") + "evicted since starting the controller."
+		c.Message += counted(int(ended), "1 pod ", "%d pods ") + "evicted since starting the controller."
 	}
 	return c
 }
 
-func count(n int, one, many string) string {
+func counted(n int, one, many string) string {
 	if n == 1 {
 		return one
 	}

@@ -49,7 +49,7 @@ func newJob(d Deps) *control.Controller {
 		}
 	})
 	indexOwners(r.pods)
-	c.Workers = 10
+	c.Workers = 32
 	c.Writes = append(c.Writes,
 		control.Rule("batch", []string{"jobs"}, "get", "list", "watch", "update", "patch"),
 		control.Rule("batch", []string{"jobs/status"}, "update"),

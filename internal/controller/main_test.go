@@ -105,13 +105,14 @@ type guarded struct {
 }
 
 func (g *guarded) allow(verb string, ref client.Ref) {
-	resource := ref.GVR.Resource
+	resource, ofAll := ref.GVR.Resource, ref.GVR.Resource
 	if ref.Subresource != "" {
 		resource += "/" + ref.Subresource
+		ofAll = "*/" + ref.Subresource
 	}
 	has := func(list []string, s string) bool { return slices.Contains(list, s) || slices.Contains(list, "*") }
 	for _, r := range g.rules[g.name] {
-		if has(r.APIGroups, ref.GVR.Group) && has(r.Resources, resource) && has(r.Verbs, verb) {
+		if has(r.APIGroups, ref.GVR.Group) && (has(r.Resources, resource) || has(r.Resources, ofAll)) && has(r.Verbs, verb) {
 			return
 		}
 	}

@@ -74,7 +74,7 @@ func (r *replicaSets[T]) declare(d Deps, group, resource string) *control.Contro
 		return metav1.LabelSelectorAsSelector(r.as(o).Spec.Selector)
 	}))
 	indexOwners(r.pods)
-	c.Workers = 10
+	c.Workers = 32
 	c.Writes = append(c.Writes,
 		control.Rule(group, []string{resource}, "get", "list", "watch", "update"),
 		control.Rule(group, []string{resource + "/status"}, "update"),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -27,10 +28,20 @@ import (
 // watched.
 const quotaResync = 5 * time.Minute
 
+// quotaRest is how long a quota's status must have been as it is before less is
+// written than it says: what was admitted last has come into being by then. Where
+// admission gives no rest, quotaPatience ends the waiting.
+const (
+	quotaRest     = 100 * time.Millisecond
+	quotaPatience = 5 * time.Second
+)
+
 // quotas counts what every ResourceQuota limits. Admission adds up what it lets in;
 // here is given back what is gone. An object that is new is no reason to count: its
 // successors may be admitted, in the quota's status, and not be there yet; counting
-// then would let in one too many.
+// then would let in one too many. For the same reason less is only written when
+// nothing was admitted for a moment, and after a count of what there is, not of what
+// the informers have seen.
 type quotas struct {
 	*control.Controller
 	d        Deps
@@ -39,11 +50,20 @@ type quotas struct {
 	all      *client.Informer[*corev1.ResourceQuota]
 	// lists has the objects of a namespace, of the watched resources.
 	lists map[schema.GroupResource]func(ns string) []resource.Object
+
+	mu      sync.Mutex
+	resting map[control.Key]restingQuota // quotas of which less is used than they say
+}
+
+// restingQuota is since when a quota's status is as it is, and since when it says too much.
+type restingQuota struct {
+	version      string
+	since, wrong time.Time
 }
 
 func newResourceQuota(d Deps) *control.Controller {
 	c := control.New("resourcequota-controller", d.Deps)
-	r := &quotas{Controller: c, d: d, now: d.Clock(), features: resource.DefaultFeatures(), lists: map[schema.GroupResource]func(string) []resource.Object{}}
+	r := &quotas{Controller: c, d: d, now: d.Clock(), features: resource.DefaultFeatures(), lists: map[schema.GroupResource]func(string) []resource.Object{}, resting: map[control.Key]restingQuota{}}
 	r.all = control.Watch(c, func(ch client.Change[*corev1.ResourceQuota]) {
 		// Admission writes the status with every object that it lets in.
 		if ch.Old != nil && ch.New != nil && equality.Semantic.DeepEqual(ch.Old.Spec, ch.New.Spec) {
@@ -106,11 +126,19 @@ func watchCounted[T client.Object](r *quotas) {
 func (r *quotas) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
 	q, ok := r.all.Get(k.Namespace, k.Name)
 	if !ok {
+		r.rested(k, "", false)
 		return control.Result{}, nil
 	}
 	next := q.DeepCopy()
 	next.Status.Hard = quota.Add(corev1.ResourceList{}, q.Spec.Hard)
-	used, err := r.count(ctx, next)
+	used, err := r.count(ctx, next, false)
+	less := len(quota.Nonzero(quota.Increase(quota.Only(q.Status.Used, quota.Names(used)), used))) > 0
+	if wait := r.rested(k, q.ResourceVersion, less); wait > 0 {
+		return control.Result{After: wait}, err
+	}
+	if less {
+		used, err = r.count(ctx, next, true)
+	}
 	// What could not be counted stays as it was.
 	for n, v := range next.Status.Used {
 		if _, counted := used[n]; !counted {
@@ -127,11 +155,40 @@ func (r *quotas) reconcile(ctx context.Context, k control.Key) (control.Result, 
 			err = errors.Join(err, writeErr)
 		}
 	}
+	if !equality.Semantic.DeepEqual(q.Spec.Hard, q.Status.Hard) {
+		// What was admitted before the limit held is there soon.
+		return control.Result{After: time.Second}, err
+	}
 	return control.Result{After: quotaResync}, err
 }
 
-// count adds up what is used of the names that q limits.
-func (r *quotas) count(ctx context.Context, q *corev1.ResourceQuota) (corev1.ResourceList, error) {
+// rested tells how long to wait before less is written into the status of a quota
+// at that version; 0 ends the waiting.
+func (r *quotas) rested(k control.Key, version string, less bool) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !less {
+		delete(r.resting, k)
+		return 0
+	}
+	now := time.Now()
+	was, ok := r.resting[k]
+	if !ok {
+		was.wrong = now
+	}
+	if was.version != version {
+		was.version, was.since = version, now
+	}
+	r.resting[k] = was
+	if now.Sub(was.wrong) >= quotaPatience {
+		return 0
+	}
+	return quotaRest - min(now.Sub(was.since), quotaRest)
+}
+
+// count adds up what is used of the names that q limits: as the informers have it,
+// or as it is at the time of the call.
+func (r *quotas) count(ctx context.Context, q *corev1.ResourceQuota, exact bool) (corev1.ResourceList, error) {
 	used := corev1.ResourceList{}
 	names := quota.Names(q.Status.Hard)
 	var errs []error
@@ -144,7 +201,7 @@ func (r *quotas) count(ctx context.Context, q *corev1.ResourceQuota) (corev1.Res
 		if len(mine) == 0 {
 			continue
 		}
-		objects, err := r.list(ctx, gr, q.Namespace)
+		objects, err := r.list(ctx, gr, q.Namespace, exact)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -196,8 +253,8 @@ func (r *quotas) counted(names []corev1.ResourceName) []schema.GroupResource {
 	return out
 }
 
-func (r *quotas) list(ctx context.Context, gr schema.GroupResource, ns string) ([]resource.Object, error) {
-	if f := r.lists[gr]; f != nil {
+func (r *quotas) list(ctx context.Context, gr schema.GroupResource, ns string, exact bool) ([]resource.Object, error) {
+	if f := r.lists[gr]; f != nil && !exact {
 		return f(ns), nil
 	}
 	all, err := r.d.resources(ctx)
@@ -208,7 +265,11 @@ func (r *quotas) list(ctx context.Context, gr schema.GroupResource, ns string) (
 		if res.GVR.GroupResource() != gr || !res.Namespaced || !res.can("list") {
 			continue
 		}
-		l, err := r.Client.Transport().List(ctx, client.Ref{GVR: res.GVR, Namespace: ns}, metav1.ListOptions{ResourceVersion: "0"})
+		o := metav1.ListOptions{ResourceVersion: "0"}
+		if exact {
+			o.ResourceVersion = ""
+		}
+		l, err := r.Client.Transport().List(ctx, client.Ref{GVR: res.GVR, Namespace: ns}, o)
 		if err != nil {
 			return nil, fmt.Errorf("count %s: %w", gr, err)
 		}

@@ -159,6 +159,7 @@ type Kubelet struct {
 	memory      int64 // capacity in bytes
 	node        *nodeState
 	started     time.Time
+	rates       cpuRates
 
 	// exits are those who wait for the end of a container, by its ID.
 	exitMu sync.Mutex

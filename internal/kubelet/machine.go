@@ -264,18 +264,22 @@ func osImage() string {
 }
 
 // meminfo is an entry of /proc/meminfo in bytes, 0 where there is none.
-func meminfo(name string) int64 {
+func meminfo(name string) int64 { return int64(memory()[strings.TrimSuffix(name, ":")]) }
+
+// memory is /proc/meminfo in bytes.
+func memory() map[string]uint64 {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return 0
+		return nil
 	}
-	for _, l := range strings.Split(string(b), "\n") {
-		if v, ok := strings.CutPrefix(l, name); ok {
-			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
-			return n << 10
+	out := map[string]uint64{}
+	for l := range strings.Lines(string(b)) {
+		name, v, _ := strings.Cut(l, ":")
+		if n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 54); err == nil {
+			out[name] = n << 10
 		}
 	}
-	return 0
+	return out
 }
 
 // pidsShort tells that almost all process IDs are in use.

@@ -20,7 +20,8 @@ const root = "../.."
 var levels = []map[string]bool{
 	set("codec", "store", "pki", "cri", "host"),
 	set("cache", "api", "client", "control"),
-	set("apiserver", "scheduler", "controller", "kubelet", "runtime", "volume", "network", "dns", "cluster", "admin"),
+	set("apiserver", "scheduler", "controller", "kubelet", "runtime", "volume", "network", "dns", "cluster", "admin", "usage"),
+	set("explain"),
 	set("cli"),
 	set("app"),
 	set("testcluster"),

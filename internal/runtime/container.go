@@ -34,6 +34,8 @@ type container struct {
 	proc  pod.Process
 	// ended is closed when the container is no longer running.
 	ended chan struct{}
+	// layer is what it wrote, when that was measured last.
+	layer *runtimeapi.FilesystemUsage
 }
 
 func (r *Runtime) rootfsDir(id string) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -26,8 +27,9 @@ func (r *Runtime) cpuMemory(u cgroup.Usage) (*runtimeapi.CpuUsage, *runtimeapi.M
 	return &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: u64(uint64(u.CPU))}, m
 }
 
-// stats of a container; nil when it has no cgroup (any more).
-func (r *Runtime) stats(ctx context.Context, c *container) (*runtimeapi.ContainerStats, error) {
+// stats of a container, without processors and memory when it has no cgroup (any
+// more); what it wrote may be as old as age.
+func (r *Runtime) stats(ctx context.Context, c *container, age time.Duration) (*runtimeapi.ContainerStats, error) {
 	out := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id: c.id, Metadata: c.config.GetMetadata(), Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(),
 	}}
@@ -38,18 +40,40 @@ func (r *Runtime) stats(ctx context.Context, c *container) (*runtimeapi.Containe
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	out.WritableLayer, err = r.written(ctx, c, age)
+	return out, err
+}
+
+// layerAge is how old what a container wrote may be in a list: to measure it is to walk
+// its files, and lists are asked for every few seconds, for processors and memory.
+const layerAge = time.Minute
+
+// written tells what a container wrote, measured at most age ago.
+func (r *Runtime) written(ctx context.Context, c *container, age time.Duration) (*runtimeapi.FilesystemUsage, error) {
+	now := r.Now()
+	r.mu.Lock()
+	u := c.layer
+	r.mu.Unlock()
+	if u != nil && now.Sub(time.Unix(0, u.Timestamp)).Abs() < age {
+		return u, nil
+	}
 	bytes, inodes, err := r.Snapshots.Usage(ctx, c.id)
 	if err != nil {
 		return nil, err
 	}
-	dir, _, _, err := r.Images.Usage(ctx)
-	if err != nil {
-		return nil, err
+	dir := u.GetFsId().GetMountpoint()
+	if dir == "" {
+		if dir, _, _, err = r.Images.Usage(ctx); err != nil {
+			return nil, err
+		}
 	}
-	out.WritableLayer = &runtimeapi.FilesystemUsage{
-		Timestamp: r.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir}, UsedBytes: u64(bytes), InodesUsed: u64(inodes),
+	u = &runtimeapi.FilesystemUsage{
+		Timestamp: now.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir}, UsedBytes: u64(bytes), InodesUsed: u64(inodes),
 	}
-	return out, nil
+	r.mu.Lock()
+	c.layer = u
+	r.mu.Unlock()
+	return u, nil
 }
 
 // ContainerStats tells what a container uses.
@@ -58,7 +82,7 @@ func (r *Runtime) ContainerStats(ctx context.Context, req *runtimeapi.ContainerS
 	if err != nil {
 		return nil, err
 	}
-	s, err := r.stats(ctx, c)
+	s, err := r.stats(ctx, c, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +97,10 @@ func (r *Runtime) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 		if !hasPrefix(c.id, f.GetId()) || !hasPrefix(c.sb.id, f.GetPodSandboxId()) || !selects(f.GetLabelSelector(), c.config.GetLabels()) {
 			continue
 		}
-		s, err := r.stats(ctx, c)
+		s, err := r.stats(ctx, c, layerAge)
+		if err != nil && r.gone(c) {
+			continue // removed while it was measured
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -108,6 +135,12 @@ func (r *Runtime) runningContainers() []*container {
 	return out
 }
 
+func (r *Runtime) gone(c *container) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conts[c.id] != c
+}
+
 func (r *Runtime) podStats(ctx context.Context, s *sandbox) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	if u, err := r.cg.Usage(path.Dir(r.containerCgroup(s, "x"))); err == nil {
@@ -121,7 +154,10 @@ func (r *Runtime) podStats(ctx context.Context, s *sandbox) (*runtimeapi.PodSand
 		if !running {
 			continue
 		}
-		cs, err := r.stats(ctx, c)
+		cs, err := r.stats(ctx, c, layerAge)
+		if err != nil && r.gone(c) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -100,6 +100,9 @@ type Decision struct {
 type Failure struct {
 	// Message is what the pod's condition and event say.
 	Message string
+	// Hint is a sentence to a person about the node that is nearest to taking the
+	// pod; the event has it after the message. It may be empty.
+	Hint string
 	// Plugins refused; their hints tell when to try again. Empty where there
 	// is no node at all: then any node that appears is reason enough.
 	Plugins []string
@@ -323,17 +326,19 @@ func (c *Cycle) explain(s *framework.Snapshot, p *framework.Pod, t *table, exten
 	if extended != nil {
 		judged = extendedJudged{judged, extended}
 	}
-	for slot := range s.All() {
+	var near nearest
+	for slot, n := range s.All() {
 		st := judged.Status(slot)
 		if st == nil {
 			continue
 		}
+		near.see(p.Class, n, st)
 		refused[st.Plugin] = true
 		for _, r := range st.Reasons {
 			reasons.Add(r)
 		}
 	}
-	f := &Failure{}
+	f := &Failure{Hint: near.hint(c, p.Class)}
 	for name := range refused {
 		f.Plugins = append(f.Plugins, name)
 	}

@@ -21,8 +21,9 @@ type report struct {
 	pod     *corev1.Pod
 	reason  string
 	message string
-	quiet   bool // no event
-	failed  int  // how often it could not be written
+	hint    string // follows the message in the event alone: programs read conditions
+	quiet   bool   // no event
+	failed  int    // how often it could not be written
 	// nominated, where set, is the node that the pod waits for; "" clears it.
 	nominated *string
 }
@@ -161,6 +162,9 @@ func (r *reporter) run(ctx context.Context) error {
 func (r *reporter) write(ctx context.Context, p report) {
 	if !p.quiet && p.reason != "" {
 		note := p.message
+		if p.hint != "" && len(note)+len(p.hint)+len(" Nearest: .") <= maxNote {
+			note += " Nearest: " + p.hint + "."
+		}
 		if len(note) > maxNote {
 			note = note[:maxNote-4] + " ..."
 		}

@@ -315,6 +315,9 @@ func (s *Scheduler) fail(q *queued, f *Failure, was string) {
 		return
 	}
 	r := report{pod: q.pod.Pod, reason: corev1.PodReasonUnschedulable, message: f.Message}
+	if f.Nominated == "" {
+		r.hint = f.Hint
+	}
 	if was != f.Nominated {
 		r.nominated = &f.Nominated
 	}

@@ -173,7 +173,7 @@ func TestBindsAndExplains(t *testing.T) {
 	r.api.Put(pod("large", "cpu", "100"))
 	const why = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
 	r.until("large says why", func() bool { return r.message("large") == "Unschedulable: "+why })
-	want = recorded{"large", "Warning", "FailedScheduling", "Scheduling", why}
+	want = recorded{"large", "Warning", "FailedScheduling", "Scheduling", why + " Nearest: the pod requests 100 of cpu and node a has 3 of 4 left: 97 less would fit."}
 	r.until("its event", func() bool { return r.events.has(want) })
 	if n := r.node("large"); n != "" {
 		t.Fatalf("large is on %q", n)

@@ -1,6 +1,6 @@
 // Package clienttest has an API in memory for the unit tests of those who use
 // package client: objects, resourceVersions and conflicts, generation, watches,
-// finalizers, status subresources, merge, strategic and JSON patches. It neither
+// finalizers, status and scale subresources, merge, strategic and JSON patches. It neither
 // defaults nor validates; what needs that is tested against the API server.
 package clienttest
 
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -171,6 +172,9 @@ func (a *API) Get(_ context.Context, ref client.Ref, _ metav1.GetOptions) (clien
 	o, ok := a.objects[keyOf(ref)]
 	if !ok {
 		return nil, notFound(ref)
+	}
+	if ref.Subresource == "scale" {
+		return scaleOf(ref, o)
 	}
 	return o, nil
 }
@@ -349,6 +353,19 @@ func (a *API) Update(_ context.Context, ref client.Ref, obj client.Object, _ met
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if scale, ok := obj.(*autoscalingv1.Scale); ok && ref.Subresource == "scale" {
+		old, ok := a.objects[keyOf(ref)]
+		if !ok {
+			return nil, notFound(ref)
+		}
+		whole := ref
+		whole.Subresource = ""
+		o, err := a.replace(whole, setScale(old, scale))
+		if err != nil {
+			return nil, err
+		}
+		return scaleOf(ref, o)
+	}
 	return a.replace(ref, obj.DeepCopyObject().(client.Object))
 }
 
@@ -395,7 +412,8 @@ func (a *API) replace(ref client.Ref, o client.Object) (client.Object, error) {
 func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
-		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims":
+		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims",
+		"horizontalpodautoscalers":
 		return true
 	}
 	return false
