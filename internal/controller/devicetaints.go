@@ -287,22 +287,14 @@ func (e *deviceTaints) report(p *corev1.Pod, what string) {
 
 // evict marks a pod as disrupted and deletes it.
 func (e *deviceTaints) evict(ctx context.Context, k control.Key, uid types.UID, rules []types.UID) error {
-	pods := client.For[*corev1.Pod](e.Client).In(k.Namespace)
-	p, err := pods.Get(ctx, k.Name)
-	if err != nil {
-		return ignoreGone(err)
-	}
-	if p.UID != uid || p.DeletionTimestamp != nil {
-		return nil
-	}
-	e.report(p, "Marking for deletion")
-	if err := patchPodStatus(ctx, e.Client, p, func(s *corev1.PodStatus) {
-		disrupt(s, p.Generation, e.now(), "DeletionByDeviceTaintManager", "Device Taint manager: deleting due to NoExecute taint")
-	}); err != nil {
-		return ignoreGone(err)
-	}
-	if err := pods.Delete(ctx, k.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil {
-		return ignoreGone(err)
+	ended, err := endDisrupted(ctx, e.Client, k, uid, func(p *corev1.Pod) func(*corev1.PodStatus) {
+		e.report(p, "Marking for deletion")
+		return func(s *corev1.PodStatus) {
+			disrupt(s, p.Generation, e.now(), "DeletionByDeviceTaintManager", "Device Taint manager: deleting due to NoExecute taint")
+		}
+	})
+	if err != nil || !ended {
+		return err
 	}
 	e.mu.Lock()
 	delete(e.waiting, k)

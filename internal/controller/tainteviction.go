@@ -123,21 +123,33 @@ func (e *taintEviction) report(k control.Key, format string) {
 
 // evict marks a pod as disrupted and deletes it.
 func (e *taintEviction) evict(ctx context.Context, k control.Key, uid types.UID) error {
-	pods := client.For[*corev1.Pod](e.Client).In(k.Namespace)
+	_, err := endDisrupted(ctx, e.Client, k, uid, func(p *corev1.Pod) func(*corev1.PodStatus) {
+		e.report(k, "Marking for deletion Pod %s")
+		return func(s *corev1.PodStatus) {
+			disrupt(s, p.Generation, e.now(), "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+		}
+	})
+	return err
+}
+
+// endDisrupted deletes the very pod after it has been marked as mark says; a pod that
+// is gone or on its way is left alone.
+func endDisrupted(ctx context.Context, c *client.Client, k control.Key, uid types.UID, mark func(*corev1.Pod) func(*corev1.PodStatus)) (ended bool, err error) {
+	pods := client.For[*corev1.Pod](c).In(k.Namespace)
 	p, err := pods.Get(ctx, k.Name)
 	if err != nil {
-		return ignoreGone(err)
+		return false, ignoreGone(err)
 	}
 	if p.UID != uid || p.DeletionTimestamp != nil {
-		return nil
+		return false, nil
 	}
-	e.report(k, "Marking for deletion Pod %s")
-	if err := patchPodStatus(ctx, e.Client, p, func(s *corev1.PodStatus) {
-		disrupt(s, p.Generation, e.now(), "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
-	}); err != nil {
-		return ignoreGone(err)
+	if err := patchPodStatus(ctx, c, p, mark(p)); err != nil {
+		return false, ignoreGone(err)
 	}
-	return ignoreGone(pods.Delete(ctx, k.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}))
+	if err := pods.Delete(ctx, k.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil {
+		return false, ignoreGone(err)
+	}
+	return true, nil
 }
 
 // disrupt sets the condition DisruptionTarget.

@@ -255,6 +255,11 @@ spec:
 	pod("late", "resourceClaimName: shared")
 	ready("late")
 	c.kubectl("delete", "pod", "late")
+	// A pod without a grace period is gone before its devices are given back.
+	c.eventually("all that was prepared is unprepared", func() (bool, string) {
+		specs, err := filepath.Glob("/var/run/cdi/" + name + "-*.json")
+		return err == nil && len(specs) == 0, fmt.Sprint(specs, err)
+	})
 	driver.stop()
 	c.apply(strings.ReplaceAll(`
 apiVersion: v1
