@@ -19,7 +19,7 @@ import (
 )
 
 // explanations are the resources of explain.skiff.io. What they tell is read as the
-// user who asks: nobody learns more than he could read himself (docs/adr/015).
+// user who asks: nobody learns more than he could read himself (docs/adr/011).
 func (s *server) explanations() []*resource.Resource {
 	var of []explanation.Subject
 	for _, k := range explain.Kinds() {

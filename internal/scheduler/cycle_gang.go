@@ -165,7 +165,7 @@ func (c *Cycle) preemptFor(s *framework.Snapshot, pods []*framework.Pod, t Team)
 		return nil, "No preemption victims found for incoming preemptor"
 	}
 	f := s.Fork()
-	sub := newCycle(c.profile, c.rand.Uint64())
+	sub := NewProfileCycle(c.profile, c.rand.Uint64())
 	where := map[types.UID]string{}
 	for _, v := range victims {
 		for _, p := range v.pods {

@@ -9,7 +9,7 @@
 // are read every 15 seconds, and questions are answered from memory. When nobody has
 // asked for five minutes the source forgets everything and sleeps: a cluster without
 // autoscalers and without somebody who looks pays nothing. An autoscaler asks every 15
-// seconds and so keeps its source awake (docs/adr/011-usage-on-demand.md).
+// seconds and so keeps its source awake (docs/adr/012-usage-on-demand.md).
 //
 // # What is told
 //
