@@ -75,6 +75,7 @@ func TestAutoscalerFollowsLoad(t *testing.T) {
 		w := scaledWorld(t, nil)
 		defer w.stop()
 		w.uses("1")
+		synctest.Wait() // the pods are known when the autoscaler comes
 		w.api.Put(scaler(1, 9, cpuTarget(50)))
 		begin := time.Now()
 		w.until("up", func() bool { return w.replicas() == 6 })
