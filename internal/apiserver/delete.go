@@ -30,9 +30,15 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 	if err != nil {
 		return nil, false, err
 	}
+	// What this request marked is its to answer for, though another, who saw the mark,
+	// removes it first.
+	var marked Object
 	for {
+		if marked != nil && (cur.obj == nil || cur.obj.GetUID() != marked.GetUID()) {
+			return s.deleted(rq, marked), true, nil
+		}
 		// The rules write to the options: each try gets its own.
-		out, gone, err := s.deleteOnce(ctx, rq, o.DeepCopy(), cur)
+		out, gone, err := s.deleteOnce(ctx, rq, o.DeepCopy(), cur, &marked)
 		var conflict *store.ConflictError
 		switch {
 		case err == nil:
@@ -42,6 +48,9 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 				return nil, false, err
 			}
 		case errors.Is(err, store.ErrNotFound):
+			if marked != nil {
+				return s.deleted(rq, marked), true, nil
+			}
 			return nil, false, rq.notFound()
 		case !cur.fresh:
 			now, lerr := s.live(ctx, rq.kind, rq.key())
@@ -69,7 +78,9 @@ func warnOfDelete(rq *request, o *metav1.DeleteOptions) {
 	}
 }
 
-func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOptions, cur current) (runtime.Object, bool, error) {
+// deleteOnce does it for one state of the object; marked is set to the object as it
+// is marked in the store, where it is to go at once.
+func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOptions, cur current, marked *Object) (runtime.Object, bool, error) {
 	k := rq.kind
 	if cur.obj == nil {
 		return nil, false, rq.notFound()
@@ -122,6 +133,7 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 			if cur, err = s.marked(ctx, k, rq.key(), obj, cur.rev); err != nil {
 				return nil, false, err
 			}
+			*marked = cur.obj
 		}
 		rev, err := s.Store.Delete(ctx, s.storeKey(k, rq.key()), cur.rev)
 		if err != nil {
