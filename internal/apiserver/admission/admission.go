@@ -22,8 +22,8 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
-		DefaultStorageClass{}, StorageObjectInUseProtection{}, PodGroupProtection{}, PersistentVolumeClaimResize{},
-		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{},
+		DefaultStorageClass{}, StorageObjectInUseProtection{}, PodGroupProtection{}, PersistentVolumeClaimResize{}, RuntimeClass{},
+		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{}, DefaultIngressClass{},
 		NodeFeatures{}, PodResize{},
 		NewResourceQuota(),
 	}
