@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -34,11 +36,21 @@ func RuntimeClass() *resource.Resource {
 	}, resource.StrategyOf[*nodev1.RuntimeClass]{
 		CreateOnUpdate: true,
 		ValidateCreate: func(_ resource.Env, c *nodev1.RuntimeClass) field.ErrorList {
-			return append(validate(c), validateHandler(c.Handler)...)
+			return append(validate(c), shortName(handlerPath, c.Handler)...)
 		},
 		ValidateUpdate: func(_ resource.Env, c, old *nodev1.RuntimeClass) field.ErrorList {
 			errs := append(validate(c), resource.ValidateMetaUpdate(c, old)...)
-			return append(errs, resource.Immutable(handlerPath, c.Handler, old.Handler)...)
+			if c.Handler == old.Handler {
+				return errs
+			}
+			if c.Handler == "" {
+				return append(errs, field.Invalid(handlerPath, nil, apivalidation.FieldImmutableErrorMsg), field.Required(handlerPath, ""))
+			}
+			// The marker stops at the immutable field; an older rule goes on, in words of its own.
+			for _, msg := range resource.DNSLabel(c.Handler, false) {
+				errs = append(errs, field.Invalid(handlerPath, c.Handler, msg))
+			}
+			return append(errs, field.Invalid(handlerPath, nil, apivalidation.FieldImmutableErrorMsg))
 		},
 		Warnings: func(_ resource.Env, c, _ *nodev1.RuntimeClass) []string {
 			if c.Scheduling == nil {
@@ -77,13 +89,14 @@ func validate(c *nodev1.RuntimeClass) field.ErrorList {
 	return errs
 }
 
-func validateHandler(name string) field.ErrorList {
+// shortName is the marker's rule of a name, k8s-short-name.
+func shortName(p *field.Path, name string) field.ErrorList {
 	if name == "" {
-		return field.ErrorList{field.Required(handlerPath, "")}
+		return field.ErrorList{field.Required(p, "")}
 	}
 	var errs field.ErrorList
-	for _, msg := range resource.DNSLabel(name, false) {
-		errs = append(errs, field.Invalid(handlerPath, name, msg))
+	for _, msg := range content.IsDNS1123Label(name) {
+		errs = append(errs, field.Invalid(p, name, msg))
 	}
 	return errs
 }
