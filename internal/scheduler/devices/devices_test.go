@@ -99,6 +99,18 @@ func TestLedger(t *testing.T) {
 	other.UID = "another"
 	l.Put(other)
 	step("a claim made anew", "d9")
+
+	// What was decided for a pod becomes the claim's that is made for it; that it was
+	// written may be heard before the decision is taken back, and again after it.
+	l.Decide("extended", claim("", "", dev("d5")).Status.Allocation)
+	made := claim("made", "3", dev("d5"))
+	l.Put(made)
+	l.Revoke("extended")
+	step("a device changes hands", "d5 d9")
+	l.Put(made)
+	step("it is told again", "d5 d9")
+	l.Drop(made)
+	step("it is free", "d9")
 }
 
 func TestClasses(t *testing.T) {

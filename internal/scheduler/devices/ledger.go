@@ -23,6 +23,10 @@ type Ledger struct {
 	// held is what is counted in state of each claim.
 	held  map[types.UID]*resourcev1.AllocationResult
 	state structured.AllocatedState
+	// devices and shares say how many of held have each: while a device changes hands,
+	// from a decision to the claim made for it, two do.
+	devices map[structured.DeviceID]int
+	shares  map[structured.SharedDeviceID]int
 	// special are the claims for extended resources, by the UID of their pod.
 	special map[types.UID]*resourcev1.ResourceClaim
 }
@@ -32,6 +36,7 @@ func NewLedger() *Ledger {
 	return &Ledger{
 		claims: map[types.NamespacedName]*resourcev1.ResourceClaim{}, pending: map[types.UID]*resourcev1.AllocationResult{},
 		held: map[types.UID]*resourcev1.AllocationResult{}, special: map[types.UID]*resourcev1.ResourceClaim{},
+		devices: map[structured.DeviceID]int{}, shares: map[structured.SharedDeviceID]int{},
 		state: structured.AllocatedState{
 			AllocatedDevices: sets.New[structured.DeviceID](), AllocatedSharedDeviceIDs: sets.New[structured.SharedDeviceID](),
 			AggregatedCapacity: structured.NewConsumedCapacityCollection(),
@@ -157,19 +162,11 @@ func (l *Ledger) add(a *resourcev1.AllocationResult, in bool) {
 		}
 		id := structured.MakeDeviceID(r.Driver, r.Pool, r.Device)
 		if r.ShareID == nil {
-			if in {
-				l.state.AllocatedDevices.Insert(id)
-			} else {
-				l.state.AllocatedDevices.Delete(id)
-			}
+			holders(l.devices, l.state.AllocatedDevices, id, in)
 			continue
 		}
 		share := structured.MakeSharedDeviceID(id, r.ShareID)
-		if in {
-			l.state.AllocatedSharedDeviceIDs.Insert(share)
-		} else {
-			l.state.AllocatedSharedDeviceIDs.Delete(share)
-		}
+		holders(l.shares, l.state.AllocatedSharedDeviceIDs, share, in)
 		if r.ConsumedCapacity == nil {
 			continue
 		}
@@ -178,5 +175,19 @@ func (l *Ledger) add(a *resourcev1.AllocationResult, in bool) {
 		} else {
 			l.state.AggregatedCapacity.Remove(used)
 		}
+	}
+}
+
+// holders counts one more or one less that has a device, which is taken while
+// anybody has it.
+func holders[ID comparable](count map[ID]int, taken sets.Set[ID], id ID, in bool) {
+	if in {
+		count[id]++
+		taken.Insert(id)
+		return
+	}
+	if count[id]--; count[id] <= 0 {
+		delete(count, id)
+		taken.Delete(id)
 	}
 }
