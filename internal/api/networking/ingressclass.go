@@ -25,16 +25,7 @@ func isDefaultClass(c *networkingv1.IngressClass) bool {
 // DefaultClass returns the class of Ingresses that name none: of those so marked
 // the newest, and of these the first by name. Nil where there is none.
 func DefaultClass(list []*networkingv1.IngressClass) *networkingv1.IngressClass {
-	var out *networkingv1.IngressClass
-	for _, c := range list {
-		if !isDefaultClass(c) {
-			continue
-		}
-		if out == nil || c.CreationTimestamp.After(out.CreationTimestamp.Time) || c.CreationTimestamp.Equal(&out.CreationTimestamp) && c.Name < out.Name {
-			out = c
-		}
-	}
-	return out
+	return resource.Newest(list, isDefaultClass)
 }
 
 // IngressClass declares networking.k8s.io/v1 ingressclasses.

@@ -4,12 +4,9 @@ import (
 	"context"
 
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/api/networking"
 	"skiff/internal/apiserver"
-	"skiff/internal/client"
 )
 
 // DefaultIngressClass gives Ingresses that name no class the default one.
@@ -30,18 +27,9 @@ func (DefaultIngressClass) Admit(ctx context.Context, a *apiserver.Attributes) e
 	if _, annotated := i.Annotations[networking.IngressClassAnnotation]; annotated || i.Spec.IngressClassName != nil {
 		return nil
 	}
-	list, err := a.Env.Client.Transport().List(ctx, client.Ref{GVR: client.KindOf[*networkingv1.IngressClass]().GVR}, metav1.ListOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
+	classes, err := listed[*networkingv1.IngressClass](ctx, a.Env.Client)
 	if err != nil {
 		return forbidden(a, err)
-	}
-	classes := make([]*networkingv1.IngressClass, 0, len(list.Items))
-	for _, o := range list.Items {
-		if c, ok := o.(*networkingv1.IngressClass); ok {
-			classes = append(classes, c)
-		}
 	}
 	if d := networking.DefaultClass(classes); d != nil {
 		name := d.Name
