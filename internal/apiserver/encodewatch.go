@@ -62,6 +62,7 @@ func (s *Server) httpWatch(ctx context.Context, w http.ResponseWriter, r *http.R
 		case frames == nil:
 			return nil
 		}
+		rq.kind.watched.Add(uint64(len(frames)))
 		for _, f := range frames {
 			if err := enc.write(f); err != nil {
 				s.sent(err)

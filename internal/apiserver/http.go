@@ -73,6 +73,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 // serveAs answers a request whose sender is known.
 func (s *Server) serveAs(w http.ResponseWriter, r *http.Request, user *resource.User) {
 	in := parsePath(r.Method, r.URL)
+	in.received = time.Now()
 	attr := resource.Attributes{User: *user, Verb: in.verb, Path: r.URL.Path}
 	if in.resource {
 		attr = resource.Attributes{
@@ -174,7 +175,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 			return
 		}
 		if rq.sub.Connect {
-			s.connect(w, r, rq, in)
+			s.measured(w, r, rq, in, (*Server).connect)
 			return
 		}
 	}
@@ -193,7 +194,12 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, in info, 
 		s.fail(w, r, noRoute(http.StatusMethodNotAllowed, ""))
 		return
 	}
-	if msgs := pathvalidation.IsValidPathSegmentName(in.name); k.hasObjects() && len(msgs) > 0 {
+	s.measured(w, r, rq, in, (*Server).answer)
+}
+
+// answer calls the verb of a request that a route takes.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, rq *request, in info) {
+	if msgs := pathvalidation.IsValidPathSegmentName(in.name); rq.kind.hasObjects() && len(msgs) > 0 {
 		s.fail(w, r, apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", in.name, strings.Join(msgs, ";"))))
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,20 +25,28 @@ type local struct {
 	user resource.User
 }
 
+// written is what of the options of a write tells how it is counted.
+type written struct {
+	manager string
+	apply   bool
+	dryRun  []string
+}
+
 // begin resolves what a request is for and authorizes it; the options are those of
-// a list or a watch.
-func (l *local) begin(ctx context.Context, verb string, ref client.Ref, manager string, o ...metav1.ListOptions) (*request, error) {
+// a list or a watch. It is counted from here on: whoever begins it ends it.
+func (l *local) begin(ctx context.Context, verb string, ref client.Ref, w written, o ...metav1.ListOptions) (*request, running, error) {
+	since := time.Now()
 	k := l.s.kinds[ref.GVR]
 	if k == nil {
-		return nil, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
+		return nil, running{}, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
 	}
-	rq := &request{verb: verb, kind: k, namespace: ref.Namespace, name: ref.Name, user: l.user, manager: manager}
+	rq := &request{verb: verb, kind: k, namespace: ref.Namespace, name: ref.Name, user: l.user, manager: w.manager}
 	if !k.Namespaced {
 		rq.namespace = ""
 	}
 	if ref.Subresource != "" {
 		if rq.sub = k.Subresource(ref.Subresource); rq.sub == nil {
-			return nil, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
+			return nil, running{}, apierrors.NewGenericServerResponse(404, verb, ref.GVR.GroupResource(), ref.Name, "", 0, true)
 		}
 	}
 	attr := rq.attributes()
@@ -48,16 +57,17 @@ func (l *local) begin(ctx context.Context, verb string, ref client.Ref, manager 
 		}
 	}
 	if err := l.s.authorize(ctx, attr); err != nil {
-		return nil, err
+		return nil, running{}, err
 	}
-	return rq, nil
+	return rq, l.s.requests.begin(rq.countedAs(w.apply, dryRunLabel(w.dryRun)), since), nil
 }
 
-func (l *local) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (client.Object, error) {
-	rq, err := l.begin(ctx, "get", ref, "")
+func (l *local) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (_ client.Object, err error) {
+	rq, run, err := l.begin(ctx, "get", ref, written{})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	if rq.kind.Live != nil {
 		return l.s.measure(ctx, rq)
 	}
@@ -76,11 +86,12 @@ func (l *local) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (c
 	return obj, nil
 }
 
-func (l *local) List(ctx context.Context, ref client.Ref, o metav1.ListOptions) (*client.List, error) {
-	rq, err := l.begin(ctx, "list", ref, "", o)
+func (l *local) List(ctx context.Context, ref client.Ref, o metav1.ListOptions) (_ *client.List, err error) {
+	rq, run, err := l.begin(ctx, "list", ref, written{}, o)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	if rq.kind.Live != nil {
 		objs, err := l.s.measureAll(ctx, rq, &o)
 		if err != nil {
@@ -106,16 +117,20 @@ type localWatch struct{ out chan client.Event }
 func (w *localWatch) Events() <-chan client.Event { return w.out }
 
 func (l *local) Watch(ctx context.Context, ref client.Ref, o metav1.ListOptions) (client.Watch, error) {
-	rq, err := l.begin(ctx, "watch", ref, "", o)
+	rq, run, err := l.begin(ctx, "watch", ref, written{}, o)
 	if err != nil {
 		return nil, err
 	}
 	st, err := l.s.openWatch(ctx, rq, &o)
 	if err != nil {
+		run.ended(err)
 		return nil, err
 	}
 	w := &localWatch{out: make(chan client.Event, 64)}
-	go l.pump(ctx, rq, st, w.out)
+	go func() {
+		defer run.ended(nil)
+		l.pump(ctx, rq, st, w.out)
+	}()
 	return w, nil
 }
 
@@ -153,11 +168,12 @@ func (l *local) pump(ctx context.Context, rq *request, st *stream, out chan<- cl
 	}
 }
 
-func (l *local) Create(ctx context.Context, ref client.Ref, obj client.Object, o metav1.CreateOptions) (client.Object, error) {
-	rq, err := l.begin(ctx, "create", ref, o.FieldManager)
+func (l *local) Create(ctx context.Context, ref client.Ref, obj client.Object, o metav1.CreateOptions) (_ client.Object, err error) {
+	rq, run, err := l.begin(ctx, "create", ref, written{manager: o.FieldManager, dryRun: o.DryRun})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	body := obj.DeepCopyObject().(Object)
 	if rq.sub != nil {
 		return l.s.post(ctx, rq, body, o)
@@ -165,11 +181,12 @@ func (l *local) Create(ctx context.Context, ref client.Ref, obj client.Object, o
 	return l.s.create(ctx, rq, body, &o)
 }
 
-func (l *local) Update(ctx context.Context, ref client.Ref, obj client.Object, o metav1.UpdateOptions) (client.Object, error) {
-	rq, err := l.begin(ctx, "update", ref, o.FieldManager)
+func (l *local) Update(ctx context.Context, ref client.Ref, obj client.Object, o metav1.UpdateOptions) (_ client.Object, err error) {
+	rq, run, err := l.begin(ctx, "update", ref, written{manager: o.FieldManager, dryRun: o.DryRun})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	body := obj.DeepCopyObject().(Object)
 	if rq.sub != nil && rq.sub.SetView != nil {
 		return l.s.putView(ctx, rq, &o, func(Object) (Object, error) { return body, nil })
@@ -178,20 +195,22 @@ func (l *local) Update(ctx context.Context, ref client.Ref, obj client.Object, o
 	return out, err
 }
 
-func (l *local) Patch(ctx context.Context, ref client.Ref, t types.PatchType, patch []byte, o metav1.PatchOptions) (client.Object, error) {
-	rq, err := l.begin(ctx, "patch", ref, o.FieldManager)
+func (l *local) Patch(ctx context.Context, ref client.Ref, t types.PatchType, patch []byte, o metav1.PatchOptions) (_ client.Object, err error) {
+	rq, run, err := l.begin(ctx, "patch", ref, written{o.FieldManager, t == types.ApplyYAMLPatchType, o.DryRun})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	out, _, err := l.s.patch(ctx, rq, t, patch, &o)
 	return out, err
 }
 
-func (l *local) Delete(ctx context.Context, ref client.Ref, o metav1.DeleteOptions) (client.Object, error) {
-	rq, err := l.begin(ctx, "delete", ref, "")
+func (l *local) Delete(ctx context.Context, ref client.Ref, o metav1.DeleteOptions) (_ client.Object, err error) {
+	rq, run, err := l.begin(ctx, "delete", ref, written{dryRun: o.DryRun})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { run.ended(err) }()
 	out, _, err := l.s.delete(ctx, rq, &o)
 	if err != nil {
 		return nil, err
@@ -200,11 +219,12 @@ func (l *local) Delete(ctx context.Context, ref client.Ref, o metav1.DeleteOptio
 	return obj, nil
 }
 
-func (l *local) DeleteCollection(ctx context.Context, ref client.Ref, o metav1.DeleteOptions, lo metav1.ListOptions) error {
-	rq, err := l.begin(ctx, "deletecollection", ref, "", lo)
+func (l *local) DeleteCollection(ctx context.Context, ref client.Ref, o metav1.DeleteOptions, lo metav1.ListOptions) (err error) {
+	rq, run, err := l.begin(ctx, "deletecollection", ref, written{dryRun: o.DryRun}, lo)
 	if err != nil {
 		return err
 	}
+	defer func() { run.ended(err) }()
 	_, err = l.s.deleteCollection(ctx, rq, &o, &lo)
 	return err
 }

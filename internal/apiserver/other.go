@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"skiff/internal/api/resource"
+	"skiff/internal/metrics"
 )
 
 type subresource = resource.Subresource
@@ -37,6 +38,8 @@ func (s *Server) serveOther(w http.ResponseWriter, r *http.Request) {
 		s.sendBytes(w, answer{media: "application/json"}, http.StatusOK, b)
 	case p == "/healthz" || p == "/livez" || p == "/readyz" || strings.HasPrefix(p, "/healthz/") || strings.HasPrefix(p, "/livez/") || strings.HasPrefix(p, "/readyz/"):
 		s.serveHealth(w, r, p)
+	case p == "/metrics":
+		metrics.Handler(s.Metrics).ServeHTTP(w, r)
 	case strings.HasPrefix(p, "/openapi/") && s.OpenAPI != nil:
 		s.OpenAPI.ServeHTTP(w, r)
 	case s.Issuer != nil && slices.Contains(issuerPaths, p):
@@ -74,7 +77,7 @@ func serveProfile(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) paths() []string {
-	out := []string{"/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"}
+	out := []string{"/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"}
 	if s.Issuer != nil {
 		out = append(out, issuerPaths...)
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -27,6 +28,7 @@ type info struct {
 	// pathWatch: the deprecated /watch/ form.
 	pathWatch bool
 	path      string
+	received  time.Time
 }
 
 var namespaceSubresources = map[string]bool{"status": true, "finalize": true}

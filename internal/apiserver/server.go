@@ -11,8 +11,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -58,6 +61,10 @@ type Deps struct {
 	Services resource.ServiceAllocator
 	// Usage tells what nodes and pods use; nil where nobody knows.
 	Usage resource.UsageSource
+
+	// Metrics is what /metrics shows, to which the server adds its own; nil is a
+	// registry that has nothing else.
+	Metrics *prometheus.Registry
 
 	// PublicAddress is the host:port that discovery names; where empty, the one
 	// that the request went to.
@@ -107,6 +114,8 @@ type kind struct {
 	stored *resource.Resource
 	col    *cache.Collection
 	gvk    schema.GroupVersionKind
+	// watched counts the events that its watches sent over the network.
+	watched atomic.Uint64
 }
 
 // hasObjects tells whether there are objects to name: kept, or measured.
@@ -120,6 +129,9 @@ type Server struct {
 	kinds  map[schema.GroupVersionResource]*kind
 	order  []*kind
 	system *client.Client
+
+	requests  *requests
+	recorders sync.Pool // of *recorder
 
 	impersonation *impersonation
 	buffers       buffers
@@ -149,8 +161,13 @@ func New(d Deps) (*Server, error) {
 			return nil, fmt.Errorf("register types: %w", err)
 		}
 	}
+	if d.Metrics == nil {
+		d.Metrics = prometheus.NewRegistry()
+	}
+	timed := measureStore(d.Store, d.Resources)
+	d.Store = timed
 	s := &Server{
-		Deps: d, codec: codec.New(scheme), kinds: map[schema.GroupVersionResource]*kind{},
+		Deps: d, requests: newRequests(), codec: codec.New(scheme), kinds: map[schema.GroupVersionResource]*kind{},
 		cache:         cache.New(cache.Config{Store: d.Store, Log: d.Log, Verify: d.VerifyCache, CompactEvery: compactEvery}),
 		impersonation: newImpersonation(d.Authorizer),
 	}
@@ -173,6 +190,11 @@ func New(d Deps) (*Server, error) {
 		}
 		if r.NewList != nil {
 			scheme.AddKnownTypeWithName(r.GroupVersion.WithKind(r.Kind+"List"), r.NewList())
+		}
+	}
+	for _, c := range []prometheus.Collector{collector{s, newDescs()}, timed} {
+		if err := d.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
 	s.system = client.New(s.Local(resource.User{Name: "system:apiserver", Groups: []string{"system:masters", "system:authenticated"}}), "kube-apiserver")

@@ -50,6 +50,9 @@ func (s *server) startControl(ctx context.Context) error {
 		return err
 	}
 	close(s.bootstrapped)
+	if err := control.Register(s.metrics, all); err != nil {
+		return err
+	}
 	s.g.start("informers", informers.Run)
 	s.g.start("controllers", func(ctx context.Context) error { return control.Run(ctx, deps.Deps, all) })
 
@@ -58,7 +61,7 @@ func (s *server) startControl(ctx context.Context) error {
 	s.g.start("scheduler events", events.Run)
 	sched, err := scheduler.New(scheduler.Deps{
 		Client: c, Informers: informers, Events: events, Log: s.log, Now: time.Now, Seed: uint64(time.Now().UnixNano()),
-		Config: s.set.Scheduler,
+		Config: s.set.Scheduler, Metrics: s.metrics,
 	})
 	if err != nil {
 		return err

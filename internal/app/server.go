@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -37,6 +38,7 @@ import (
 	"skiff/internal/apiserver/openapi"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
+	"skiff/internal/metrics"
 	"skiff/internal/pki"
 	"skiff/internal/store"
 	"skiff/internal/store/etcd"
@@ -57,6 +59,8 @@ type server struct {
 	alloc *alloc.Allocator
 	nodes *nodeConnector
 	usage *usage.Source
+	// metrics are those of all parts of the control plane.
+	metrics *prometheus.Registry
 	// tokens signs and knows service account tokens.
 	tokens *authn.Tokens
 	// bootstrapped is closed when the objects that every cluster has are there.
@@ -153,6 +157,14 @@ func (s *server) newAPI() error {
 	if err != nil {
 		return err
 	}
+	v := version()
+	s.metrics, err = metrics.NewRegistry(metrics.Build{
+		Major: v.Major, Minor: v.Minor, GitVersion: v.GitVersion, GitCommit: v.GitCommit, GitTreeState: v.GitTreeState,
+		BuildDate: v.BuildDate, GoVersion: v.GoVersion, Compiler: v.Compiler, Platform: v.Platform,
+	})
+	if err != nil {
+		return err
+	}
 	bootstrap := &authn.Bootstrap{Audiences: []string{s.issuer()}, Now: time.Now, Lookup: func() *client.Client { return srv.System() }}
 	all := api.All()
 	srv, err = apiserver.New(apiserver.Deps{
@@ -169,7 +181,8 @@ func (s *server) newAPI() error {
 		OpenAPI:       docs,
 		Usage:         s.usage,
 		PublicAddress: net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
-		Version:       version(),
+		Metrics:       s.metrics,
+		Version:       v,
 	})
 	if err != nil {
 		return err

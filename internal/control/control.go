@@ -23,6 +23,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -103,8 +104,14 @@ type Controller struct {
 	Pending *Pending
 	Log     *slog.Logger
 
+	// Metrics are what it tells besides the figures of its queues.
+	Metrics []prometheus.Collector
+	// QueueName is what metrics call Queue; Name where empty.
+	QueueName string
+
 	informers *client.Informers
 	watches   []watch
+	more      []namedQueue
 }
 
 type watch struct {

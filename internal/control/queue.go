@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"skiff/internal/metrics"
 )
 
 // Back-off of a failing key: firstRetry, doubling up to lastRetry.
@@ -20,12 +22,21 @@ type Queue[K comparable] struct {
 	mu      sync.Mutex
 	wake    *sync.Cond
 	waiting []K
-	state   map[K]keyState
+	state   map[K]held
 	retries map[K]int
 	delayed map[K]*delayedAdd
 	closed  bool
 	adds    uint64
 	redo    uint64
+	waited  *metrics.Histogram
+	worked  *metrics.Histogram
+}
+
+// held is a key that waits or is worked on.
+type held struct {
+	keyState
+	added   time.Time // queued, dirty
+	started time.Time // of the work that goes on; zero while the key rests
 }
 
 type keyState uint8
@@ -43,7 +54,10 @@ type delayedAdd struct {
 
 // NewQueue returns an empty queue.
 func NewQueue[K comparable]() *Queue[K] {
-	q := &Queue[K]{state: map[K]keyState{}, retries: map[K]int{}, delayed: map[K]*delayedAdd{}}
+	q := &Queue[K]{
+		state: map[K]held{}, retries: map[K]int{}, delayed: map[K]*delayedAdd{},
+		waited: metrics.NewHistogram(queueSeconds), worked: metrics.NewHistogram(queueSeconds),
+	}
 	q.wake = sync.NewCond(&q.mu)
 	return q
 }
@@ -59,13 +73,15 @@ func (q *Queue[K]) add(k K) {
 	if q.closed {
 		return
 	}
-	switch q.state[k] {
+	h := q.state[k]
+	switch h.keyState {
 	case queued, dirty:
 		return
 	case working:
-		q.state[k] = dirty
+		h.keyState, h.added = dirty, time.Now()
+		q.state[k] = h
 	default:
-		q.state[k] = queued
+		q.state[k] = held{keyState: queued, added: time.Now()}
 		q.waiting = append(q.waiting, k)
 		q.wake.Signal()
 	}
@@ -149,23 +165,30 @@ func (q *Queue[K]) Get() (K, bool) {
 	k := q.waiting[0]
 	q.waiting[0] = zero
 	q.waiting = q.waiting[1:]
-	q.state[k] = working
+	now := time.Now()
+	q.waited.Observe(now.Sub(q.state[k].added).Seconds())
+	q.state[k] = held{keyState: working, started: now}
 	return k, true
 }
 
 // Done gives k back. With rest, k is not handed out again before rest has passed:
 // changes that come meanwhile are met by one reconciliation.
 func (q *Queue[K]) Done(k K, rest time.Duration) {
-	if rest > 0 {
-		time.AfterFunc(rest, func() { q.Done(k, 0) })
-		return
-	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	was := q.state[k]
+	if !was.started.IsZero() {
+		q.worked.Observe(time.Since(was.started).Seconds())
+	}
+	if rest > 0 {
+		was.started = time.Time{}
+		q.state[k] = was
+		time.AfterFunc(rest, func() { q.Done(k, 0) })
+		return
+	}
 	delete(q.state, k)
-	if was == dirty && !q.closed {
-		q.state[k] = queued
+	if was.keyState == dirty && !q.closed {
+		q.state[k] = held{keyState: queued, added: was.added}
 		q.waiting = append(q.waiting, k)
 		q.wake.Signal()
 	}
@@ -189,13 +212,27 @@ func (q *Queue[K]) Close() {
 type QueueStats struct {
 	Depth         int
 	Adds, Retries uint64
+	// Unfinished is how long the work that goes on has taken so far, of all keys
+	// together, and Longest of the one that has been worked on for longest, seconds.
+	Unfinished, Longest float64
+	// Waited and Worked are of the time that keys waited and were worked on.
+	Waited, Worked *metrics.Histogram
 }
 
 // Stats returns the counters.
 func (q *Queue[K]) Stats() QueueStats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return QueueStats{Depth: len(q.waiting), Adds: q.adds, Retries: q.redo}
+	s := QueueStats{Depth: len(q.waiting), Adds: q.adds, Retries: q.redo, Waited: q.waited, Worked: q.worked}
+	now := time.Now()
+	for _, h := range q.state {
+		if !h.started.IsZero() {
+			took := now.Sub(h.started).Seconds()
+			s.Unfinished += took
+			s.Longest = max(s.Longest, took)
+		}
+	}
+	return s
 }
 
 // Work takes keys and hands them to f, with n workers, until ctx ends. An error

@@ -144,5 +144,9 @@ func All(d Deps) []*control.Controller {
 	if d.LocalVolumes != nil {
 		cs = append(cs, newLocalVolume(d))
 	}
+	names := queueNames()
+	for _, c := range cs {
+		c.QueueName = names[c.Name]
+	}
 	return cs
 }

@@ -51,6 +51,7 @@ func newDisruption(d Deps) *control.Controller {
 	c := control.New("disruption-controller", d.Deps)
 	c.ReportAs("controllermanager")
 	r := &disruptions{Controller: c, d: d, now: d.Clock(), marked: control.NewQueue[control.Key]()}
+	control.Measure(c, "stale_pod_disruption", r.marked)
 	r.budgets = control.Watch(c, control.Enqueue[*policyv1.PodDisruptionBudget](c))
 	r.pods = control.Watch(c, r.podChanged)
 	r.replicaSets = control.Watch[*appsv1.ReplicaSet](c, nil)

@@ -96,6 +96,7 @@ func newCollector(d Deps) *control.Controller {
 		Controller: c, d: d, queue: control.NewQueue[types.UID](),
 		nodes: map[types.UID]*gcNode{}, dependents: map[types.UID]map[types.UID]bool{}, followed: map[schema.GroupKind]bool{}, absent: lru.New(500),
 	}
+	control.Measure(c, "garbage_collector_attempt_to_delete", g.queue)
 	follow[*corev1.Pod](g)
 	follow[*corev1.Namespace](g)
 	follow[*corev1.Node](g)

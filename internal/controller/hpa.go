@@ -38,6 +38,7 @@ type autoscalers struct {
 	all      *client.Informer[*autoscalingv2.HorizontalPodAutoscaler]
 	pods     *client.Informer[*corev1.Pod]
 	metrics  *hpaMetrics
+	told     *autoscalerMetrics
 
 	mu sync.Mutex
 	// known are the autoscalers that there are, with what is remembered of each.
@@ -61,6 +62,8 @@ func newAutoscaler(d Deps) *control.Controller {
 		}
 	}
 	r.all = control.Watch(c, r.changed)
+	r.told = newAutoscalerMetrics(r.all)
+	c.Metrics = append(c.Metrics, r.told)
 	r.pods = control.Watch[*corev1.Pod](c, nil)
 	c.Writes = append(c.Writes,
 		control.Rule("autoscaling", []string{"horizontalpodautoscalers/status"}, "update"),
@@ -102,10 +105,12 @@ func (r *autoscalers) reconcile(ctx context.Context, k control.Key) (control.Res
 		return control.Result{}, nil
 	}
 	// An error is told in the status; the next look is at the usual time.
+	since := time.Now()
 	p := r.look(ctx, h, m)
 	if ctx.Err() != nil {
 		return control.Result{}, ctx.Err()
 	}
+	r.told.decided(p, time.Since(since))
 	r.mu.Lock()
 	m.past = p.past
 	r.mu.Unlock()

@@ -30,6 +30,7 @@ type jobs struct {
 	pods *client.Informer[*corev1.Pod]
 	// strays are pods that may hold the finalizer of a job that no longer counts.
 	strays *control.Queue[control.Key]
+	told   *jobMetrics
 
 	mu       sync.Mutex
 	backoffs map[control.Key]jobBackoff
@@ -37,7 +38,9 @@ type jobs struct {
 
 func newJob(d Deps) *control.Controller {
 	c := control.New("job-controller", d.Deps)
-	r := &jobs{Controller: c, now: d.Clock(), strays: control.NewQueue[control.Key](), backoffs: map[control.Key]jobBackoff{}}
+	r := &jobs{Controller: c, now: d.Clock(), strays: control.NewQueue[control.Key](), backoffs: map[control.Key]jobBackoff{}, told: newJobMetrics()}
+	c.Metrics = append(c.Metrics, r.told.collectors()...)
+	control.Measure(c, "job_orphan_pod", r.strays)
 	r.all = control.Watch(c, r.jobChanged)
 	owners := enqueueOwners[*corev1.Pod](c, r.all, "Job", func(j *batchv1.Job) (labels.Selector, error) {
 		return metav1.LabelSelectorAsSelector(j.Spec.Selector)
@@ -137,9 +140,11 @@ type jobWork struct {
 	v   *jobView
 	p   *jobPlan
 	out podWrites
+	// stored is the job as it was last written; it is not changed.
+	stored *batchv1.Job
 }
 
-func (r *jobs) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
+func (r *jobs) reconcile(ctx context.Context, k control.Key) (_ control.Result, err error) {
 	shared, ok := r.all.Get(k.Namespace, k.Name)
 	if !ok || externallyManaged(shared) || jobFinished(shared) {
 		return control.Result{}, nil
@@ -148,6 +153,9 @@ func (r *jobs) reconcile(ctx context.Context, k control.Key) (control.Result, er
 		r.Events.Event(shared, corev1.EventTypeWarning, "UnknownCompletionMode", "Skipped Job sync because completion mode is unknown")
 		return control.Result{}, nil
 	}
+	since := time.Now()
+	var plan *jobPlan
+	defer func() { r.told.synced(shared, plan, err, time.Since(since)) }()
 	job := shared.DeepCopy()
 	if job.Status.UncountedTerminatedPods == nil {
 		job.Status.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{}
@@ -159,8 +167,9 @@ func (r *jobs) reconcile(ctx context.Context, k control.Key) (control.Result, er
 	r.mu.Lock()
 	backoff := r.backoffs[k]
 	r.mu.Unlock()
-	w := &jobWork{jobs: r, key: k, v: &jobView{job: job, pods: pods, backoff: backoff, now: r.now()}, out: podWrites{c: r.Controller, key: k, inf: r.pods, owner: shared}}
+	w := &jobWork{jobs: r, key: k, stored: shared, v: &jobView{job: job, pods: pods, backoff: backoff, now: r.now()}, out: podWrites{c: r.Controller, key: k, inf: r.pods, owner: shared}}
 	w.p = planJob(w.v)
+	plan = w.p
 	actErr := w.act(ctx)
 	changed := false
 	if w.p.target == nil {
@@ -217,6 +226,7 @@ func (w *jobWork) act(ctx context.Context) error {
 	}
 	made, err := slowStart(len(p.create), func() bool { return true }, func(i int) error {
 		_, err := w.out.create(ctx, jobPod(w.v.job, p.create[i], p.delayed[p.create[i]]))
+		w.told.created(p.delayed[p.create[i]] != nil, err == nil)
 		return err
 	})
 	p.counts.active += int32(made)
@@ -299,6 +309,8 @@ func (w *jobWork) write(ctx context.Context) error {
 		return err
 	}
 	control.Wrote(w.Pending, w.key, w.all, got)
+	w.told.counted(w.stored, got)
+	w.stored = got
 	w.v.job = got.DeepCopy()
 	if w.v.job.Status.UncountedTerminatedPods == nil {
 		w.v.job.Status.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{}

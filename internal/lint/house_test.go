@@ -18,7 +18,7 @@ const root = "../.."
 // levels are the rooms by level: a room may import rooms of lower levels, and
 // those of its own level only where allowed says so.
 var levels = []map[string]bool{
-	set("codec", "store", "pki", "cri", "host"),
+	set("codec", "store", "pki", "cri", "host", "metrics"),
 	set("cache", "api", "client", "control"),
 	set("apiserver", "scheduler", "controller", "kubelet", "runtime", "volume", "network", "dns", "cluster", "admin", "usage"),
 	set("explain"),
