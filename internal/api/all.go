@@ -17,6 +17,7 @@ import (
 	"skiff/internal/api/dra"
 	"skiff/internal/api/metrics"
 	"skiff/internal/api/networking"
+	"skiff/internal/api/node"
 	"skiff/internal/api/policy"
 	"skiff/internal/api/rbac"
 	"skiff/internal/api/resource"
@@ -76,8 +77,12 @@ func All() []*resource.Resource {
 		scheduling.PriorityClass(),
 		scheduling.PodGroup(),
 		scheduling.Workload(),
+		networking.Ingress(),
+		networking.IngressClass(),
 		networking.IPAddress(),
+		networking.NetworkPolicy(),
 		networking.ServiceCIDR(),
+		node.RuntimeClass(),
 		nodeMetrics,
 		podMetrics,
 		nodeMetricsBeta,

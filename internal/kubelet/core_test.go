@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -258,10 +259,31 @@ func TestRuntimeLies(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	run(t, nil, func(w *world) {
 		p := newPod("web", "a")
+		p.Spec.HostUsers = ptr(false)
+		w.create(p)
+		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: failed to create sandbox: user namespaces are not supported on this node`)
+		w.wantPhase("web", corev1.PodPending)
+	})
+}
+
+// TestRuntimeClass: the pod waits for its class, then runs with the class's handler.
+func TestRuntimeClass(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
 		p.Spec.RuntimeClassName = ptr("gvisor")
 		w.create(p)
-		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: failed to get sandbox runtime: runtimeclass.node.k8s.io "gvisor" not found`)
+		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: runtimeclass.node.k8s.io "gvisor" not found`)
 		w.wantPhase("web", corev1.PodPending)
+		if _, err := client.For[*nodev1.RuntimeClass](w.api.Client()).Create(context.Background(), &nodev1.RuntimeClass{
+			ObjectMeta: metav1.ObjectMeta{Name: "gvisor"}, Handler: "runsc"}); err != nil {
+			t.Fatal(err)
+		}
+		w.after(time.Minute)
+		w.wantPhase("web", corev1.PodRunning)
+		list, err := w.rt.ListPodSandbox(context.Background(), nil)
+		if err != nil || len(list) != 1 || list[0].RuntimeHandler != "runsc" {
+			t.Errorf("sandboxes %v, %v, want one of the handler runsc", list, err)
+		}
 	})
 }
 

@@ -9,8 +9,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/client"
 )
 
 // stepTimeout bounds a single call that makes or removes something in the
@@ -164,9 +168,12 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
 	defer cancel()
 	var id string
-	err := unsupported(pod)
+	handler, err := w.k.runtimeHandler(cctx, pod)
 	if err == nil {
-		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, "")
+		err = unsupported(pod)
+	}
+	if err == nil {
+		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, handler)
 	}
 	if err != nil {
 		w.holdSandbox()
@@ -196,11 +203,26 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	return id, s.ips, nil
 }
 
+// runtimeHandler returns which handler of the container runtime a pod's class
+// names; "" is the runtime's default. It is read when a sandbox is made: few pods
+// have a class, and classes never change their handler.
+func (k *Kubelet) runtimeHandler(ctx context.Context, pod *corev1.Pod) (string, error) {
+	name := pod.Spec.RuntimeClassName
+	if name == nil || *name == "" {
+		return "", nil
+	}
+	c, err := client.For[*nodev1.RuntimeClass](k.d.Client).Get(ctx, *name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", apierrors.NewNotFound(nodev1.Resource("runtimeclass"), *name)
+	case err != nil:
+		return "", fmt.Errorf("failed to lookup RuntimeClass %s: %w", *name, err)
+	}
+	return c.Handler, nil
+}
+
 // unsupported refuses what a pod asks for and would not get.
 func unsupported(pod *corev1.Pod) error {
-	if n := pod.Spec.RuntimeClassName; n != nil && *n != "" {
-		return fmt.Errorf("failed to get sandbox runtime: runtimeclass.node.k8s.io %q not found", *n)
-	}
 	if u := pod.Spec.HostUsers; u != nil && !*u {
 		return errors.New("failed to create sandbox: user namespaces are not supported on this node")
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,14 +61,19 @@ func (r *Runtime) saveSandbox(s *sandbox, change func(*sandboxRecord)) error {
 	return writeRecord(s.dir, sandboxFile, rec)
 }
 
+// handlers are the names under which a RuntimeClass may ask for this runtime: its
+// default, its own name, and that of the usual default of others, by which classes
+// are written. All are the same.
+var handlers = []string{"", "runc", "skiff"}
+
 // RunPodSandbox makes a pod: its process with the namespaces, and its network.
 func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (_ *runtimeapi.RunPodSandboxResponse, err error) {
 	config := req.GetConfig()
 	if m := config.GetMetadata(); m.GetName() == "" || m.GetNamespace() == "" || m.GetUid() == "" {
 		return nil, status.Error(codes.InvalidArgument, "sandbox config: metadata: name, namespace and uid are required")
 	}
-	if req.GetRuntimeHandler() != "" {
-		return nil, status.Errorf(codes.InvalidArgument, "no runtime for %q is configured", req.GetRuntimeHandler())
+	if !slices.Contains(handlers, req.GetRuntimeHandler()) {
+		return nil, status.Errorf(codes.InvalidArgument, "failed to get sandbox runtime: no runtime for %q is configured", req.GetRuntimeHandler())
 	}
 	if u := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
 		return nil, status.Error(codes.Unimplemented, "sandbox config: user namespaces are not supported")
@@ -78,7 +84,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "sandbox config: %v", err)
 	}
-	s.rec = sandboxRecord{ID: id, Config: raw, Created: r.Now(), Phase: phaseCreating, Boot: r.boot}
+	s.rec = sandboxRecord{ID: id, Config: raw, Handler: req.GetRuntimeHandler(), Created: r.Now(), Phase: phaseCreating, Boot: r.boot}
 	name := sandboxName(config.GetMetadata())
 	if err := r.reserve(name, id); err != nil {
 		return nil, err

@@ -192,8 +192,6 @@ func startUpstream(ctx context.Context, programs, dir, keys string, port int) (*
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",
 		// What skiff serves though it is off.
 		"--feature-gates", "GenericWorkload=true", "--runtime-config", "scheduling.k8s.io/v1beta1=true",
-		// Of kinds that skiff does not serve yet.
-		"--disable-admission-plugins", "RuntimeClass",
 		"--service-cluster-ip-range", serviceRange, "--endpoint-reconciler-type", "lease")
 	if err != nil {
 		return nil, errors.Join(err, u.end())

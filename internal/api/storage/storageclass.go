@@ -30,16 +30,7 @@ func isDefault(c *storagev1.StorageClass) bool {
 // DefaultClass returns the class of claims that name none: of those so marked the
 // newest, and of these the first by name. Nil where there is none.
 func DefaultClass(list []*storagev1.StorageClass) *storagev1.StorageClass {
-	var out *storagev1.StorageClass
-	for _, c := range list {
-		if !isDefault(c) {
-			continue
-		}
-		if out == nil || c.CreationTimestamp.After(out.CreationTimestamp.Time) || c.CreationTimestamp.Equal(&out.CreationTimestamp) && c.Name < out.Name {
-			out = c
-		}
-	}
-	return out
+	return resource.Newest(list, isDefault)
 }
 
 // StorageClass declares storageclasses.

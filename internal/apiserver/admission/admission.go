@@ -22,8 +22,8 @@ import (
 func Default() []apiserver.Admission {
 	return []apiserver.Admission{
 		NewNamespaceLifecycle(), LimitRanger{}, ServiceAccount{}, NodeRestriction{}, TaintNodesByCondition{}, Priority{}, DefaultTolerationSeconds{},
-		DefaultStorageClass{}, StorageObjectInUseProtection{}, PodGroupProtection{}, PersistentVolumeClaimResize{},
-		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{},
+		DefaultStorageClass{}, StorageObjectInUseProtection{}, PodGroupProtection{}, PersistentVolumeClaimResize{}, RuntimeClass{},
+		CertificateApproval{}, CertificateSigning{}, ClusterTrustBundleAttest{}, CertificateSubjectRestriction{}, DefaultIngressClass{},
 		NodeFeatures{}, PodResize{},
 		NewResourceQuota(),
 	}
@@ -79,6 +79,25 @@ func cached[T client.Object](ctx context.Context, c *client.Client, ns, name str
 		return none, err
 	}
 	return client.For[T](c).In(ns).Get(ctx, name)
+}
+
+// listed returns all objects of a kind of the cluster; none where the kind is not
+// served.
+func listed[T client.Object](ctx context.Context, c *client.Client) ([]T, error) {
+	list, err := c.Transport().List(ctx, client.Ref{GVR: client.KindOf[T]().GVR}, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := make([]T, 0, len(list.Items))
+	for _, o := range list.Items {
+		if t, ok := o.(T); ok {
+			out = append(out, t)
+		}
+	}
+	return out, nil
 }
 
 // noValidation is for plugins that only change what is written.

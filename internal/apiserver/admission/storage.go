@@ -7,13 +7,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/api/core"
 	"skiff/internal/api/storage"
 	"skiff/internal/apiserver"
-	"skiff/internal/client"
 )
 
 // DefaultStorageClass gives claims that name no class the default one.
@@ -34,18 +31,9 @@ func (DefaultStorageClass) Admit(ctx context.Context, a *apiserver.Attributes) e
 	if _, old := c.Annotations[corev1.BetaStorageClassAnnotation]; old || c.Spec.StorageClassName != nil {
 		return nil
 	}
-	list, err := a.Env.Client.Transport().List(ctx, client.Ref{GVR: client.KindOf[*storagev1.StorageClass]().GVR}, metav1.ListOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
+	classes, err := listed[*storagev1.StorageClass](ctx, a.Env.Client)
 	if err != nil {
 		return forbidden(a, err)
-	}
-	classes := make([]*storagev1.StorageClass, 0, len(list.Items))
-	for _, o := range list.Items {
-		if sc, ok := o.(*storagev1.StorageClass); ok {
-			classes = append(classes, sc)
-		}
 	}
 	if d := storage.DefaultClass(classes); d != nil {
 		name := d.Name

@@ -39,8 +39,14 @@ type Pod struct {
 	n      int
 }
 
-// Run makes a sandbox, which goes when the test ends.
+// Run makes a sandbox by the default handler, which goes when the test ends.
 func (f Fixture) Run(t testing.TB, change func(*runtimeapi.PodSandboxConfig)) *Pod {
+	t.Helper()
+	return f.RunBy(t, "", change)
+}
+
+// RunBy is Run by the handler named.
+func (f Fixture) RunBy(t testing.TB, handler string, change func(*runtimeapi.PodSandboxConfig)) *Pod {
 	t.Helper()
 	var uid [8]byte
 	_, _ = rand.Read(uid[:])
@@ -64,7 +70,7 @@ func (f Fixture) Run(t testing.TB, change func(*runtimeapi.PodSandboxConfig)) *P
 	p := &Pod{t: t, f: f, Config: c}
 	ctx, cancel := context.WithTimeout(context.Background(), Wait)
 	defer cancel()
-	id, err := f.Runtime.RunPodSandbox(ctx, c, "")
+	id, err := f.Runtime.RunPodSandbox(ctx, c, handler)
 	if err != nil {
 		t.Fatalf("run sandbox: %v", err)
 	}

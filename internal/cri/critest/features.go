@@ -323,8 +323,8 @@ func (f Fixture) testBadInput(t *testing.T) {
 		}
 	}
 	p := f.Run(t, nil)
-	if _, err := f.Runtime.RunPodSandbox(ctx, p.Config, "no-such-handler"); err == nil {
-		t.Error("unknown handler")
+	if _, err := f.Runtime.RunPodSandbox(ctx, p.Config, "no-such-handler"); err == nil || !strings.Contains(err.Error(), `no runtime for "no-such-handler" is configured`) {
+		t.Errorf("unknown handler: %v", err)
 	}
 	if _, err := f.Runtime.CreateContainer(ctx, p.ID, nil, nil); err == nil {
 		t.Error("container of nothing")

@@ -19,6 +19,7 @@ import (
 // Test runs the contract.
 func Test(t *testing.T, f Fixture) {
 	t.Run("Sandbox", f.testSandbox)
+	t.Run("Handlers", f.testHandlers)
 	t.Run("Lifecycle", f.testLifecycle)
 	t.Run("Ends", f.testEnds)
 	t.Run("Stop", f.testStop)
@@ -84,6 +85,25 @@ func (f Fixture) testSandbox(t *testing.T) {
 		t.Fatalf("the name is free again: %v", err)
 	}
 	p.ID = again
+}
+
+// testHandlers runs a sandbox by each handler that Status names.
+func (f Fixture) testHandlers(t *testing.T) {
+	ctx := t.Context()
+	st, err := f.Runtime.Status(ctx, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(st.GetRuntimeHandlers()) == 0 {
+		t.Fatal("Status names no handlers")
+	}
+	for _, h := range st.GetRuntimeHandlers() {
+		p := f.RunBy(t, h.GetName(), nil)
+		r, err := f.Runtime.PodSandboxStatus(ctx, p.ID, false)
+		if err != nil || r.GetStatus().GetRuntimeHandler() != h.GetName() {
+			t.Errorf("handler %q: status %v, %v", h.GetName(), r.GetStatus(), err)
+		}
+	}
 }
 
 func (f Fixture) testLifecycle(t *testing.T) {

@@ -134,7 +134,7 @@ func (r *Runtime) ListPodSandbox(ctx context.Context, f *runtimeapi.PodSandboxFi
 			continue
 		}
 		out = append(out, &runtimeapi.PodSandbox{Id: s.Status.Id, Metadata: s.Status.Metadata, State: s.Status.State,
-			CreatedAt: s.Status.CreatedAt, Labels: s.Status.Labels, Annotations: s.Status.Annotations})
+			CreatedAt: s.Status.CreatedAt, Labels: s.Status.Labels, Annotations: s.Status.Annotations, RuntimeHandler: s.Status.RuntimeHandler})
 	}
 	return out, after(nil)
 }

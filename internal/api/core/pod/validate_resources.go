@@ -129,6 +129,13 @@ func ValidateQuantity(p *field.Path, n corev1.ResourceName, q apiresource.Quanti
 	return c.errs
 }
 
+// ValidateOverhead checks what running a pod costs besides its containers.
+func ValidateOverhead(p *field.Path, l corev1.ResourceList) field.ErrorList {
+	c := &check{}
+	c.requirements(p, &corev1.ResourceRequirements{Limits: l}, nil, c.containerResource)
+	return c.errs
+}
+
 // requirements checks requests and limits; name is the rule for the names, and
 // claims are the names of the pod's claims, sorted.
 func (c *check) requirements(p *field.Path, r *corev1.ResourceRequirements, claims []string, name func(*field.Path, corev1.ResourceName)) {

@@ -350,6 +350,13 @@ func (c *check) resourceClaims(p *field.Path, claims []corev1.PodResourceClaim, 
 	}
 }
 
+// ValidateTolerations checks the tolerations that a class of pods adds.
+func ValidateTolerations(p *field.Path, ts []corev1.Toleration) field.ErrorList {
+	c := &check{}
+	c.tolerations(p, ts)
+	return c.errs
+}
+
 // tolerations checks tolerations, of a pod or of the annotation that once held them.
 func (c *check) tolerations(p *field.Path, ts []corev1.Toleration) {
 	for i, t := range ts {
