@@ -202,7 +202,7 @@ func walkNamed(path string, x, y []any, out *[]difference) bool {
 	return true
 }
 
-// names are the names of a list's items, with their namespaces where the names alone
+// names are the names of a list's items (rules are named by what they say), with their namespaces where the names alone
 // are not enough; the map is nil unless each has one of its own.
 func names(list []any) ([]string, map[string]any) {
 	if order, byName := namesIn(list, false); byName != nil {
@@ -225,6 +225,9 @@ func namesIn(list []any, namespaces bool) ([]string, map[string]any) {
 				name = s
 				break
 			}
+		}
+		if name == "" && m["verbs"] != nil && m["resources"] != nil {
+			name = show(m) // a rule has no name but what it says
 		}
 		if ns, ok := meta["namespace"].(string); ok && namespaces && name != "" {
 			name = ns + "/" + name
