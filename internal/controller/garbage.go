@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	resourcev1 "k8s.io/api/resource/v1"
@@ -138,6 +139,10 @@ func newCollector(d Deps) *control.Controller {
 	follow[*discoveryv1.EndpointSlice](g)
 	follow[*networkingv1.IPAddress](g)
 	follow[*networkingv1.ServiceCIDR](g)
+	follow[*networkingv1.Ingress](g)
+	follow[*networkingv1.IngressClass](g)
+	follow[*networkingv1.NetworkPolicy](g)
+	follow[*nodev1.RuntimeClass](g)
 	follow[*schedulingv1.PriorityClass](g)
 	follow[*schedulingv1beta1.PodGroup](g)
 	follow[*schedulingv1beta1.Workload](g)

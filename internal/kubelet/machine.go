@@ -48,7 +48,10 @@ func (k *Kubelet) setNodeStatus(ctx context.Context, n *corev1.Node, old *corev1
 		}
 	}
 	boot := s.NodeInfo.BootID
-	s.NodeInfo = k.nodeInfo()
+	k.node.mu.Lock()
+	version := k.node.version // one for the whole report: the runtime may answer meanwhile
+	k.node.mu.Unlock()
+	s.NodeInfo = k.nodeInfo(version)
 	if old != nil && boot != "" && boot != s.NodeInfo.BootID {
 		k.nodeEvent(corev1.EventTypeWarning, "Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", k.d.NodeName, s.NodeInfo.BootID))
 	}
@@ -56,10 +59,7 @@ func (k *Kubelet) setNodeStatus(ctx context.Context, n *corev1.Node, old *corev1
 
 	var st *runtimeapi.StatusResponse
 	err := fmt.Errorf("container runtime is down")
-	k.node.mu.Lock()
-	connected := k.node.version != nil
-	k.node.mu.Unlock()
-	if connected {
+	if version != nil {
 		st, err = k.d.Runtime.Status(ctx, false)
 		s.Images = k.images(ctx)
 	}
@@ -170,7 +170,8 @@ func (k *Kubelet) capacity(d disk) (all, pods corev1.ResourceList) {
 	return all, pods
 }
 
-func (k *Kubelet) nodeInfo() corev1.NodeSystemInfo {
+// nodeInfo is what the machine is; version is nil where the runtime did not answer yet.
+func (k *Kubelet) nodeInfo(version *runtimeapi.VersionResponse) corev1.NodeSystemInfo {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
 	i := corev1.NodeSystemInfo{
@@ -181,11 +182,9 @@ func (k *Kubelet) nodeInfo() corev1.NodeSystemInfo {
 	if i.SystemUUID == "" {
 		i.SystemUUID = i.MachineID
 	}
-	k.node.mu.Lock()
-	if v := k.node.version; v != nil {
-		i.ContainerRuntimeVersion = v.RuntimeName + "://" + v.RuntimeVersion
+	if version != nil {
+		i.ContainerRuntimeVersion = version.RuntimeName + "://" + version.RuntimeVersion
 	}
-	k.node.mu.Unlock()
 	if swap := meminfo("SwapTotal:"); swap > 0 {
 		i.Swap = &corev1.NodeSwapStatus{Capacity: &swap}
 	}
