@@ -149,6 +149,13 @@ func prove(t *testing.T, w *World, p *corev1.Pod, r explanation.Remedy, others [
 	remove(t, api, p)
 	next.UID, next.ResourceVersion = next.UID+"-again", ""
 	api.Put(next)
+	// Nodes come one after the other: a pod that is more important may find but this
+	// one's place before the last has come. Who owns this one makes it anew.
+	c.gone = func() {
+		next = next.DeepCopy()
+		next.UID, next.ResourceVersion = next.UID+"-again", ""
+		api.Put(next)
+	}
 	c.wait(next, "runs", func(now *corev1.Pod) bool { return now.UID == next.UID && now.Spec.NodeName != "" })
 	now, _ := c.pods.Get(p.Namespace, p.Name)
 	if r.Node != "the new node" && len(r.Evicts) > 0 && now.Spec.NodeName != r.Node {
@@ -194,6 +201,7 @@ type running struct {
 	t       *testing.T
 	pods    *client.Informer[*corev1.Pod]
 	changed chan struct{}
+	gone    func() // the pod that is waited for is not there any more; may be nil
 }
 
 func startCluster(t *testing.T, api *clienttest.API) *running {
@@ -275,6 +283,9 @@ func (r *running) wait(p *corev1.Pod, what string, done func(*corev1.Pod) bool) 
 		now, ok := r.pods.Get(p.Namespace, p.Name)
 		if ok && done(now) {
 			return
+		}
+		if !ok && r.gone != nil {
+			r.gone()
 		}
 		select {
 		case <-r.changed:
