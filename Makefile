@@ -62,7 +62,7 @@ reset:
 
 # The tests that CI runs: house rules, unit and contract tests under the race
 # detector, and a real cluster.
-test: build lint race sim e2e
+test: build lint race e2e
 
 lint: check-go
 	@$(LOCK) $(GO) vet ./...

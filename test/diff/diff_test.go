@@ -223,7 +223,7 @@ func collection(res *resource.Resource, ns string) string {
 var untouched = map[string]bool{"metadata.managedFields": true}
 
 func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) {
-	ns := "diff-of-" + strings.ToLower(strings.NewReplacer("objects/", "", ".", "-").Replace(label))
+	ns := "diff-" + strings.ToLower(strings.NewReplacer("objects/", "", ".", "-").Replace(label))
 	r.namespace(ns)
 	m := func() (a, b *memory) { return newMemory(ns), newMemory(ns) }
 	path := collection(res, ns)

@@ -1,6 +1,6 @@
 # Included by the Makefile: simulation of whole clusters.
 #
-#   make sim        a few minutes of it, as CI runs it
+#   make sim        a few minutes of it
 #   make sim-long   a million steps; SIM_STEPS=n for another number
 #
 # Of a failure, the last line is the command that does it again.
