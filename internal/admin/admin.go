@@ -167,6 +167,9 @@ func (c *Client) Do(ctx context.Context, method, path string, q url.Values, body
 		if errors.As(err, &op) && op.Op == "dial" {
 			return nil, ErrNotRunning
 		}
+		if method == http.MethodGet && ctx.Err() == nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotRunning, err) // it was killed while it was asked
+		}
 		return nil, err
 	}
 	if resp.StatusCode >= 400 {
