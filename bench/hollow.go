@@ -375,11 +375,7 @@ func (h *hollow) write(ctx context.Context, q *tasks) error {
 		if t.remove {
 			err = w.remove(ctx, t.pod.Namespace, t.pod.Name, string(t.pod.UID))
 		} else {
-			report := runningPatch
-			if t.pod.Labels[endsLabel] != "" {
-				report = succeededPatch
-			}
-			err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, report(t.pod, h.d.Now()))
+			err = w.patchStatus(ctx, t.pod.Namespace, t.pod.Name, statusPatch(t.pod, h.d.Now()))
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -428,44 +424,29 @@ func (h *hollow) unregister(ctx context.Context) error {
 	)
 }
 
-// runningPatch is what a kubelet reports of a pod whose containers run and are
-// ready.
-func runningPatch(p *corev1.Pod, at time.Time) []byte {
+// statusPatch is what a kubelet says of a pod whose containers run and are ready, or,
+// where it has the label endsLabel, ended with code 0.
+func statusPatch(p *corev1.Pod, at time.Time) []byte {
 	now := at.UTC().Format(time.RFC3339)
-	b := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"phase":"Running","startTime":%q,"hostIP":"198.18.0.1","hostIPs":[{"ip":"198.18.0.1"}],`+
-		`"podIP":"198.19.0.1","podIPs":[{"ip":"198.19.0.1"}],"conditions":[`, p.UID, now)
+	ends := p.Labels[endsLabel] != ""
+	phase := corev1.PodRunning
+	if ends {
+		phase = corev1.PodSucceeded
+	}
+	b := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"phase":%q,"startTime":%q,"hostIP":"198.18.0.1","hostIPs":[{"ip":"198.18.0.1"}],`+
+		`"podIP":"198.19.0.1","podIPs":[{"ip":"198.19.0.1"}],"conditions":[`, p.UID, phase, now)
 	for i, c := range []string{"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"} {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = fmt.Appendf(b, `{"type":%q,"status":"True","lastTransitionTime":%q}`, c, now)
-	}
-	b = append(b, `],"containerStatuses":[`...)
-	for i, c := range p.Spec.Containers {
-		if i > 0 {
-			b = append(b, ',')
+		status, reason := "True", ""
+		if ends {
+			reason = `"reason":"PodCompleted",`
+			if c != "Initialized" {
+				status = "False"
+			}
 		}
-		b = fmt.Appendf(b, `{"name":%q,"image":%q,"imageID":"hollow","containerID":"hollow://%s","ready":true,"started":true,"restartCount":0,`+
-			`"state":{"running":{"startedAt":%q}}}`, c.Name, c.Image, strconv.Itoa(i)+"-"+string(p.UID), now)
-	}
-	return append(b, `]}}`...)
-}
-
-// succeededPatch is what a kubelet reports of a pod whose containers ended with
-// code 0.
-func succeededPatch(p *corev1.Pod, at time.Time) []byte {
-	now := at.UTC().Format(time.RFC3339)
-	b := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"phase":"Succeeded","startTime":%q,"hostIP":"198.18.0.1","hostIPs":[{"ip":"198.18.0.1"}],`+
-		`"podIP":"198.19.0.1","podIPs":[{"ip":"198.19.0.1"}],"conditions":[`, p.UID, now)
-	for i, c := range []string{"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"} {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		if c == "Initialized" {
-			b = fmt.Appendf(b, `{"type":%q,"status":"True","reason":"PodCompleted","lastTransitionTime":%q}`, c, now)
-		} else {
-			b = fmt.Appendf(b, `{"type":%q,"status":"False","reason":"PodCompleted","lastTransitionTime":%q}`, c, now)
-		}
+		b = fmt.Appendf(b, `{"type":%q,"status":%q,%s"lastTransitionTime":%q}`, c, status, reason, now)
 	}
 	b = append(b, `],"containerStatuses":[`...)
 	for i, c := range p.Spec.Containers {
@@ -473,8 +454,12 @@ func succeededPatch(p *corev1.Pod, at time.Time) []byte {
 			b = append(b, ',')
 		}
 		id := "hollow://" + strconv.Itoa(i) + "-" + string(p.UID)
-		b = fmt.Appendf(b, `{"name":%q,"image":%q,"imageID":"hollow","containerID":%q,"ready":false,"started":false,"restartCount":0,`+
-			`"state":{"terminated":{"exitCode":0,"reason":"Completed","startedAt":%q,"finishedAt":%q,"containerID":%q}}}`, c.Name, c.Image, id, now, now, id)
+		state := fmt.Sprintf(`{"running":{"startedAt":%q}}`, now)
+		if ends {
+			state = fmt.Sprintf(`{"terminated":{"exitCode":0,"reason":"Completed","startedAt":%q,"finishedAt":%q,"containerID":%q}}`, now, now, id)
+		}
+		b = fmt.Appendf(b, `{"name":%q,"image":%q,"imageID":"hollow","containerID":%q,"ready":%t,"started":%t,"restartCount":0,"state":%s}`,
+			c.Name, c.Image, id, !ends, !ends, state)
 	}
 	return append(b, `]}}`...)
 }

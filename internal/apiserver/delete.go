@@ -48,10 +48,7 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 				return nil, false, err
 			}
 		case errors.Is(err, store.ErrNotFound):
-			if marked != nil {
-				return s.deleted(rq, marked), true, nil
-			}
-			return nil, false, rq.notFound()
+			cur = current{fresh: true}
 		case !cur.fresh:
 			now, lerr := s.live(ctx, rq.kind, rq.key())
 			if lerr != nil {

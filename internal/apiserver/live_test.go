@@ -61,6 +61,9 @@ func startMeasured(t *testing.T, u resource.UsageSource) *fixture {
 		f.want(201, "POST", "/api/v1/namespaces/default/pods", "application/json",
 			`{"metadata":{"name":"`+n+`","labels":{"name":"`+n+`"}},"spec":{"containers":[{"name":"a","image":"i"},{"name":"b","image":"i"}]}}`)
 	}
+	// What is measured is not read consistently; these reads wait until all is known.
+	f.want(200, "GET", "/api/v1/nodes", "", "")
+	f.want(200, "GET", "/api/v1/pods", "", "")
 	return f
 }
 

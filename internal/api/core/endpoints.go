@@ -84,10 +84,10 @@ func validateEndpoints(env resource.Env, e, old *endpoints) field.ErrorList {
 func validateEndpointAddress(env resource.Env, a *corev1.EndpointAddress, path *field.Path) field.ErrorList { //nolint:staticcheck // served as upstream serves it
 	errs := validation.IsValidIPForLegacyField(path.Child("ip"), a.IP, env.Features.Enabled("StrictIPCIDRValidation"), nil)
 	if a.Hostname != "" {
-		errs = append(errs, everyMessage(path.Child("hostname"), a.Hostname, validation.IsDNS1123Label(a.Hostname))...)
+		errs = append(errs, resource.Invalid(path.Child("hostname"), a.Hostname, validation.IsDNS1123Label(a.Hostname))...)
 	}
 	if a.NodeName != nil {
-		errs = append(errs, everyMessage(path.Child("nodeName"), *a.NodeName, resource.DNSSubdomain(*a.NodeName, false))...)
+		errs = append(errs, resource.Invalid(path.Child("nodeName"), *a.NodeName, resource.DNSSubdomain(*a.NodeName, false))...)
 	}
 	return append(errs, resource.ValidateEndpointIP(a.IP, path.Child("ip"))...)
 }
@@ -95,11 +95,11 @@ func validateEndpointAddress(env resource.Env, a *corev1.EndpointAddress, path *
 func validateEndpointPort(p *corev1.EndpointPort, named bool, path *field.Path) field.ErrorList { //nolint:staticcheck // served as upstream serves it
 	var errs field.ErrorList
 	if p.Name != "" {
-		errs = append(errs, everyMessage(path.Child("name"), p.Name, validation.IsDNS1123Label(p.Name))...)
+		errs = append(errs, resource.Invalid(path.Child("name"), p.Name, validation.IsDNS1123Label(p.Name))...)
 	} else if named {
 		errs = append(errs, field.Required(path.Child("name"), ""))
 	}
-	errs = append(errs, everyMessage(path.Child("port"), p.Port, validation.IsValidPortNum(int(p.Port)))...)
+	errs = append(errs, resource.Invalid(path.Child("port"), p.Port, validation.IsValidPortNum(int(p.Port)))...)
 	protocols := []corev1.Protocol{corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP}
 	if p.Protocol == "" {
 		errs = append(errs, field.Required(path.Child("protocol"), ""))
@@ -107,16 +107,7 @@ func validateEndpointPort(p *corev1.EndpointPort, named bool, path *field.Path) 
 		errs = append(errs, field.NotSupported(path.Child("protocol"), p.Protocol, protocols))
 	}
 	if p.AppProtocol != nil {
-		errs = append(errs, everyMessage(path.Child("appProtocol"), *p.AppProtocol, validation.IsQualifiedName(*p.AppProtocol))...)
-	}
-	return errs
-}
-
-// everyMessage makes one mistake of every message about v.
-func everyMessage(path *field.Path, v any, msgs []string) field.ErrorList {
-	var errs field.ErrorList
-	for _, m := range msgs {
-		errs = append(errs, field.Invalid(path, v, m))
+		errs = append(errs, resource.Invalid(path.Child("appProtocol"), *p.AppProtocol, validation.IsQualifiedName(*p.AppProtocol))...)
 	}
 	return errs
 }

@@ -217,7 +217,7 @@ func validatePorts(ports []discoveryv1.EndpointPort) field.ErrorList {
 			name = *p.Name
 		}
 		if name != "" {
-			errs = append(errs, invalid(path.Child("name"), name, validation.IsDNS1123Label(name))...)
+			errs = append(errs, resource.Invalid(path.Child("name"), name, validation.IsDNS1123Label(name))...)
 		}
 		if names[name] {
 			errs = append(errs, field.Duplicate(path.Child("name"), name))
@@ -229,7 +229,7 @@ func validatePorts(ports []discoveryv1.EndpointPort) field.ErrorList {
 			errs = append(errs, field.NotSupported(path.Child("protocol"), *p.Protocol, protocols))
 		}
 		if p.AppProtocol != nil {
-			errs = append(errs, invalid(path.Child("appProtocol"), *p.AppProtocol, validation.IsQualifiedName(*p.AppProtocol))...)
+			errs = append(errs, resource.Invalid(path.Child("appProtocol"), *p.AppProtocol, validation.IsQualifiedName(*p.AppProtocol))...)
 		}
 	}
 	return errs
@@ -248,7 +248,7 @@ func validateEndpoints(env resource.Env, s *discoveryv1.EndpointSlice) field.Err
 			errs = append(errs, validateAddress(env, s.AddressType, a, list, j)...)
 		}
 		if e.NodeName != nil {
-			errs = append(errs, invalid(path.Child("nodeName"), *e.NodeName, resource.DNSSubdomain(*e.NodeName, false))...)
+			errs = append(errs, resource.Invalid(path.Child("nodeName"), *e.NodeName, resource.DNSSubdomain(*e.NodeName, false))...)
 		}
 		topology := path.Child("deprecatedTopology")
 		if n := len(e.DeprecatedTopology); n > maxTopology {
@@ -259,7 +259,7 @@ func validateEndpoints(env resource.Env, s *discoveryv1.EndpointSlice) field.Err
 			errs = append(errs, field.InternalError(topology.Key(corev1.LabelTopologyZone), fmt.Errorf("reserved key was not removed in conversion")))
 		}
 		if e.Hostname != nil {
-			errs = append(errs, invalid(path.Child("hostname"), *e.Hostname, validation.IsDNS1123Label(*e.Hostname))...)
+			errs = append(errs, resource.Invalid(path.Child("hostname"), *e.Hostname, validation.IsDNS1123Label(*e.Hostname))...)
 		}
 		if e.Hints != nil {
 			errs = append(errs, validateHints(e.Hints, path.Child("hints"))...)
@@ -306,7 +306,7 @@ func validateHints(h *discoveryv1.EndpointHints, path *field.Path) field.ErrorLi
 			errs = append(errs, field.Duplicate(path, z.Name))
 		}
 		seen[z.Name] = true
-		errs = append(errs, invalid(path, z.Name, validation.IsValidLabelValue(z.Name))...)
+		errs = append(errs, resource.Invalid(path, z.Name, validation.IsValidLabelValue(z.Name))...)
 	}
 	if n := len(h.ForNodes); n > maxHints {
 		return append(errs, field.TooMany(nodes, n, maxHints))
@@ -318,16 +318,7 @@ func validateHints(h *discoveryv1.EndpointHints, path *field.Path) field.ErrorLi
 			errs = append(errs, field.Duplicate(path, n.Name))
 		}
 		seen[n.Name] = true
-		errs = append(errs, invalid(path, n.Name, resource.DNSSubdomain(n.Name, false))...)
-	}
-	return errs
-}
-
-// invalid makes one mistake of every message about v.
-func invalid(path *field.Path, v any, msgs []string) field.ErrorList {
-	var errs field.ErrorList
-	for _, m := range msgs {
-		errs = append(errs, field.Invalid(path, v, m))
+		errs = append(errs, resource.Invalid(path, n.Name, resource.DNSSubdomain(n.Name, false))...)
 	}
 	return errs
 }

@@ -66,11 +66,11 @@ func (c *ingressCheck) spec(p *field.Path, s *networkingv1.IngressSpec) {
 			c.host(tp.Child("hosts").Index(j), h)
 		}
 		if !c.anySecret {
-			c.add(invalid(tp.Child("secretName"), t.SecretName, secretName(t.SecretName))...)
+			c.add(resource.Invalid(tp.Child("secretName"), t.SecretName, secretName(t.SecretName))...)
 		}
 	}
 	if n := s.IngressClassName; n != nil {
-		c.add(invalid(p.Child("ingressClassName"), *n, resource.DNSSubdomain(*n, false))...)
+		c.add(resource.Invalid(p.Child("ingressClassName"), *n, resource.DNSSubdomain(*n, false))...)
 	}
 }
 
@@ -87,7 +87,7 @@ func (c *ingressCheck) host(p *field.Path, host string) {
 	if strings.Contains(host, "*") {
 		rule = validation.IsWildcardDNS1123Subdomain
 	}
-	c.add(invalid(p, host, rule(host))...)
+	c.add(resource.Invalid(p, host, rule(host))...)
 }
 
 func (c *ingressCheck) http(p *field.Path, v *networkingv1.HTTPIngressRuleValue) {
@@ -151,15 +151,15 @@ func (c *ingressCheck) service(p *field.Path, s *networkingv1.IngressServiceBack
 	if s.Name == "" {
 		c.add(field.Required(sp.Child("name"), ""))
 	} else {
-		c.add(invalid(sp.Child("name"), s.Name, resource.DNSLabel(s.Name, false))...)
+		c.add(resource.Invalid(sp.Child("name"), s.Name, resource.DNSLabel(s.Name, false))...)
 	}
 	switch port := s.Port; {
 	case port.Name != "" && port.Number != 0:
 		c.add(field.Invalid(p, "", "cannot set both port name & port number"))
 	case port.Name != "":
-		c.add(invalid(sp.Child("port", "name"), port.Name, validation.IsValidPortName(port.Name))...)
+		c.add(resource.Invalid(sp.Child("port", "name"), port.Name, validation.IsValidPortName(port.Name))...)
 	case port.Number != 0:
-		c.add(invalid(sp.Child("port", "number"), port.Number, validation.IsValidPortNum(int(port.Number)))...)
+		c.add(resource.Invalid(sp.Child("port", "number"), port.Number, validation.IsValidPortNum(int(port.Number)))...)
 	default:
 		c.add(field.Required(p, "port name or number is required"))
 	}
@@ -189,7 +189,7 @@ func validateIngressStatus(env resource.Env, i, old *networkingv1.Ingress) field
 			errs = append(errs, validation.IsValidIPForLegacyField(p.Child("ip"), in.IP, env.Features.Enabled("StrictIPCIDRValidation"), had)...)
 		}
 		if h := in.Hostname; h != "" {
-			errs = append(errs, invalid(p.Child("hostname"), h, validation.IsDNS1123Subdomain(h))...)
+			errs = append(errs, resource.Invalid(p.Child("hostname"), h, validation.IsDNS1123Subdomain(h))...)
 			if netutils.ParseIPSloppy(h) != nil {
 				errs = append(errs, field.Invalid(p.Child("hostname"), h, "must be a DNS name, not an IP address"))
 			}

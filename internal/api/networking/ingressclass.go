@@ -119,7 +119,7 @@ func validateScope(p *field.Path, r *networkingv1.IngressClassParametersReferenc
 	case *r.Scope == inNamespace && r.Namespace == nil:
 		return field.ErrorList{field.Required(namespace, "`parameters.scope` is set to 'Namespace'")}
 	case *r.Scope == inNamespace:
-		return invalid(namespace, *r.Namespace, apivalidation.ValidateNamespaceName(*r.Namespace, false))
+		return resource.Invalid(namespace, *r.Namespace, apivalidation.ValidateNamespaceName(*r.Namespace, false))
 	case *r.Scope != inCluster:
 		return field.ErrorList{field.NotSupported(scope, *r.Scope, []string{inCluster, inNamespace})}
 	case r.Namespace != nil:
@@ -128,20 +128,11 @@ func validateScope(p *field.Path, r *networkingv1.IngressClassParametersReferenc
 	return nil
 }
 
-// invalid turns every message of a rule about v into a mistake.
-func invalid(p *field.Path, v any, msgs []string) field.ErrorList {
-	var errs field.ErrorList
-	for _, m := range msgs {
-		errs = append(errs, field.Invalid(p, v, m))
-	}
-	return errs
-}
-
 func validateGroup(p *field.Path, group *string) field.ErrorList {
 	if group == nil {
 		return nil
 	}
-	return invalid(p.Child("apiGroup"), *group, validation.IsDNS1123Subdomain(*group))
+	return resource.Invalid(p.Child("apiGroup"), *group, validation.IsDNS1123Subdomain(*group))
 }
 
 // validateSegment checks what stands in a path, if anything.
@@ -149,5 +140,5 @@ func validateSegment(p *field.Path, v string) field.ErrorList {
 	if v == "" {
 		return nil
 	}
-	return invalid(p, v, content.IsPathSegmentName(v))
+	return resource.Invalid(p, v, content.IsPathSegmentName(v))
 }

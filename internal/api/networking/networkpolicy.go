@@ -162,18 +162,18 @@ func (c *policyCheck) port(p *field.Path, port *networkingv1.NetworkPolicyPort) 
 		}
 	case port.Port.Type == intstr.Int:
 		n := port.Port.IntVal
-		c.add(invalid(p.Child("port"), n, validation.IsValidPortNum(int(n)))...)
+		c.add(resource.Invalid(p.Child("port"), n, validation.IsValidPortNum(int(n)))...)
 		if port.EndPort != nil {
 			if *port.EndPort < n {
 				c.add(field.Invalid(end, *port.EndPort, "must be greater than or equal to `port`"))
 			}
-			c.add(invalid(end, *port.EndPort, validation.IsValidPortNum(int(*port.EndPort)))...)
+			c.add(resource.Invalid(end, *port.EndPort, validation.IsValidPortNum(int(*port.EndPort)))...)
 		}
 	default:
 		if port.EndPort != nil {
 			c.add(field.Invalid(end, *port.EndPort, "may not be specified when `port` is non-numeric"))
 		}
-		c.add(invalid(p.Child("port"), port.Port.StrVal, validation.IsValidPortName(port.Port.StrVal))...)
+		c.add(resource.Invalid(p.Child("port"), port.Port.StrVal, validation.IsValidPortName(port.Port.StrVal))...)
 	}
 }
 

@@ -35,3 +35,12 @@ func Immutable(p *field.Path, value, old any) field.ErrorList {
 	}
 	return field.ErrorList{field.Invalid(p, nil, "field is immutable")}
 }
+
+// Invalid turns every message of a rule about v into a mistake of the field at path.
+func Invalid(path *field.Path, v any, messages []string) field.ErrorList {
+	var errs field.ErrorList
+	for _, m := range messages {
+		errs = append(errs, field.Invalid(path, v, m))
+	}
+	return errs
+}
