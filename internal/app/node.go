@@ -135,7 +135,7 @@ func (n *node) run(ctx context.Context) error {
 	volumes := volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log})
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
-		Volumes: volumes, LocalVolumes: volumes,
+		Volumes: volumes, Sources: sources, LocalVolumes: volumes,
 		Cgroups: cgroups,
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},

@@ -87,6 +87,7 @@ func (d Deps) resources(ctx context.Context) ([]Resource, error) {
 // All returns every controller, to be run by control.Run.
 func All(d Deps) []*control.Controller {
 	cs := []*control.Controller{
+		newAttachDetach(d),
 		newAutoscaler(d),
 		newBootstrapSigner(d),
 		newCertificateApproval(d),

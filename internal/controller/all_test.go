@@ -31,6 +31,7 @@ func TestEveryControllerHasItsRole(t *testing.T) {
 	}
 	// The names are upstream's: its bootstrap roles serve as well.
 	want := []string{
+		"system:controller:attachdetach-controller",
 		"system:controller:certificate-controller",
 		"system:controller:clusterrole-aggregation-controller",
 		"system:controller:cronjob-controller",

@@ -365,12 +365,16 @@ func (w *World) volumesFail(p *corev1.Pod, out *explanation.Explanation) bool {
 		return false
 	}
 	failing(out, "a volume cannot be mounted on node %s", p.Spec.NodeName)
+	why := w.whyNotMounted(p, texts)
+	if w.attachFails(p, out, why) {
+		return true
+	}
 	before := len(out.Causes)
-	if missingObject.MatchString(texts[0]) || missingKey.MatchString(texts[0]) {
-		w.missing(p, out, texts[0])
+	if missingObject.MatchString(why) || missingKey.MatchString(why) {
+		w.missing(p, out, why)
 	}
 	if len(out.Causes) == before {
-		cause(out, "FailedMount", "%s", texts[0])
+		cause(out, "FailedMount", "%s", why)
 	}
 	return true
 }

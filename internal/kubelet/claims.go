@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/component-helpers/storage/ephemeral"
 
 	"skiff/internal/client"
@@ -43,7 +44,7 @@ func (s *Sources) claimed(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	}
 	c, err := client.For[*corev1.PersistentVolumeClaim](s.d.Client).In(pod.Namespace).Get(ctx, name)
 	if err != nil {
-		return nil, wrap(fmt.Errorf("failed to fetch PVC from API server: %w", err))
+		return nil, wrap(unanswered(err, fmt.Errorf("failed to fetch PVC from API server: %w", err)))
 	}
 	if err := usable(c); err != nil {
 		return nil, wrap(err)
@@ -55,7 +56,7 @@ func (s *Sources) claimed(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	}
 	pv, err := client.For[*corev1.PersistentVolume](s.d.Client).Get(ctx, c.Spec.VolumeName)
 	if err != nil {
-		return nil, wrap(fmt.Errorf("failed to fetch PV %s from API server: %w", c.Spec.VolumeName, err))
+		return nil, wrap(unanswered(err, fmt.Errorf("failed to fetch PV %s from API server: %w", c.Spec.VolumeName, err)))
 	}
 	switch r := pv.Spec.ClaimRef; {
 	case r == nil:
@@ -68,6 +69,15 @@ func (s *Sources) claimed(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 		mode = *pv.Spec.VolumeMode
 	}
 	return pv, checkMode(pod, v.Name, mode)
+}
+
+// unanswered is err, said of a read that failed for why: another answer may come soon,
+// but where there is no such object.
+func unanswered(why, err error) error {
+	if apierrors.IsNotFound(why) {
+		return err
+	}
+	return unread{err}
 }
 
 // usable says whether a claim can be mounted.

@@ -100,6 +100,8 @@ type Deps struct {
 	Runtime Runtime
 	Images  Images
 	Volumes Volumes
+	// Sources are those of Volumes; the kubelet's own where nil.
+	Sources *Sources
 	Cgroups Cgroups
 	// LocalVolumes may be nil: the node then has none.
 	LocalVolumes LocalVolumes
@@ -216,9 +218,17 @@ func New(d Deps) (*Kubelet, error) {
 	k.informers = client.NewInformers(d.Client, d.Log)
 	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
 	k.services = client.InformerFor[*corev1.Service](k.informers)
-	k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
+	if k.sources = d.Sources; k.sources == nil {
+		k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
+	}
 	k.refs = newReferences(d.Client, d.Log)
 	k.node = newNodeState()
+	k.sources.used.changed = k.node.lookNow
+	k.sources.used.reported = func(pod types.UID) {
+		if w := k.worker(pod); w != nil {
+			w.refChanged()
+		}
+	}
 	var err error
 	k.devices, err = devices.New(devices.Deps{
 		Client: d.Client, NodeName: d.NodeName, Registry: d.Plugins, State: d.Host.Data("kubelet", "dra_manager_state"),
@@ -272,6 +282,11 @@ func (k *Kubelet) run(ctx context.Context) error {
 	k.admission.Lock()
 	k.pods.OnChange(k.onPod)
 	k.admission.Unlock()
+	var left []types.UID
+	for _, w := range k.allWorkers() {
+		left = append(left, w.uid)
+	}
+	k.sources.used.expect(left)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })

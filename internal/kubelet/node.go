@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"skiff/internal/api/storage"
 	"skiff/internal/client"
 )
 
@@ -50,9 +51,12 @@ func newNodeState() *nodeState { return &nodeState{look: make(chan struct{}, 1)}
 
 // RuntimeChanged tells that the runtime's own status may be another now: the
 // node's status follows at once.
-func (k *Kubelet) RuntimeChanged() {
+func (k *Kubelet) RuntimeChanged() { k.node.lookNow() }
+
+// lookNow has the node looked at at once. It does not block.
+func (n *nodeState) lookNow() {
 	select {
-	case k.node.look <- struct{}{}:
+	case n.look <- struct{}{}:
 	default:
 	}
 }
@@ -158,8 +162,12 @@ func (k *Kubelet) reportNode(ctx context.Context, due bool) (node *corev1.Node, 
 	k.takePodCIDR(ctx, node)
 	want := node.DeepCopy()
 	k.setNodeStatus(ctx, want, node)
+	k.sources.used.inherit(node.Status.VolumesInUse)
+	used := k.sources.used.begin()
+	want.Status.VolumesInUse = used
 	if !due && sameNodeStatus(&want.Status, &node.Status) {
 		k.node.setNode(node)
+		k.sources.used.done(used)
 		return node, false, nil
 	}
 	p, err := statusPatch(node, want)
@@ -170,6 +178,7 @@ func (k *Kubelet) reportNode(ctx context.Context, due bool) (node *corev1.Node, 
 		return nil, false, fmt.Errorf("patch node status: %w", err)
 	}
 	k.node.setNode(node)
+	k.sources.used.done(used)
 	return node, true, nil
 }
 
@@ -234,7 +243,7 @@ func (k *Kubelet) initialNode() *corev1.Node {
 	n := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: k.d.NodeName, Labels: k.defaultLabels(),
-			Annotations: map[string]string{"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+			Annotations: map[string]string{storage.ManagedAttach: "true"},
 		},
 		Spec: corev1.NodeSpec{Taints: k.d.Taints, ProviderID: k.d.ProviderID},
 	}
@@ -245,7 +254,7 @@ func (k *Kubelet) initialNode() *corev1.Node {
 // patchLabels puts the labels and annotation that every node has on an existing
 // one, and its provider ID where it has none.
 func (k *Kubelet) patchLabels(ctx context.Context, node *corev1.Node) (*corev1.Node, error) {
-	patch := map[string]any{}
+	patch, meta := map[string]any{}, map[string]any{}
 	want := map[string]string{}
 	for key, v := range k.defaultLabels() {
 		if o, ok := k.d.Labels[key]; ok {
@@ -256,7 +265,13 @@ func (k *Kubelet) patchLabels(ctx context.Context, node *corev1.Node) (*corev1.N
 		}
 	}
 	if len(want) > 0 {
-		patch["metadata"] = map[string]any{"labels": want}
+		meta["labels"] = want
+	}
+	if _, ok := node.Annotations[storage.ManagedAttach]; !ok {
+		meta["annotations"] = map[string]string{storage.ManagedAttach: "true"}
+	}
+	if len(meta) > 0 {
+		patch["metadata"] = meta
 	}
 	if node.Spec.ProviderID == "" && k.d.ProviderID != "" {
 		patch["spec"] = map[string]any{"providerID": k.d.ProviderID}

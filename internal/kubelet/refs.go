@@ -14,8 +14,9 @@ import (
 	"skiff/internal/client"
 )
 
-// references watches the config maps, secrets and trust bundles that pods refer to, each once,
-// and tells the workers of a change. Objects that say they are immutable are
+// references watches the config maps, secrets and trust bundles that pods refer to, and
+// the node where pods wait for volumes, each once, and tells the workers of a change.
+// Objects that say they are immutable are
 // watched too: they can be deleted and made anew.
 type references struct {
 	c   *client.Client
@@ -39,41 +40,66 @@ func (r *references) watch(w *worker, pod *corev1.Pod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, ref := range podRefs(pod) {
-		if x := r.watches[ref]; x != nil {
-			x.users[w] = true
-			continue
-		}
-		x := &refWatch{users: map[*worker]bool{w: true}}
-		r.watches[ref] = x
-		w.k.spawn(func(ctx context.Context) {
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			r.mu.Lock()
-			if len(x.users) == 0 {
-				r.mu.Unlock()
-				return
-			}
-			x.cancel = cancel
-			r.mu.Unlock()
-			r.follow(ctx, ref, x)
-		})
+		r.add(w, ref)
 	}
+}
+
+// watchNode makes w hear of changes of the node.
+func (r *references) watchNode(w *worker, node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.add(w, objectRef{kind: "Node", name: node})
+}
+
+// add makes w hear of changes of one object. r.mu is held.
+func (r *references) add(w *worker, ref objectRef) {
+	if x := r.watches[ref]; x != nil {
+		x.users[w] = true
+		return
+	}
+	x := &refWatch{users: map[*worker]bool{w: true}}
+	r.watches[ref] = x
+	w.k.spawn(func(ctx context.Context) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		r.mu.Lock()
+		if len(x.users) == 0 {
+			r.mu.Unlock()
+			return
+		}
+		x.cancel = cancel
+		r.mu.Unlock()
+		r.follow(ctx, ref, x)
+	})
 }
 
 // drop ends w's interest.
 func (r *references) drop(w *worker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for ref, x := range r.watches {
-		if !x.users[w] {
-			continue
-		}
-		delete(x.users, w)
-		if len(x.users) == 0 {
-			delete(r.watches, ref)
-			if x.cancel != nil {
-				x.cancel()
-			}
+	for ref := range r.watches {
+		r.remove(w, ref)
+	}
+}
+
+// dropNode ends w's interest in the node.
+func (r *references) dropNode(w *worker, node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(w, objectRef{kind: "Node", name: node})
+}
+
+// remove ends w's interest in one object. r.mu is held.
+func (r *references) remove(w *worker, ref objectRef) {
+	x := r.watches[ref]
+	if x == nil || !x.users[w] {
+		return
+	}
+	delete(x.users, w)
+	if len(x.users) == 0 {
+		delete(r.watches, ref)
+		if x.cancel != nil {
+			x.cancel()
 		}
 	}
 }
@@ -100,6 +126,8 @@ func (r *references) follow(ctx context.Context, ref objectRef, x *refWatch) {
 			w, err = client.For[*corev1.Secret](r.c).In(ref.ns).Watch(ctx, o)
 		case "ClusterTrustBundle":
 			w, err = client.For[*certificatesv1.ClusterTrustBundle](r.c).Watch(ctx, o)
+		case "Node":
+			w, err = client.For[*corev1.Node](r.c).Watch(ctx, o)
 		default:
 			w, err = client.For[*corev1.ConfigMap](r.c).In(ref.ns).Watch(ctx, o)
 		}

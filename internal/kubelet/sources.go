@@ -34,7 +34,8 @@ type SourcesDeps struct {
 // Sources give volumes and environments their content: it is what package volume
 // asks for, over the API. Reads are linearizable.
 type Sources struct {
-	d SourcesDeps
+	d    SourcesDeps
+	used *usedVolumes
 
 	mu     sync.Mutex
 	tokens map[tokenKey]token
@@ -57,7 +58,7 @@ func NewSources(d SourcesDeps) *Sources {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	return &Sources{d: d, tokens: map[tokenKey]token{}}
+	return &Sources{d: d, used: newUsedVolumes(), tokens: map[tokenKey]token{}}
 }
 
 // ConfigMap reads a config map.

@@ -237,29 +237,57 @@ func (w *worker) ensureVolumes(ctx context.Context, pod *corev1.Pod) error {
 	// Changes from here on are seen: the watch starts before the first read.
 	w.k.refs.watch(w, pod)
 	paths, refresh, err := w.k.d.Volumes.Setup(ctx, pod)
+	if !incomplete(err) && ctx.Err() == nil {
+		w.k.sources.used.seen(w.uid)
+	}
 	if err != nil {
-		w.volumes.delay = min(max(w.volumes.delay*2, 500*time.Millisecond), 2*time.Minute)
-		w.volumes.retry = w.k.d.Now().Add(w.volumes.delay)
+		w.waitForVolumes(pod, err)
 		if ctx.Err() == nil {
 			w.mountEvents(pod, err)
 		}
 		return err
 	}
+	w.k.refs.dropNode(w, w.k.d.NodeName)
 	w.volumes = volumeState{ready: true, paths: paths, refresh: refresh}
 	return nil
 }
 
-// mountEvents tells of each volume that could not be made.
-func (w *worker) mountEvents(pod *corev1.Pod, err error) {
-	errs := []error{err}
-	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		errs = j.Unwrap()
+// waitForVolumes sets when volumes that could not be made are tried again. What is
+// wrong with them may go by itself, but that they are attached the node's status tells.
+func (w *worker) waitForVolumes(pod *corev1.Pod, err error) {
+	v, now := &w.volumes, w.k.d.Now()
+	v.retry = time.Time{}
+	names, only := unattached(err)
+	if len(names) == 0 {
+		v.attachBy = time.Time{}
+	} else {
+		w.k.refs.watchNode(w, w.k.d.NodeName)
+		if !v.attachBy.IsZero() && !now.Before(v.attachBy) {
+			w.event(pod, corev1.EventTypeWarning, "FailedMount", notAttachedMessage(names))
+			v.attachBy = time.Time{}
+		}
+		if v.attachBy.IsZero() {
+			v.attachBy = now.Add(attachWait)
+		}
+		v.retry = v.attachBy
 	}
+	if !only {
+		v.delay = min(max(v.delay*2, 500*time.Millisecond), 2*time.Minute)
+		v.retry = earliest(v.retry, now.Add(v.delay))
+	}
+}
+
+// mountEvents tells of each volume that could not be made, but for those that are
+// waited for.
+func (w *worker) mountEvents(pod *corev1.Pod, err error) {
 	var claims []*claimError
-	for _, e := range errs {
+	for _, e := range separate(err) {
 		var c *claimError
 		if errors.As(e, &c) {
 			claims = append(claims, c)
+			continue
+		}
+		if n := (*notAttached)(nil); errors.As(e, &n) {
 			continue
 		}
 		w.event(pod, corev1.EventTypeWarning, "FailedMount", e.Error())

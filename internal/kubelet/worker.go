@@ -77,6 +77,8 @@ type volumeState struct {
 	refresh time.Time
 	retry   time.Time
 	delay   time.Duration
+	// attachBy is when it is told that the pod waits for volumes to be attached.
+	attachBy time.Time
 }
 
 func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
@@ -345,6 +347,7 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 		if err := w.k.d.Volumes.Teardown(ctx, w.uid); err != nil {
 			return retry("remove volumes", err)
 		}
+		w.k.sources.used.drop(w.uid)
 		if w.k.d.Cgroups != nil {
 			if err := w.k.d.Cgroups.Remove(w.uid); err != nil {
 				return retry("remove cgroup", err)

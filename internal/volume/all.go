@@ -11,5 +11,6 @@ func All() []Type {
 		downwardAPI{},
 		projected{},
 		image{},
+		csi{},
 	}
 }

@@ -57,6 +57,10 @@ type Sources interface {
 	// PersistentVolume returns the volume that the claim of v, a
 	// persistentVolumeClaim or an ephemeral volume of the pod, is bound to.
 	PersistentVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, error)
+	// Attached returns the CSI driver of a volume, pv or one that stands in the pod,
+	// and what events call it. A volume that is attached to nodes is attached to
+	// this one then; until it is, the answer is an error.
+	Attached(ctx context.Context, pod *corev1.Pod, v *corev1.Volume, pv *corev1.PersistentVolume) (driver, label string, err error)
 	// Field and Resource resolve the downward API.
 	Field(ctx context.Context, pod *corev1.Pod, f *corev1.ObjectFieldSelector) (string, error)
 	Resource(ctx context.Context, pod *corev1.Pod, container string, f *corev1.ResourceFieldSelector) (string, error)
@@ -159,7 +163,10 @@ func (s *Set) Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]stri
 		v := &pod.Spec.Volumes[i]
 		path, at, err := s.setup(ctx, pod, v)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
+			if named := namesVolume(nil); !errors.As(err, &named) {
+				err = fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err)
+			}
+			errs = append(errs, err)
 			continue
 		}
 		paths[v.Name] = path

@@ -85,3 +85,71 @@ spec:
 		t.Errorf("%s is still there: %v", filepath.Base(path), err)
 	}
 }
+
+// TestAttachment: a pod with a volume of a CSI driver waits until the driver, the test
+// here, says that it is attached, is told then that no driver can mount it, and gives
+// it back.
+func TestAttachment(t *testing.T) {
+	c := start(t, "attach")
+	c.apply(`
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: disk}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 1Gi}
+  storageClassName: ""
+  claimRef: {namespace: default, name: data}
+  csi: {driver: disks.example.com, volumeHandle: disk-1}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: ""
+  volumeName: disk
+  resources: {requests: {storage: 1Gi}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: "busybox:1", command: [sleep, "100000"], volumeMounts: [{name: data, mountPath: /data}]}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+`)
+	const name = "kubernetes.io/csi/disks.example.com^disk-1"
+	var attachment string
+	c.eventually("there is a VolumeAttachment", func() (bool, string) {
+		attachment = c.kubectl("get", "volumeattachments", "-o", "name")
+		return strings.HasPrefix(attachment, "volumeattachment.storage.k8s.io/csi-"), attachment
+	})
+	attachment = strings.TrimSpace(attachment)
+	node := c.jsonpath("pod/db", ".spec.nodeName")
+	c.eventually("the node has the volume in use", func() (bool, string) {
+		out := c.jsonpath("node/"+node, ".status.volumesInUse")
+		return out == `["`+name+`"]`, out
+	})
+	c.is("node/"+node, ".status.volumesAttached", "")
+	c.kubectl("patch", attachment, "--subresource=status", "--type=merge", "-p", `{"status":{"attached":true}}`)
+	c.eventually("the pod has got so far", func() (bool, string) {
+		out := c.kubectl("get", "events", "-o", `jsonpath={range .items[?(@.involvedObject.name=="db")]}{.reason}: {.message}{"\n"}{end}`)
+		return strings.Contains(out, `SuccessfulAttachVolume: AttachVolume.Attach succeeded for volume "disk"`) &&
+			strings.Contains(out, `FailedMount: MountVolume.MountDevice failed for volume "disk" : kubernetes.io/csi: `+
+				`attacher.MountDevice failed to create newCsiDriverClient: driver name disks.example.com not found in the list of registered CSI drivers`), out
+	})
+	c.is("node/"+node, ".status.volumesAttached[0].name", name)
+	c.tells("pod/db", "volume disk needs CSI driver disks.example.com")
+	// Controllers and kubelet find it all as it was.
+	c.kill9()
+	c.up()
+	c.is("node/"+node, ".status.volumesAttached[0].name", name)
+	c.is("node/"+node, ".status.volumesInUse[0]", name)
+	c.kubectl("delete", "pod", "db")
+	c.gone(attachment)
+	c.eventually("the node has nothing attached", func() (bool, string) {
+		out := c.jsonpath("node/"+node, ".status.volumesAttached") + c.jsonpath("node/"+node, ".status.volumesInUse")
+		return out == "", out
+	})
+}

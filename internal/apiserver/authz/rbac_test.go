@@ -3,11 +3,13 @@ package authz
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -178,6 +180,8 @@ func TestNodeRules(t *testing.T) {
 		{user: who("system:node:n"), verb: "get", res: "secrets", name: "s", reason: "can only read namespaced object of this type"},
 		{user: who("system:node:n"), verb: "delete", res: "secrets", ns: "a", name: "s", reason: "can only read resources of this type"},
 		{user: who("system:node:n"), verb: "list", res: "persistentvolumes", reason: "can only get individual resources of this type"},
+		{user: who("system:node:n"), verb: "list", group: "storage.k8s.io", res: "volumeattachments", reason: "can only get individual resources of this type"},
+		{user: who("system:node:n"), verb: "get", group: "storage.k8s.io", res: "volumeattachments", sub: "status", name: "va", reason: "cannot get subresource"},
 		{user: who("system:node:n"), verb: "create", res: "serviceaccounts", ns: "a", name: "s", reason: "can only create token subresource of serviceaccount"},
 		{user: who("system:node:n"), verb: "update", group: "coordination.k8s.io", res: "leases", ns: "a", name: "n", reason: `can only access leases in the "kube-node-lease" system namespace`},
 		{user: who("system:node:n"), verb: "update", group: "coordination.k8s.io", res: "leases", ns: "kube-node-lease", name: "m", reason: "can only access node lease with the same name as the requesting node"},
@@ -237,6 +241,12 @@ func TestGraph(t *testing.T) {
 	want("m", vertex{secrets, "b", "stage"}, false)
 	want("n", vertex{secrets, "b", "control"}, false)
 	want("n", vertex{volumes, "", "unknown"}, false)
+	i := slices.IndexFunc(g.feeds, func(f *feed) bool { return f.gvr.Resource == "volumeattachments" })
+	g.feeds[i].set("", "va", &storagev1.VolumeAttachment{Spec: storagev1.VolumeAttachmentSpec{NodeName: "n"}})
+	want("n", vertex{attachments, "", "va"}, true)
+	want("m", vertex{attachments, "", "va"}, false)
+	g.feeds[i].set("", "va", nil)
+	want("n", vertex{attachments, "", "va"}, false)
 	// One of two pods goes: the other still needs the account.
 	g.connect(vertex{pods, "a", "one"}, "", nil)
 	want("n", vertex{accounts, "a", "sa"}, true)

@@ -108,6 +108,14 @@ func (s *Sources) PersistentVolume(_ context.Context, _ *corev1.Pod, v *corev1.V
 	return nil, apierrors.NewNotFound(corev1.Resource("persistentvolume"), v.Name)
 }
 
+// Attached implements volume.Sources: what has a driver is attached.
+func (s *Sources) Attached(_ context.Context, _ *corev1.Pod, v *corev1.Volume, pv *corev1.PersistentVolume) (driver, label string, err error) {
+	if pv == nil || pv.Spec.CSI == nil {
+		return "", "", fmt.Errorf("volume %q has no CSI driver", v.Name)
+	}
+	return pv.Spec.CSI.Driver, pv.Name, nil
+}
+
 // Field implements volume.Sources.
 func (s *Sources) Field(_ context.Context, pod *corev1.Pod, f *corev1.ObjectFieldSelector) (string, error) {
 	switch f.FieldPath {
