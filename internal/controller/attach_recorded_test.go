@@ -22,9 +22,10 @@ import (
 // each the state in which upstream's controller (1.37.2, with its CSI plugin) left
 // objects, nodes and events five seconds later. It was run on these very lines; its six
 // minutes (expire) were fifteen seconds. Where a line has several steps, what is between
-// them is not compared: upstream's controller does not detach while a try to attach goes
-// on, here it does; and it takes volumes for mounted, after a start, until the node's
-// status changes, or their PersistentVolume is back.
+// them is not compared: upstream takes volumes for mounted after a start, until the node's
+// status changes, and goes by what it remembers where a PersistentVolume is gone. What is
+// not recorded: upstream detaches nothing while a try to attach goes on, here a pod that
+// ends meanwhile gives its volume back at once.
 func TestRecordedAttachments(t *testing.T) {
 	b, err := os.ReadFile("testdata/attach.txt")
 	if err != nil {

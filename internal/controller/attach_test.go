@@ -130,6 +130,23 @@ func TestAttachAndDetach(t *testing.T) {
 	})
 }
 
+func TestPodEndsBeforeItsVolumeIsAttached(t *testing.T) {
+	attachTest(t, func(w *attachWorld) {
+		w.put(claimPod("web", "a", "once"))
+		w.hold("once", "a")
+		w.setInUse("a", "once", true)
+		edit(&w.world, "ns", "web", "status", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })
+		w.pass(time.Second)
+		w.want("the node may mount it any moment", "pv-once to a by disks.example.com")
+		w.setInUse("a", "once", false)
+		w.pass(time.Second)
+		w.want("the node does not mean to any more", "pv-once to a by disks.example.com, going")
+		w.release("once", "a")
+		w.want("the driver was told")
+		w.wantEvents()
+	})
+}
+
 func TestAttachFails(t *testing.T) {
 	attachTest(t, func(w *attachWorld) {
 		w.put(claimPod("web", "a", "once"))
