@@ -100,6 +100,8 @@ type Deps struct {
 	Runtime Runtime
 	Images  Images
 	Volumes Volumes
+	// Sources are those that Volumes take their content from; own ones by default.
+	Sources *Sources
 	Cgroups Cgroups
 	// LocalVolumes may be nil: the node then has none.
 	LocalVolumes LocalVolumes
@@ -216,7 +218,14 @@ func New(d Deps) (*Kubelet, error) {
 	k.informers = client.NewInformers(d.Client, d.Log)
 	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
 	k.services = client.InformerFor[*corev1.Service](k.informers)
-	k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
+	if k.sources = d.Sources; k.sources == nil {
+		k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName, Events: d.Events, Log: d.Log})
+	}
+	k.sources.changed = func(pod types.UID) {
+		if w := k.worker(pod); w != nil {
+			w.refChanged()
+		}
+	}
 	k.refs = newReferences(d.Client, d.Log)
 	k.node = newNodeState()
 	var err error
@@ -245,6 +254,7 @@ func (k *Kubelet) Run(ctx context.Context) error {
 	}
 	k.mu.Unlock()
 	g.Go(func() error { return k.informers.Run(ctx) })
+	g.Go(func() error { return k.sources.certificates.Run(ctx) })
 	g.Go(func() error { return k.run(ctx) })
 	if !k.d.NoNode {
 		g.Go(func() error { return k.runNode(ctx) })
