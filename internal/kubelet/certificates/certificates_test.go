@@ -37,6 +37,12 @@ type world struct {
 
 func run(t *testing.T, f func(*world)) {
 	t.Helper()
+	runOver(t, func(w *world) client.Transport { return w.api }, f)
+}
+
+// runOver is run with a way to the API of the test's own.
+func runOver(t *testing.T, by func(*world) client.Transport, f func(*world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, api: clienttest.New(
 			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "node-uid"}},
@@ -46,7 +52,7 @@ func run(t *testing.T, f func(*world)) {
 		hour := int32(3600)
 		w.proj = &corev1.PodCertificateProjection{SignerName: "example.com/s", KeyType: "ED25519", MaxExpirationSeconds: &hour, UserAnnotations: map[string]string{"example.com/a": "b"}}
 		w.set = New(Deps{
-			Client: w.api.Client(), NodeName: "n", Jitter: func() time.Duration { return 0 },
+			Client: client.New(by(w), "test"), NodeName: "n", Jitter: func() time.Duration { return 0 },
 			Warn:    func(_ *corev1.Pod, reason, message string) { w.told = append(w.told, reason+": "+message) },
 			Changed: func(types.UID) { w.turns++ },
 		})
@@ -185,6 +191,34 @@ func TestQuickSigner(t *testing.T) {
 		}
 		if w.turns != 0 {
 			t.Errorf("told %d times of what was waited for", w.turns)
+		}
+	})
+}
+
+// slow is an API whose answer to a create comes after all that it brings about.
+type slow struct {
+	*clienttest.API
+	created func()
+}
+
+func (s slow) Create(ctx context.Context, ref client.Ref, obj client.Object, o metav1.CreateOptions) (client.Object, error) {
+	made, err := s.API.Create(ctx, ref, obj, o)
+	s.created()
+	return made, err
+}
+
+// TestEarlyAnswer: a signer may be quicker than the answer to the request's creation.
+func TestEarlyAnswer(t *testing.T) {
+	over := func(w *world) client.Transport {
+		return slow{w.api, func() {
+			synctest.Wait()
+			w.answer(issued)
+		}}
+	}
+	runOver(t, over, func(w *world) {
+		before := time.Now()
+		if got, _, err := w.get(); err != nil || got == "" || time.Since(before) != 0 {
+			t.Errorf("%q %v after %v", got, err, time.Since(before))
 		}
 	})
 }
