@@ -401,14 +401,23 @@ func (h *hollow) heartbeats(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		// Together, so that thousands of nodes stay in time beside a busy server.
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(16)
 		for i := turn % slices; i < h.d.Nodes; i += slices {
-			patch := fmt.Appendf(nil, `{"spec":{"renewTime":%q}}`, h.d.Now().UTC().Format(metav1.RFC3339Micro))
-			if _, err := leases.Patch(ctx, h.node(i), types.MergePatchType, patch, ""); err != nil {
-				if ctx.Err() != nil {
-					return ctx.Err()
+			g.Go(func() error {
+				patch := fmt.Appendf(nil, `{"spec":{"renewTime":%q}}`, h.d.Now().UTC().Format(metav1.RFC3339Micro))
+				if _, err := leases.Patch(gctx, h.node(i), types.MergePatchType, patch, ""); err != nil {
+					return fmt.Errorf("hollow kubelets: renew lease: %w", err)
 				}
-				return fmt.Errorf("hollow kubelets: renew lease: %w", err)
+				return nil
+			})
+		}
+		if err := g.Wait(); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
+			return err
 		}
 	}
 }

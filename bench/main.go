@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ type options struct {
 	json             string
 	skiff, upstream  string
 	command          string
+	profile          string
 }
 
 func main() {
@@ -61,6 +63,7 @@ func flags(o *options, stderr io.Writer) *flag.FlagSet {
 	f.IntVar(&o.rounds, "rounds", 0, "rounds per scenario (default 5 with a peer, 1 alone)")
 	f.BoolVar(&o.http2, "http2", false, "speak HTTP/2 by Go's library instead of HTTP/1.1 by a lighter client")
 	f.StringVar(&o.json, "json", "", "write the results to this file, too")
+	f.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of bench itself to this file: what the load costs beside the server")
 	f.StringVar(&o.skiff, "skiff", "bin/skiff", "start: the skiff program")
 	f.StringVar(&o.upstream, "upstream", "", "start: directory with etcd and kube-apiserver to compare with")
 	f.IntVar(&o.Starts, "starts", 20, "start: times each is started in a round")
@@ -158,6 +161,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if len(names) > 1 {
 			o.rounds = 5
 		}
+	}
+	if o.profile != "" {
+		f, err := os.Create(o.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	rep := &report{Time: time.Now().UTC(), Host: facts(), Names: names, Rounds: o.rounds}
 	fmt.Fprintf(stdout, "%d processors, kernel %s, load average %s\n\n", rep.Host.CPUs, rep.Host.Kernel, rep.Host.Load)

@@ -149,20 +149,10 @@ func boundSince(ctx context.Context, s *side, z sizes, h *hollow, title string, 
 	if err != nil {
 		return nil, err
 	}
-	after, err := s.cpu()
-	if err != nil {
-		return nil, err
-	}
 	n := float64(z.Bind)
-	out := []figure{
-		own,
-		{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
-		{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()},
-	}
-	if s.knowsServer() {
-		out = append(out, figure{title + ", server CPU a pod", "us", true, float64((after - o.cpuBefore).Microseconds()) / n})
-	}
-	return out, nil
+	return s.costing(o.cpuBefore, title, z.Bind, "pod", own,
+		figure{Name: title + ", bound", Unit: "1/s", Value: n / boundAt.Sub(o.Start).Seconds()},
+		figure{Name: title + ", Ready", Unit: "1/s", Value: n / readyAt.Sub(o.Start).Seconds()})
 }
 
 // refused tells that a scheduler has found no node for a pod.

@@ -82,6 +82,19 @@ func (s *side) cpu() (time.Duration, error) {
 	return cpuOf(pids)
 }
 
+// costing adds to figures the CPU time that the server has spent since before, for each
+// of n things, where its processes are known.
+func (s *side) costing(before time.Duration, title string, n int, each string, fs ...figure) ([]figure, error) {
+	if !s.knowsServer() {
+		return fs, nil
+	}
+	after, err := s.cpu()
+	if err != nil {
+		return nil, err
+	}
+	return append(fs, figure{title + ", server CPU a " + each, "us", true, float64((after - before).Microseconds()) / float64(n)}), nil
+}
+
 func (s *side) knowsServer() bool { return len(s.PIDs) > 0 || s.DataDir != "" }
 
 func parsePIDs(text string) ([]int, error) {

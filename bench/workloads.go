@@ -99,11 +99,10 @@ func preemptRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) (
 		return nil, err
 	}
 	title := fmt.Sprintf("%d pods that preempt on %d nodes", z.Nodes, z.Nodes)
-	return []figure{
-		{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
-		{Name: title + ", bound", Unit: "1/s", Value: float64(z.Nodes) / boundAt.Sub(o.Start).Seconds()},
-		{Name: title + ", Ready", Unit: "1/s", Value: float64(z.Nodes) / readyAt.Sub(o.Start).Seconds()},
-	}, nil
+	return s.costing(o.cpuBefore, title, z.Nodes, "pod",
+		figure{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
+		figure{Name: title + ", bound", Unit: "1/s", Value: float64(z.Nodes) / boundAt.Sub(o.Start).Seconds()},
+		figure{Name: title + ", Ready", Unit: "1/s", Value: float64(z.Nodes) / readyAt.Sub(o.Start).Seconds()})
 }
 
 func prepareRollout(_ context.Context, s *side, z sizes) (runner, error) {
@@ -123,6 +122,10 @@ func rolloutRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) (
 	if _, err := deploymentRound(ctx, s, z, ns, h); err != nil {
 		return nil, err
 	}
+	before, err := s.cpu()
+	if err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	changed, err := client.For[*appsv1.Deployment](s.slow).In(ns).Patch(ctx, "web", types.MergePatchType,
 		[]byte(`{"spec":{"template":{"metadata":{"annotations":{"version":"2"}}}}}`), "")
@@ -138,7 +141,8 @@ func rolloutRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) (
 	if err != nil {
 		return nil, fmt.Errorf("the Deployment counts %d of %d replicas updated, %d in all: %w", last.UpdatedReplicas, z.Replicas, last.Replicas, err)
 	}
-	return []figure{{fmt.Sprintf("rolling update of %d on %d nodes", z.Replicas, z.Nodes), "s", true, time.Since(start).Seconds()}}, nil
+	title := fmt.Sprintf("rolling update of %d on %d nodes", z.Replicas, z.Nodes)
+	return s.costing(before, title, z.Replicas, "pod", figure{title, "s", true, time.Since(start).Seconds()})
 }
 
 func prepareJobs(_ context.Context, s *side, z sizes) (runner, error) {
@@ -178,10 +182,9 @@ func jobsRound(ctx context.Context, s *side, z sizes, ns string) ([]figure, erro
 		return nil, fmt.Errorf("%d of %d Jobs complete: %w", len(complete), z.Jobs, err)
 	}
 	title := fmt.Sprintf("%d Jobs on %d nodes", z.Jobs, z.Nodes)
-	return []figure{
-		{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
-		{title + ", complete", "s", true, time.Since(o.Start).Seconds()},
-	}, nil
+	return s.costing(o.cpuBefore, title, z.Jobs, "Job",
+		figure{Name: title + ", created", Unit: "1/s", Value: o.perSecond()},
+		figure{title + ", complete", "s", true, time.Since(o.Start).Seconds()})
 }
 
 // seen shows every state of the objects of a kind in a namespace, those that exist

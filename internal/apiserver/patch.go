@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/mergepatch"
-	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
@@ -301,49 +300,6 @@ func (s *Server) jsonPatcher(rq *request, gvk schema.GroupVersionKind, fresh fun
 		if err := rq.strictness(o.FieldValidation, strict, bad); err != nil {
 			return nil, err
 		}
-		return into, nil
-	}
-}
-
-func (s *Server) strategicPatcher(rq *request, gvk schema.GroupVersionKind, fresh func() Object, patch []byte, o *metav1.PatchOptions) func(Object) (Object, error) {
-	schemaOf := fresh()
-	return func(cur Object) (Object, error) {
-		original, err := runtime.DefaultUnstructuredConverter.ToUnstructured(cur)
-		if err != nil {
-			return nil, apierrors.NewInternalError(err)
-		}
-		original["kind"], original["apiVersion"] = gvk.Kind, gvk.GroupVersion().String()
-		// The merge takes its arguments apart: each try parses the patch anew.
-		var strict []error
-		p := map[string]any{}
-		if o.FieldValidation == metav1.FieldValidationIgnore {
-			err = kjson.UnmarshalCaseSensitivePreserveInts(patch, &p)
-		} else {
-			strict, err = kjson.UnmarshalStrict(patch, &p)
-		}
-		if err != nil {
-			return nil, apierrors.NewBadRequest(err.Error())
-		}
-		merged, err := strategicpatch.StrategicMergeMapPatch(original, p, schemaOf)
-		if err != nil {
-			return nil, strategicError(err)
-		}
-		into := fresh()
-		bad := func(err error) error {
-			return apierrors.NewInvalid(schema.GroupKind{}, "", field.ErrorList{field.Invalid(field.NewPath("patch"), fmt.Sprintf("%+v", p), err.Error())})
-		}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, into, o.FieldValidation != metav1.FieldValidationIgnore); err != nil {
-			se, ok := runtime.AsStrictDecodingError(err)
-			if !ok {
-				return nil, bad(err)
-			}
-			if err := rq.strictness(o.FieldValidation, append(strict, se.Errors()...), bad); err != nil {
-				return nil, err
-			}
-		} else if err := rq.strictness(o.FieldValidation, strict, bad); err != nil {
-			return nil, err
-		}
-		into.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
 		return into, nil
 	}
 }

@@ -1,7 +1,9 @@
 package apiserver
 
 import (
+	"maps"
 	"reflect"
+	"strconv"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,5 +33,32 @@ func TestSharedResources(t *testing.T) {
 	}
 	if requests(a) == requests(c) || requests(a) == requests(d) {
 		t.Error("resources that differ are shared")
+	}
+}
+
+func TestSharedLabels(t *testing.T) {
+	var s shared
+	in := func(l map[string]string) map[string]string {
+		p := &corev1.Pod{}
+		p.Labels = l
+		s.in(p)
+		if !maps.Equal(p.Labels, l) {
+			t.Errorf("%v became %v", l, p.Labels)
+		}
+		return p.Labels
+	}
+	at := func(l map[string]string) uintptr { return reflect.ValueOf(l).Pointer() }
+	a := in(map[string]string{"a": "b", "c": "d"})
+	if b := in(map[string]string{"c": "d", "a": "b"}); at(a) != at(b) {
+		t.Error("equal labels are not shared")
+	}
+	if b := in(map[string]string{"a": "d", "c": "b"}); at(a) == at(b) {
+		t.Error("labels that differ are shared")
+	}
+	for i := range 3 * keepShared {
+		in(map[string]string{"n": strconv.Itoa(i)})
+	}
+	if n := len(s.labels) + len(s.oldLabels); n > 2*keepShared {
+		t.Errorf("%d are kept", n)
 	}
 }

@@ -127,7 +127,7 @@ func (n *node) run(ctx context.Context) error {
 	n.events = control.NewRecorder(control.RecorderDeps{Client: n.client, Component: "kubelet", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("kubelet events", n.events.Run)
 	services := cri.InProcess(n.runtime)
-	sources := kubelet.NewSources(kubelet.SourcesDeps{Client: n.client, Now: time.Now, NodeName: n.set.NodeName})
+	sources := kubelet.NewSources(kubelet.SourcesDeps{Client: n.client, Now: time.Now, NodeName: n.set.NodeName, Events: kubeletEvents{n.events}, Log: n.log})
 	cgroups, err := kubelet.NewCgroups(n.set.Instance, n.journal, n.log)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (n *node) run(ctx context.Context) error {
 	volumes := volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log})
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
-		Volumes: volumes, Sources: sources, LocalVolumes: volumes,
+		Volumes: volumes, LocalVolumes: volumes, Sources: sources,
 		Cgroups: cgroups,
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
 		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},

@@ -73,6 +73,9 @@ func (d Deps) Clock() func() time.Time {
 type Result struct {
 	// After, where not zero, asks for another reconciliation in that time.
 	After time.Duration
+	// Rest is how long the key is left alone, whatever changes, where that is longer
+	// than keys rest anyway: for an object of which a reconciliation is costly.
+	Rest time.Duration
 }
 
 // Controller is the declaration of one controller.
@@ -280,7 +283,7 @@ func (c *Controller) work(ctx context.Context, k Key) (time.Duration, error) {
 	if r.After > 0 {
 		c.Queue.AddAfter(k, r.After)
 	}
-	return min(2*time.Since(start), maxRest), nil
+	return max(min(2*time.Since(start), maxRest), r.Rest), nil
 }
 
 var errPanic = errors.New("reconcile panicked")

@@ -194,6 +194,13 @@ func (q *Queue[K]) Done(k K, rest time.Duration) {
 	}
 }
 
+// Busy is how many keys wait, are worked on, or rest.
+func (q *Queue[K]) Busy() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.state)
+}
+
 // Close wakes all workers and drops what waits.
 func (q *Queue[K]) Close() {
 	q.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"unsafe"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +50,23 @@ func claimOf(owner, o metav1.Object, match bool) claim {
 	return adopt
 }
 
+// matcher is a selector that remembers what it said of the last labels: pods of one
+// template have one map of them (the API server sees to it), and come one after the
+// other.
+type matcher struct {
+	sel  labels.Selector
+	last unsafe.Pointer
+	said bool
+}
+
+func (m *matcher) matches(l map[string]string) bool {
+	at := reflect.ValueOf(l).UnsafePointer()
+	if at == nil || at != m.last {
+		m.last, m.said = at, m.sel.Matches(labels.Set(l))
+	}
+	return m.said
+}
+
 // claimer adopts and releases objects of type T for an owner.
 type claimer[T client.Object] struct {
 	c     *control.Controller
@@ -71,8 +90,9 @@ type claimer[T client.Object] struct {
 func (m *claimer[T]) claim(ctx context.Context, objects []T, sel labels.Selector) ([]T, error) {
 	var mine []T
 	var errs []error
+	selected := matcher{sel: sel}
 	for _, o := range objects {
-		match := sel.Matches(labels.Set(o.GetLabels())) && (m.member == nil || m.member(o))
+		match := selected.matches(o.GetLabels()) && (m.member == nil || m.member(o))
 		switch claimOf(m.owner, o, match) {
 		case keep:
 			mine = append(mine, o)

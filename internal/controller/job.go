@@ -108,29 +108,27 @@ func (r *jobs) releaseStray(ctx context.Context, k control.Key) (time.Duration, 
 	if !ok || !tracked(p) || !r.stray(p) {
 		return 0, nil
 	}
-	_, err := r.untrack(ctx, p)
+	_, err := r.untrack(ctx, p, false)
 	return 0, err
 }
 
-// untrack removes a pod's finalizer; one that is gone is returned as it was.
-func (r *jobs) untrack(ctx context.Context, p *corev1.Pod) (*corev1.Pod, error) {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": p.UID, "$deleteFromPrimitiveList/finalizers": []string{batchv1.JobTrackingFinalizer},
-	}})
+// untrack removes a pod's finalizer; one that is gone is returned as it was. A job that
+// still counts lets a pod that has not ended go only as it was seen: what it has come
+// to since would be lost.
+func (r *jobs) untrack(ctx context.Context, p *corev1.Pod, counting bool) (*corev1.Pod, error) {
+	meta := map[string]any{"uid": p.UID, "$deleteFromPrimitiveList/finalizers": []string{batchv1.JobTrackingFinalizer}}
+	if counting && !podTerminal(p) {
+		meta["resourceVersion"] = p.ResourceVersion
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": meta})
 	if err != nil {
 		return nil, err
 	}
 	got, err := client.For[*corev1.Pod](r.Client).In(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, "")
-	// Gone, or another pod of its name.
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) && r.goneLive(ctx, p) {
+	if apierrors.IsNotFound(err) {
 		return p, nil
 	}
 	return got, err
-}
-
-func (r *jobs) goneLive(ctx context.Context, p *corev1.Pod) bool {
-	live, err := client.For[*corev1.Pod](r.Client).In(p.Namespace).Get(ctx, p.Name)
-	return apierrors.IsNotFound(err) || err == nil && live.UID != p.UID
 }
 
 // jobWork is one reconciliation of a Job.
@@ -240,7 +238,7 @@ func (w *jobWork) remove(ctx context.Context, pods []*corev1.Pod, uncounted bool
 	n, err := parallel(len(pods), func(i int) error {
 		p := pods[i]
 		if uncounted && tracked(p) {
-			got, err := w.untrack(ctx, p)
+			got, err := w.untrack(ctx, p, true)
 			if err != nil {
 				return fmt.Errorf("removing completion finalizer: %w", err)
 			}
@@ -275,7 +273,7 @@ func (w *jobWork) settle(ctx context.Context, changed bool) error {
 	left := w.v.trackedUIDs()
 	var mu sync.Mutex
 	_, err := parallel(len(release), func(i int) error {
-		got, err := w.untrack(ctx, release[i])
+		got, err := w.untrack(ctx, release[i], true)
 		if err != nil {
 			return fmt.Errorf("removing tracking finalizer: %w", err)
 		}

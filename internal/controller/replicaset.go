@@ -26,6 +26,11 @@ const (
 	// statusPause is the least time between two writes of a ReplicaSet's counts
 	// while pods are still on their way: changes within it share one write.
 	statusPause = 20 * time.Millisecond
+	// restPerPod is how long a ReplicaSet rests after a reconciliation, for each of
+	// its pods and for each ReplicaSet that is busy, up to longestRest: all pods are
+	// looked at each time, and together that must leave the processors to others.
+	restPerPod  = 4 * time.Microsecond
+	longestRest = time.Second
 )
 
 var replicaSetKind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
@@ -97,6 +102,14 @@ func (r *replicaSets[T]) changed(ch client.Change[T]) {
 }
 
 func (r *replicaSets[T]) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
+	seen := 0
+	res, err := r.settle(ctx, k, &seen)
+	res.Rest = min(time.Duration(seen*r.Queue.Busy())*restPerPod, longestRest)
+	return res, err
+}
+
+// settle is one reconciliation; seen becomes the number of pods that it looked at.
+func (r *replicaSets[T]) settle(ctx context.Context, k control.Key, seen *int) (control.Result, error) {
 	o, ok := r.sets.Get(k.Namespace, k.Name)
 	if !ok {
 		return control.Result{}, nil
@@ -128,6 +141,7 @@ func (r *replicaSets[T]) reconcile(ctx context.Context, k control.Key) (control.
 			return client.For[T](r.Client).In(rs.Namespace).Get(ctx, rs.Name)
 		},
 	}
+	*seen = len(owned)
 	active, err = m.claim(ctx, active, sel)
 	if err != nil {
 		return control.Result{}, err
@@ -260,9 +274,9 @@ func (r *replicaSets[T]) writeStatus(ctx context.Context, k control.Key, o T, s 
 func replicaSetStatus(rs *appsv1.ReplicaSet, active, terminating []*corev1.Pod, manageErr error, now time.Time) appsv1.ReplicaSetStatus {
 	s := *rs.Status.DeepCopy()
 	var labeled, ready, available int32
-	template := labels.Set(rs.Spec.Template.Labels).AsSelectorPreValidated()
+	template := matcher{sel: labels.Set(rs.Spec.Template.Labels).AsSelectorPreValidated()}
 	for _, p := range active {
-		if template.Matches(labels.Set(p.Labels)) {
+		if template.matches(p.Labels) {
 			labeled++
 		}
 		if podReady(p) {

@@ -465,3 +465,29 @@ func TestSimulatedJobs(t *testing.T) {
 		}
 	})
 }
+
+// A pod that succeeds while its job lets it go, because it wants fewer, is counted.
+func TestSurplusPodSucceeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := aJob("work", 3, 5)
+		j.Status = batchv1.JobStatus{}
+		w := newWorld(t, func(d Deps) []*control.Controller { return []*control.Controller{newJob(d)} })
+		defer w.stop()
+		w.api.Put(j)
+		w.until("three pods", func() bool { return len(live(w)) == 3 })
+		ended := ""
+		w.api.refuse(func(verb string, ref client.Ref) error {
+			if verb == "patch" && ref.GVR.Resource == "pods" && ended == "" {
+				ended = ref.Name
+				edit(w, "ns", ref.Name, "status", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })
+			}
+			return nil
+		})
+		edit(w, "ns", "work", "", func(j *batchv1.Job) { j.Spec.Parallelism = ptr.To(int32(1)) })
+		w.until("one pod", func() bool { return len(live(w)) == 1 })
+		time.Sleep(time.Minute)
+		if s := get[*batchv1.Job](w, "ns", "work").Status; ended == "" || s.Succeeded != 1 {
+			t.Errorf("%q succeeded, status %+v", ended, s)
+		}
+	})
+}

@@ -100,7 +100,7 @@ type Deps struct {
 	Runtime Runtime
 	Images  Images
 	Volumes Volumes
-	// Sources are those of Volumes; the kubelet's own where nil.
+	// Sources are those that Volumes take their content from; own ones by default.
 	Sources *Sources
 	Cgroups Cgroups
 	// LocalVolumes may be nil: the node then has none.
@@ -219,16 +219,17 @@ func New(d Deps) (*Kubelet, error) {
 	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
 	k.services = client.InformerFor[*corev1.Service](k.informers)
 	if k.sources = d.Sources; k.sources == nil {
-		k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName})
+		k.sources = NewSources(SourcesDeps{Client: d.Client, Now: d.Now, NodeName: d.NodeName, Events: d.Events, Log: d.Log})
 	}
-	k.refs = newReferences(d.Client, d.Log)
-	k.node = newNodeState()
-	k.sources.used.changed = k.node.lookNow
-	k.sources.used.reported = func(pod types.UID) {
+	k.sources.changed = func(pod types.UID) {
 		if w := k.worker(pod); w != nil {
 			w.refChanged()
 		}
 	}
+	k.refs = newReferences(d.Client, d.Log)
+	k.node = newNodeState()
+	k.sources.used.changed = k.node.lookNow
+	k.sources.used.reported = k.sources.changed
 	var err error
 	k.devices, err = devices.New(devices.Deps{
 		Client: d.Client, NodeName: d.NodeName, Registry: d.Plugins, State: d.Host.Data("kubelet", "dra_manager_state"),
@@ -255,6 +256,7 @@ func (k *Kubelet) Run(ctx context.Context) error {
 	}
 	k.mu.Unlock()
 	g.Go(func() error { return k.informers.Run(ctx) })
+	g.Go(func() error { return k.sources.certificates.Run(ctx) })
 	g.Go(func() error { return k.run(ctx) })
 	if !k.d.NoNode {
 		g.Go(func() error { return k.runNode(ctx) })

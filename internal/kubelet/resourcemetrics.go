@@ -3,13 +3,17 @@ package kubelet
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"skiff/internal/kubelet/certificates"
 )
 
 func (k *Kubelet) serveMetrics(w http.ResponseWriter, r *http.Request) {
@@ -32,6 +36,12 @@ func (k *Kubelet) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	m.head("kubelet_running_containers", "gauge", "Number of containers currently running")
 	for _, state := range []string{"created", "running", "exited", "unknown"} {
 		m.value("kubelet_running_containers", float64(containers[state]), "container_state", state)
+	}
+	if states := k.sources.certificates.States(); len(states) > 0 {
+		m.head("kubelet_podcertificate_states", "gauge", "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.")
+		for _, s := range slices.SortedFunc(maps.Keys(states), certificates.State.Compare) {
+			m.value("kubelet_podcertificate_states", float64(states[s]), "signer_name", s.Signer, "state", s.State)
+		}
 	}
 }
 

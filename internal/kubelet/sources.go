@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -22,20 +23,27 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/client"
+	"skiff/internal/kubelet/certificates"
 )
 
-// SourcesDeps is what Sources need.
+// SourcesDeps is what Sources need. Events and Log may be nil.
 type SourcesDeps struct {
 	Client   *client.Client
 	Now      func() time.Time
 	NodeName string
+	Events   Events
+	Log      *slog.Logger
 }
 
 // Sources give volumes and environments their content: it is what package volume
 // asks for, over the API. Reads are linearizable.
 type Sources struct {
-	d    SourcesDeps
-	used *usedVolumes
+	d            SourcesDeps
+	certificates *certificates.Set
+	used         *usedVolumes
+	// changed is called when a pod's certificate has changed. A kubelet sets it
+	// before it runs.
+	changed func(pod types.UID)
 
 	mu     sync.Mutex
 	tokens map[tokenKey]token
@@ -58,7 +66,18 @@ func NewSources(d SourcesDeps) *Sources {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	return &Sources{d: d, used: newUsedVolumes(), tokens: map[tokenKey]token{}}
+	if d.Events == nil {
+		d.Events = noEvents{}
+	}
+	s := &Sources{d: d, used: newUsedVolumes(), tokens: map[tokenKey]token{}, changed: func(types.UID) {}}
+	s.certificates = certificates.New(certificates.Deps{
+		Client: d.Client, NodeName: d.NodeName, Now: d.Now, Log: d.Log,
+		Warn: func(pod *corev1.Pod, reason, message string) {
+			d.Events.Event(podRef(pod), corev1.EventTypeWarning, reason, message)
+		},
+		Changed: func(pod types.UID) { s.changed(pod) },
+	})
+	return s
 }
 
 // ConfigMap reads a config map.
@@ -155,6 +174,13 @@ func (s *Sources) TrustBundles(ctx context.Context, p *corev1.ClusterTrustBundle
 		}
 	}
 	return out, nil
+}
+
+// Certificate returns the certificate of a source of a projected volume, and asks its
+// signer for it where that is due.
+func (s *Sources) Certificate(ctx context.Context, pod *corev1.Pod, p *corev1.PodCertificateProjection, volume string, source int,
+	held func() (key, chain []byte)) (key, chain []byte, refresh time.Time, err error) {
+	return s.certificates.Get(ctx, pod, p, volume, source, held)
 }
 
 // Field resolves a fieldRef of the downward API.

@@ -348,6 +348,7 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 			return retry("remove volumes", err)
 		}
 		w.k.sources.used.drop(w.uid)
+		w.k.sources.certificates.Forget(w.uid)
 		if w.k.d.Cgroups != nil {
 			if err := w.k.d.Cgroups.Remove(w.uid); err != nil {
 				return retry("remove cgroup", err)

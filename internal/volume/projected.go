@@ -23,8 +23,14 @@ func (projected) Setup(ctx context.Context, m *Mount) (string, time.Time, error)
 	v := m.Volume.Projected
 	files := map[string]file{}
 	var refresh time.Time
+	again := func(at time.Time) {
+		if !at.IsZero() && (refresh.IsZero() || at.Before(refresh)) {
+			refresh = at
+		}
+	}
 	for i := range v.Sources {
 		s := &v.Sources[i]
+		var at time.Time
 		var err error
 		switch {
 		case s.ConfigMap != nil:
@@ -34,18 +40,18 @@ func (projected) Setup(ctx context.Context, m *Mount) (string, time.Time, error)
 		case s.DownwardAPI != nil:
 			err = addDownward(ctx, m, files, s.DownwardAPI.Items, v.DefaultMode)
 		case s.ServiceAccountToken != nil:
-			var at time.Time
-			if at, err = addToken(ctx, m, files, s.ServiceAccountToken, v.DefaultMode); err == nil && (refresh.IsZero() || at.Before(refresh)) {
-				refresh = at
-			}
+			at, err = addToken(ctx, m, files, s.ServiceAccountToken, v.DefaultMode)
 		case s.ClusterTrustBundle != nil:
 			err = addTrustBundles(ctx, m, files, s.ClusterTrustBundle, v.DefaultMode)
+		case s.PodCertificate != nil:
+			at, err = addCertificate(ctx, m, files, s.PodCertificate, i, v.DefaultMode)
 		default:
 			err = fmt.Errorf("projected source %d: this kind is not supported", i)
 		}
 		if err != nil {
 			return "", time.Time{}, err
 		}
+		again(at)
 	}
 	dir, err := m.Memory()
 	if err != nil {

@@ -54,6 +54,12 @@ type Sources interface {
 	// TrustBundles returns the bundles, in PEM, of the ClusterTrustBundle that p
 	// names, or of those that it selects: maybe none.
 	TrustBundles(ctx context.Context, p *corev1.ClusterTrustBundleProjection) ([]string, error)
+	// Certificate returns the key and the chain of certificates, in PEM, of the
+	// source that p is, by its index, of a projected volume, and when to ask again.
+	// held returns what the volume holds already: after a restart, that is known
+	// nowhere else.
+	Certificate(ctx context.Context, pod *corev1.Pod, p *corev1.PodCertificateProjection, volume string, source int,
+		held func() (key, chain []byte)) (key, chain []byte, refresh time.Time, err error)
 	// PersistentVolume returns the volume that the claim of v, a
 	// persistentVolumeClaim or an ephemeral volume of the pod, is bound to.
 	PersistentVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (*corev1.PersistentVolume, error)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 
 	"skiff/internal/volume"
 	"skiff/internal/volume/volumetest"
@@ -83,6 +84,13 @@ func TestContract(t *testing.T) {
 			Volume:  trust(&corev1.ClusterTrustBundleProjection{Name: ptr("x"), Path: "ca.pem"}),
 			Sources: &volumetest.Sources{Bundles: map[string]string{"x": anchors("b"), "y": anchors("a")}},
 			Files:   map[string]string{"ca.pem": anchors("b")},
+		},
+		"certificate": {
+			Volume:  certificate(&corev1.PodCertificateProjection{CredentialBundlePath: "all.pem", KeyPath: "tls/key.pem", CertificateChainPath: "tls/chain.pem"}),
+			Sources: &volumetest.Sources{Key: pemKey("1"), Chain: anchors("a", "b")},
+			Files:   map[string]string{"all.pem": pemKey("1") + anchors("a", "b"), "tls/key.pem": pemKey("1"), "tls/chain.pem": anchors("a", "b")},
+			Change:  func(s *volumetest.Sources) { s.Key, s.Chain = pemKey("2"), anchors("c") },
+			After:   map[string]string{"all.pem": pemKey("2") + anchors("c"), "tls/key.pem": pemKey("2"), "tls/chain.pem": anchors("c")},
 		},
 		"projected": {
 			Volume: src(corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
@@ -292,6 +300,14 @@ func trust(p *corev1.ClusterTrustBundleProjection) corev1.Volume {
 	return corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ClusterTrustBundle: p}}}}}
 }
 
+func certificate(p *corev1.PodCertificateProjection) corev1.Volume {
+	return corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{PodCertificate: p}}}}}
+}
+
+func pemKey(k string) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte(k)}))
+}
+
 // anchors are PEM blocks.
 func anchors(all ...string) string {
 	var out []byte
@@ -316,22 +332,78 @@ func TestTrustBundleMissing(t *testing.T) {
 	}
 }
 
-// No driver registers with this node: a pod that needs one is told so.
-func TestVolumesOfDrivers(t *testing.T) {
-	pv := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{
-		CSI: &corev1.CSIPersistentVolumeSource{Driver: "disks.example.com", VolumeHandle: "h"},
-	}}}
-	pv.Name = "pv-1"
-	set := volume.New(volume.Deps{Host: volumetest.Instance(t), Sources: &volumetest.Sources{Volumes: map[string]*corev1.PersistentVolume{"c": pv}}})
-	for want, v := range map[string]corev1.VolumeSource{
-		`MountVolume.MountDevice failed for volume "pv-1" : kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name disks.example.com not found in the list of registered CSI drivers`: {
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}},
-		`MountVolume.SetUp failed for volume "v" : kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: driver name inline.example.com not found in the list of registered CSI drivers`: {
-			CSI: &corev1.CSIVolumeSource{Driver: "inline.example.com"}},
+// TestCertificateHeld: whoever gives certificates is told what the volume holds.
+func TestCertificateHeld(t *testing.T) {
+	for name, p := range map[string]*corev1.PodCertificateProjection{
+		"bundle":   {CredentialBundlePath: "all.pem"},
+		"apart":    {KeyPath: "key.pem", CertificateChainPath: "chain.pem"},
+		"together": {CredentialBundlePath: "all.pem", KeyPath: "key.pem"},
 	} {
-		_, _, err := set.Setup(context.Background(), volumetest.Pod(src(v)))
-		if err == nil || err.Error() != want {
-			t.Errorf("error is %v, want %s", err, want)
+		t.Run(name, func(t *testing.T) {
+			sources := &volumetest.Sources{}
+			set := newSet(t, sources)
+			pod := volumetest.Pod(certificate(p))
+			if _, _, err := set.Setup(t.Context(), pod); err == nil || err.Error() != `MountVolume.SetUp failed for volume "v" : credential bundle is not issued yet` {
+				t.Error(err)
+			}
+			if sources.Held[0] != "" || sources.Held[1] != "" {
+				t.Errorf("an empty volume holds %q", sources.Held)
+			}
+			refresh := time.Now().Add(time.Hour)
+			sources.Key, sources.Chain, sources.Refresh = pemKey("1"), anchors("a", "b"), refresh
+			if _, at, err := set.Setup(t.Context(), pod); err != nil || !at.Equal(refresh) {
+				t.Fatal(at, err)
+			}
+			sources.Key = ""
+			_, _, _ = set.Setup(t.Context(), pod)
+			if sources.Held[0] != pemKey("1") || sources.Held[1] != anchors("a", "b") {
+				t.Errorf("the volume holds %q", sources.Held)
+			}
+		})
+	}
+	// A key alone is not enough to go on with.
+	sources := &volumetest.Sources{Key: pemKey("1"), Chain: anchors("a")}
+	set := newSet(t, sources)
+	pod := volumetest.Pod(certificate(&corev1.PodCertificateProjection{KeyPath: "key.pem"}))
+	for range 2 {
+		if _, _, err := set.Setup(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sources.Held[0] != "" {
+		t.Errorf("the volume holds %q", sources.Held)
+	}
+}
+
+// TestCertificateModes: a key is for the pod's user alone where there is one.
+func TestCertificateModes(t *testing.T) {
+	set := newSet(t, &volumetest.Sources{Key: pemKey("1"), Chain: anchors("a")})
+	for name, c := range map[string]struct {
+		security *corev1.PodSecurityContext
+		mode     os.FileMode
+		uid, gid uint32
+	}{
+		"by default": {mode: 0o640},
+		"one user":   {security: &corev1.PodSecurityContext{RunAsUser: ptr(int64(1234))}, mode: 0o600, uid: 1234},
+		"a group":    {security: &corev1.PodSecurityContext{FSGroup: ptr(int64(99))}, mode: 0o640, gid: 99},
+	} {
+		v := certificate(&corev1.PodCertificateProjection{KeyPath: "key.pem", CertificateChainPath: "chain.pem"})
+		v.Projected.DefaultMode = ptr(int32(0o640))
+		pod := volumetest.Pod(v)
+		pod.UID, pod.Spec.SecurityContext = types.UID(strings.ReplaceAll(name, " ", "-")), c.security
+		paths, _, err := set.Setup(t.Context(), pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{"key.pem", "chain.pem"} {
+			info, err := os.Stat(filepath.Join(paths["v"], f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			st := info.Sys().(*syscall.Stat_t)
+			if info.Mode().Perm() != c.mode || st.Uid != c.uid || st.Gid != c.gid {
+				t.Errorf("%s: %s has mode %o, owner %d, group %d", name, f, info.Mode().Perm(), st.Uid, st.Gid)
+			}
 		}
 	}
 }

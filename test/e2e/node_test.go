@@ -193,6 +193,15 @@ func TestSecondNode(t *testing.T) {
 		t.Errorf("the service from the first node's host: %q, %v", out, err)
 	}
 
+	// The node asks for certificates of its pods with no more than a node's rights.
+	c.apply(fmt.Sprintf(certifiedPod, "certified", "kubernetes.io/hostname: second"))
+	r := c.certificateRequest("certified")
+	if got := field(r, "spec", "nodeName"); got != "second" {
+		t.Errorf("asked by %v", got)
+	}
+	c.issue(r)
+	c.waitPod("certified", ".status.phase", "Running")
+
 	id := field(c.get("pod", "web-1"), "status", "containerStatuses", 0, "containerID")
 	kill()
 	n.startNode(flags...)

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 
 	"skiff/internal/api"
 	"skiff/internal/api/resource"
@@ -40,14 +43,18 @@ type history struct {
 	steps  int
 	beats  int // leases and events
 	recent []string
+	lives  map[string][]string // of the objects that there are, the last steps of each
 	next   int
 	lastAt time.Time // of the last step
 }
 
-const keepRecent = 120
+const (
+	keepRecent = 120
+	keepLife   = 15
+)
 
 func newHistory(st *mem.Store, check func(*change)) *history {
-	h := &history{st: st, kinds: map[string]*resource.Resource{}, check: check, rev: 1, state: map[string]client.Object{}, recent: make([]string, keepRecent)}
+	h := &history{st: st, kinds: map[string]*resource.Resource{}, check: check, rev: 1, state: map[string]client.Object{}, recent: make([]string, keepRecent), lives: map[string][]string{}}
 	for _, r := range api.All() {
 		if r.Prefix != "" && r.Twin == nil {
 			h.kinds[r.Prefix] = r
@@ -111,6 +118,11 @@ func (h *history) apply(e store.Event) error {
 	h.steps++
 	h.lastAt = c.at
 	h.note(c.String())
+	life := append(h.lives[c.key], h.line(c.String()))
+	h.lives[c.key] = life[max(0, len(life)-keepLife):]
+	if c.new == nil {
+		delete(h.lives, c.key)
+	}
 	h.check(c)
 	return nil
 }
@@ -124,8 +136,23 @@ func (h *history) unchecked() {
 
 // note adds a line to what is printed of a failure. The lock is held.
 func (h *history) note(line string) {
-	h.recent[h.next%keepRecent] = time.Now().Format("02 15:04:05.000 ") + line
+	h.recent[h.next%keepRecent] = h.line(line)
 	h.next++
+}
+
+func (h *history) line(text string) string { return time.Now().Format("02 15:04:05.000 ") + text }
+
+// livesIn is what happened last to each object whose namespace and name a text has.
+// The lock is held.
+func (h *history) livesIn(text string) string {
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(h.lives)) {
+		_, name, _ := strings.Cut(key, "/")
+		if strings.Contains(name, "/") && strings.Contains(text, name) {
+			b.WriteString(strings.Join(h.lives[key], "\n") + "\n")
+		}
+	}
+	return b.String()
 }
 
 // op notes an operation or a fault.
@@ -196,7 +223,7 @@ func (c *change) String() string {
 		extra = fmt.Sprintf(" node=%s phase=%s ready=%v", p.Spec.NodeName, p.Status.Phase, ready(p))
 	}
 	if c.object().GetDeletionTimestamp() != nil {
-		extra += " deleting"
+		extra += fmt.Sprintf(" deleting in %d s, held by %v", ptr.Deref(c.object().GetDeletionGracePeriodSeconds(), -1), c.object().GetFinalizers())
 	}
 	return fmt.Sprintf("%d %s %s%s", c.rev, c.key, verb, extra)
 }

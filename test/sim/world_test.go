@@ -182,8 +182,9 @@ func (w *world) violated(format string, args ...any) {
 	if w.ctx.Err() != nil {
 		return
 	}
-	w.t.Errorf("seed %d, step %d: %s\n\nthe last steps:\n%s\ngo test ./test/sim -run '%s' -seed %d -steps %d",
-		w.seed, w.hist.steps, fmt.Sprintf(format, args...), w.hist.tail(), "TestSimulation", w.seed, w.hist.steps+1000)
+	text := fmt.Sprintf(format, args...)
+	w.t.Errorf("seed %d, step %d: %s\n\n%s\nthe last steps:\n%s\ngo test ./test/sim -run '%s' -seed %d -steps %d",
+		w.seed, w.hist.steps, text, w.hist.livesIn(text), w.hist.tail(), "TestSimulation", w.seed, w.hist.steps+1000)
 	w.cancel(errViolated)
 }
 

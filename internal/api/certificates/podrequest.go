@@ -12,6 +12,7 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -33,6 +34,7 @@ func PodCertificateRequest() *resource.Resource {
 	return resource.Define(resource.Resource{
 		GroupVersion: certificatesv1.SchemeGroupVersion, Kind: "PodCertificateRequest", Plural: "podcertificaterequests", Singular: "podcertificaterequest",
 		Namespaced: true, Prefix: "/registry/podcertificaterequests/",
+		Stored:  certificatesv1beta1.SchemeGroupVersion,
 		New:     func() resource.Object { return &podRequest{} },
 		NewList: func() runtime.Object { return &certificatesv1.PodCertificateRequestList{} },
 		Columns: []metav1.TableColumnDefinition{

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -22,6 +23,7 @@ func ClusterTrustBundle() *resource.Resource {
 	return resource.Define(resource.Resource{
 		GroupVersion: certificatesv1.SchemeGroupVersion, Kind: "ClusterTrustBundle", Plural: "clustertrustbundles", Singular: "clustertrustbundle",
 		Prefix:  "/registry/clustertrustbundles/",
+		Stored:  certificatesv1beta1.SchemeGroupVersion,
 		New:     func() resource.Object { return &certificatesv1.ClusterTrustBundle{} },
 		NewList: func() runtime.Object { return &certificatesv1.ClusterTrustBundleList{} },
 		Columns: []metav1.TableColumnDefinition{

@@ -63,7 +63,7 @@ func (NodeRestriction) Admit(ctx context.Context, a *apiserver.Attributes) error
 	}
 	err := f(ctx, node, a)
 	var status apierrors.APIStatus
-	if err == nil || errors.As(err, &status) && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsInternalError(err)) {
+	if err == nil || errors.As(err, &status) && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsInternalError(err) || isUndecided(err)) {
 		return err
 	}
 	return forbidden(a, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -153,6 +154,19 @@ func other[T client.Object](ctx context.Context, c *client.Client, gvr schema.Gr
 	return t, nil
 }
 
+// undecided is an answer that says nothing of rights: what it complains of may be
+// otherwise a moment later, and the node is to try again.
+func undecided(format string, args ...any) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: fmt.Errorf(format, args...).Error(),
+	}}
+}
+
+func isUndecided(err error) bool {
+	var s *apierrors.StatusError
+	return errors.As(err, &s) && s.ErrStatus.Reason == metav1.StatusReasonUnknown && s.ErrStatus.Code == http.StatusInternalServerError
+}
+
 // restrictPodCertificate lets a node ask for certificates of the pods that run on
 // it, from the signers that they name.
 func restrictPodCertificate(ctx context.Context, node string, a *apiserver.Attributes) error {
@@ -167,24 +181,24 @@ func restrictPodCertificate(ctx context.Context, node string, a *apiserver.Attri
 		return fmt.Errorf("unexpected type %T", a.Object)
 	}
 	s := &r.Spec
-	pod := a.Namespace + "/" + s.PodName
+	pod, account := a.Namespace+"/"+s.PodName, a.Namespace+"/"+s.ServiceAccountName
 	if string(s.NodeName) != node {
 		return fmt.Errorf("PodCertificateRequest.Spec.NodeName=%q, which is not the requesting node %q", s.NodeName, node)
 	}
-	n, err := client.For[*corev1.Node](a.Env.Client).Get(ctx, node)
+	n, err := named(ctx, client.For[*corev1.Node](a.Env.Client), "node", node, node)
 	if err != nil {
-		return fmt.Errorf("while retrieving node %q named in the PodCertificateRequest: %w", s.NodeName, err)
+		return err
 	}
 	if n.UID != s.NodeUID {
-		return fmt.Errorf("PodCertificateRequest for pod %q names node UID %q, inconsistent with the running node (%q)", pod, s.NodeUID, n.UID)
+		return undecided("PodCertificateRequest for pod %q names node UID %q, inconsistent with the running node (%q)", pod, s.NodeUID, n.UID)
 	}
-	p, err := client.For[*corev1.Pod](a.Env.Client).In(a.Namespace).Get(ctx, s.PodName)
+	p, err := named(ctx, client.For[*corev1.Pod](a.Env.Client).In(a.Namespace), "pod", pod, s.PodName)
 	if err != nil {
-		return fmt.Errorf("while retrieving pod %q named in the PodCertificateRequest: %w", pod, err)
+		return err
 	}
 	switch {
 	case s.PodUID != p.UID:
-		return fmt.Errorf("PodCertificateRequest for pod %q contains pod UID (%q) which differs from running pod %q", pod, s.PodUID, string(p.UID))
+		return undecided("PodCertificateRequest for pod %q contains pod UID (%q) which differs from running pod %q", pod, s.PodUID, string(p.UID))
 	case p.Spec.NodeName != node:
 		return fmt.Errorf("pod %q is not running on node %q named in the PodCertificateRequest", pod, s.NodeName)
 	case mirror(p):
@@ -192,13 +206,33 @@ func restrictPodCertificate(ctx context.Context, node string, a *apiserver.Attri
 	case s.ServiceAccountName != p.Spec.ServiceAccountName:
 		return fmt.Errorf("PodCertificateRequest for pod %q contains serviceAccountName (%q) that differs from running pod (%q)", pod, s.ServiceAccountName, p.Spec.ServiceAccountName)
 	}
-	sa, err := client.For[*corev1.ServiceAccount](a.Env.Client).In(a.Namespace).Get(ctx, s.ServiceAccountName)
+	sa, err := named(ctx, client.For[*corev1.ServiceAccount](a.Env.Client).In(a.Namespace), "service account", account, s.ServiceAccountName)
 	if err != nil {
-		return fmt.Errorf("while retrieving service account %q named in the PodCertificateRequest: %w", a.Namespace+"/"+s.ServiceAccountName, err)
+		return err
 	}
 	if s.ServiceAccountUID != sa.UID {
-		return fmt.Errorf("PodCertificateRequest for pod %q names service account UID %q, which differs from the running service account (%q)", pod, s.ServiceAccountUID, sa.UID)
+		return undecided("PodCertificateRequest for pod %q names service account UID %q, which differs from the running service account (%q)", pod, s.ServiceAccountUID, sa.UID)
 	}
+	return mayAskSigner(ctx, a, p, s)
+}
+
+// named reads an object that a PodCertificateRequest names; what and shown say in
+// errors what it is.
+func named[T client.Object](ctx context.Context, r client.Resource[T], what, shown, name string) (T, error) {
+	o, err := r.Get(ctx, name)
+	switch {
+	case apierrors.IsNotFound(err):
+		kind := strings.ReplaceAll(what, " ", "")
+		return o, undecided("while retrieving %s %q named in the PodCertificateRequest: %w", what, shown, apierrors.NewNotFound(corev1.Resource(kind), name))
+	case err != nil:
+		return o, fmt.Errorf("while retrieving %s %q named in the PodCertificateRequest: %w", what, shown, err)
+	}
+	return o, nil
+}
+
+// mayAskSigner allows the signers that a pod's volumes name, and those that the node
+// has a right to ask for the pod's account.
+func mayAskSigner(ctx context.Context, a *apiserver.Attributes, p *corev1.Pod, s *certificatesv1.PodCertificateRequestSpec) error {
 	for i := range p.Spec.Volumes {
 		if v := p.Spec.Volumes[i].Projected; v != nil {
 			for _, src := range v.Sources {
@@ -217,7 +251,7 @@ func restrictPodCertificate(ctx context.Context, node string, a *apiserver.Attri
 	case err != nil:
 		return fmt.Errorf("error authorizing %s to request podcertificaterequests for signer %q: %w", a.User.Name, s.SignerName, err)
 	}
-	return fmt.Errorf("pod %q does not mount a podCertificate projected volume for signer %q", pod, s.SignerName)
+	return fmt.Errorf("pod %q does not mount a podCertificate projected volume for signer %q", a.Namespace+"/"+s.PodName, s.SignerName)
 }
 
 // needsAPI returns the first thing by which a pod needs more of the API than

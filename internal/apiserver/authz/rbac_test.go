@@ -189,6 +189,11 @@ func TestNodeRules(t *testing.T) {
 		{user: who("system:node:n"), verb: "update", group: "coordination.k8s.io", res: "leases", ns: "kube-node-lease", name: "n", allowed: true},
 		{user: who("system:node:n"), verb: "get", group: "storage.k8s.io", res: "csinodes", name: "m", reason: "can only access CSINode with the same name as the requesting node"},
 		{user: who("system:node:n"), verb: "list", group: "resource.k8s.io", res: "resourceslices", fieldSelector: "spec.nodeName=n", allowed: true},
+		{user: who("system:node:n"), verb: "create", group: "certificates.k8s.io", res: "podcertificaterequests", ns: "a", allowed: true},
+		{user: who("system:node:n"), verb: "watch", group: "certificates.k8s.io", res: "podcertificaterequests", fieldSelector: "spec.nodeName=n,metadata.name=x", allowed: true},
+		{user: who("system:node:n"), verb: "watch", group: "certificates.k8s.io", res: "podcertificaterequests", fieldSelector: "spec.nodeName=m", reason: "can only list/watch podcertificaterequests with nodeName field selector"},
+		{user: who("system:node:n"), verb: "update", group: "certificates.k8s.io", res: "podcertificaterequests", ns: "a", name: "r", reason: "nodes may not update podcertificaterequests"},
+		{user: who("system:node:n"), verb: "patch", group: "certificates.k8s.io", res: "podcertificaterequests", sub: "status", ns: "a", name: "r", reason: "nodes may not access the status subresource of PodCertificateRequests"},
 		{user: who("system:node:n"), verb: "create", res: "pods", sub: "eviction", ns: "a", name: "p", allowed: true},
 		{user: who("system:node:n"), verb: "create", res: "pods", sub: "exec", ns: "a", name: "p"},
 	} {

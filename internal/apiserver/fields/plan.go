@@ -195,10 +195,22 @@ func (p *planner) list(out *plan, t reflect.Type, l *schema.List) {
 		}
 	default:
 		e := p.plan(t.Elem(), l.ElementType)
-		if e.shape != record || t.Elem().Kind() == reflect.Pointer {
+		if t.Elem().Kind() == reflect.Pointer {
 			return
 		}
-		keys, ok := p.keys(e, l)
+		// Items may belong to one manager as a whole (owner references do): then
+		// their fields are there for their keys alone.
+		of := e
+		if e.shape == atomic && t.Elem().Kind() == reflect.Struct {
+			if atom, ok := p.schema.Resolve(l.ElementType); ok && atom.Map != nil {
+				of = &plan{shape: record}
+				p.fields(of, t.Elem(), nil, atom.Map)
+			}
+		}
+		if of.shape != record {
+			return
+		}
+		keys, ok := p.keys(of, l)
 		if ok {
 			out.shape, out.elem, out.keys = keyed, e, keys
 		}

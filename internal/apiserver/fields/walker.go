@@ -15,7 +15,7 @@ import (
 // hot tells the kinds that are written often enough to be worth a walker.
 func hot(plural string) bool {
 	switch plural {
-	case "pods", "nodes", "leases", "events", "endpointslices", "endpoints", "replicasets", "deployments", "configmaps":
+	case "pods", "nodes", "leases", "events", "endpointslices", "endpoints", "replicasets", "deployments", "statefulsets", "jobs", "configmaps":
 		return true
 	}
 	return false

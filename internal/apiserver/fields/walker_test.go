@@ -15,6 +15,7 @@ import (
 	apitypes "k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/structured-merge-diff/v6/value"
 
 	"skiff/internal/api"
@@ -368,6 +369,8 @@ func TestWalkerTakesPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := pod(r)
+	// As a controller makes it.
+	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "web", UID: "5", Controller: ptr.To(true)}}
 	if !f.walker.update(r.New(), p, "m") {
 		t.Fatal("left to the library")
 	}

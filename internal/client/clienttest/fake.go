@@ -16,6 +16,7 @@ import (
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -193,6 +194,9 @@ func selector(o metav1.ListOptions) (func(client.Object) bool, error) {
 		if p, ok := obj.(*corev1.Pod); ok {
 			set["spec.nodeName"] = p.Spec.NodeName
 			set["status.phase"] = string(p.Status.Phase)
+		}
+		if r, ok := obj.(*certificatesv1.PodCertificateRequest); ok {
+			set["spec.nodeName"] = string(r.Spec.NodeName)
 		}
 		if s, ok := obj.(*resourcev1.ResourceSlice); ok {
 			set[resourcev1.ResourceSliceSelectorDriver] = s.Spec.Driver
@@ -413,7 +417,7 @@ func hasStatus(ref client.Ref) bool {
 	switch ref.GVR.Resource {
 	case "pods", "nodes", "namespaces", "services", "deployments", "replicasets", "statefulsets", "daemonsets", "replicationcontrollers",
 		"jobs", "cronjobs", "poddisruptionbudgets", "resourcequotas", "persistentvolumeclaims", "resourceclaims",
-		"horizontalpodautoscalers", "certificatesigningrequests":
+		"horizontalpodautoscalers", "certificatesigningrequests", "podcertificaterequests":
 		return true
 	}
 	return false

@@ -4,6 +4,7 @@ package volumetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -33,6 +34,10 @@ type Sources struct {
 	Volumes map[string]*corev1.PersistentVolume
 	// Bundles are trust bundles, by name; a signer has them all.
 	Bundles map[string]string
+	// Key and Chain are what certificates of pods consist of; none where Key is "".
+	Key, Chain string
+	// Held is what the volume held when it was last asked for its certificate.
+	Held    []string
 	Tokens  int // handed out so far
 	Refresh time.Time
 }
@@ -94,6 +99,18 @@ func (s *Sources) TrustBundles(_ context.Context, p *corev1.ClusterTrustBundlePr
 		return nil, apierrors.NewNotFound(certificatesv1.Resource("clustertrustbundles"), *p.Name)
 	}
 	return []string{b}, nil
+}
+
+// Certificate implements volume.Sources.
+func (s *Sources) Certificate(_ context.Context, _ *corev1.Pod, _ *corev1.PodCertificateProjection, _ string, _ int, held func() (key, chain []byte)) (key, chain []byte, refresh time.Time, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key, chain = held()
+	s.Held = []string{string(key), string(chain)}
+	if s.Key == "" {
+		return nil, nil, time.Time{}, errors.New("credential bundle is not issued yet")
+	}
+	return []byte(s.Key), []byte(s.Chain), s.Refresh, nil
 }
 
 // PersistentVolume implements volume.Sources.
