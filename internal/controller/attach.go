@@ -69,7 +69,9 @@ type attachDetach struct {
 	left map[string][]corev1.UniqueVolumeName
 }
 
-func newAttachDetach(d Deps) *control.Controller {
+func newAttachDetach(d Deps) *control.Controller { return makeAttachDetach(d).Controller }
+
+func makeAttachDetach(d Deps) *attachDetach {
 	c := control.New("attachdetach-controller", d.Deps)
 	a := &attachDetach{
 		Controller: c, now: d.Clock(), seed: maphash.MakeSeed(),
@@ -115,7 +117,7 @@ func newAttachDetach(d Deps) *control.Controller {
 		}
 		return a.reconcileVolume(ctx, k), nil
 	}
-	return c
+	return a
 }
 
 // key is that under which the attachment of a volume to a node is decided about.

@@ -47,6 +47,8 @@ type attachWorld struct {
 
 	began, sleeping bool // of recorded scenarios: the controller ran once; it is kept from running
 	kill            func()
+	running         *attachDetach
+	onRead          func(node string) // before the controller reads a node
 }
 
 const simDriver = "disks.example.com"
@@ -120,7 +122,9 @@ func (w *attachWorld) live(rng *rand.Rand) {
 	d := Deps{Deps: control.Deps{
 		Informers: client.NewInformers(w.c, log), ClientFor: func(string) *client.Client { return client.New(p, "kube-controller-manager") }, Log: log,
 	}}
-	c := newAttachDetach(d)
+	a := makeAttachDetach(d)
+	c := a.Controller
+	w.set(func() { w.running = a })
 	p.rules[c.Name] = c.Rules()
 	var g sync.WaitGroup
 	g.Go(func() { _ = d.Informers.Run(ctx) })
@@ -169,6 +173,12 @@ func (p *process) fate(ref client.Ref) error {
 func (p *process) Get(ctx context.Context, ref client.Ref, o metav1.GetOptions) (client.Object, error) {
 	if err := p.fate(ref); err != nil {
 		return nil, err
+	}
+	p.w.mu.Lock()
+	f := p.w.onRead
+	p.w.mu.Unlock()
+	if f != nil {
+		f(ref.Name)
 	}
 	return p.guarded.Get(ctx, ref, o)
 }
@@ -566,6 +576,17 @@ func simulateAttachments(t *testing.T, seed uint64) {
 			t.Errorf("a write while nothing happens: %+v", r)
 			break
 		}
+	}
+	for _, p := range list[*corev1.Pod](&w.world, "ns") {
+		_ = client.For[*corev1.Pod](w.c).In("ns").Delete(t.Context(), p.Name, metav1.DeleteOptions{})
+	}
+	w.pass(10 * time.Minute)
+	w.want("no pod is left")
+	a := w.running
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := len(a.places) + len(a.onNode) + len(a.owners) + len(a.retries) + len(a.left); n != 0 {
+		t.Errorf("remembered of nothing: %v %v %v %v %v", a.places, a.onNode, a.owners, a.retries, a.left)
 	}
 }
 

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -127,6 +128,47 @@ func TestAttachAndDetach(t *testing.T) {
 		w.release("once", "a")
 		w.want("the driver has detached it")
 		w.wantEvents(`web Normal SuccessfulAttachVolume: AttachVolume.Attach succeeded for volume "pv-once" `)
+	})
+}
+
+// Whoever is later of the kubelet that reports a volume as in use and the controller that
+// is about to detach it sees the other.
+func TestNodeIsLookedAtBeforeADetachment(t *testing.T) {
+	attachTest(t, func(w *attachWorld) {
+		w.put(claimPod("web", "a", "once"))
+		w.driver("once", "a", isAttached)
+		w.set(func() {
+			w.onRead = func(node string) {
+				w.set(func() { w.onRead = nil })
+				w.setInUse(node, "once", true)
+			}
+		})
+		w.remove("web")
+		w.pass(time.Minute)
+		w.want("a pod came and went, the node may have it mounted",
+			"a lists kubernetes.io/csi/disks.example.com^once", "pv-once to a by disks.example.com, attached")
+		w.setInUse("a", "once", false)
+		w.pass(time.Minute)
+		w.want("the node is done with it")
+	})
+	attachTest(t, func(w *attachWorld) {
+		w.put(claimPod("web", "a", "once"))
+		w.driver("once", "a", isAttached)
+		w.api.refuse(func(verb string, ref client.Ref) error {
+			if ref.GVR.Resource == "volumeattachments" && verb == "delete" {
+				return errors.New("injected")
+			}
+			return nil
+		})
+		w.remove("web")
+		w.pass(time.Minute)
+		w.want("it cannot be detached", "pv-once to a by disks.example.com, attached")
+		w.put(claimPod("again", "a", "once"))
+		w.want("a pod wants it again", "a lists kubernetes.io/csi/disks.example.com^once", "pv-once to a by disks.example.com, attached")
+		w.remove("again")
+		w.api.refuse(nil)
+		w.pass(3 * time.Minute)
+		w.want("it can be detached now")
 	})
 }
 
