@@ -9,6 +9,7 @@ package testcluster
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,11 @@ import (
 	"skiff/internal/scheduler"
 	"skiff/internal/store"
 )
+
+// rootCA is an authority of which nobody has the key.
+//
+//go:embed ca.pem
+var rootCA []byte
 
 // Config is what a Cluster is made from.
 type Config struct {
@@ -158,7 +164,7 @@ func (c *Cluster) RunControl(ctx context.Context, p Control) error {
 				Informers: informers, Log: c.cfg.Log, Now: c.cfg.Now,
 				ClientFor: func(name string) *client.Client { return client.New(transport(name), "kube-controller-manager") },
 			},
-			RootCA: []byte("none"), Resources: c.resources, LocalVolumes: directories{},
+			RootCA: rootCA, Resources: c.resources, LocalVolumes: directories{},
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return informers.Run(ctx) })
