@@ -196,7 +196,9 @@ func TestReplicaSetAdoptsReleasesAndReplaces(t *testing.T) {
 		if err := client.For[*corev1.Pod](w.c).In("ns").Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		w.until("settled", func() bool { return len(mine()) == 4 && status().AvailableReplicas == 3 && *status().TerminatingReplicas == 0 })
+		w.until("settled", func() bool {
+			return len(mine()) == 4 && status().AvailableReplicas == 3 && *status().TerminatingReplicas == 0
+		})
 		edit(w, "ns", "web", "", func(rs *appsv1.ReplicaSet) { *rs.Spec.Replicas = 1 })
 		w.until("one left", func() bool { s := status(); return s.Replicas == 1 && s.ObservedGeneration == 2 })
 		created, deleted := 0, 0
