@@ -18,7 +18,7 @@ type comparison [][2]result
 // figures are what the schedulers are compared by; of each, less is better.
 var figures = []struct {
 	name, format string
-	of         func(result) float64
+	of           func(result) float64
 }{
 	{"without a node", "%.4g", func(r result) float64 { return float64(len(r.pending)) }},
 	{"preempted", "%.4g", func(r result) float64 { return float64(r.lost) }},
