@@ -288,3 +288,28 @@ func TestPreemptionMemory(t *testing.T) {
 		}
 	}
 }
+
+// Where it costs the same to make room on several nodes, the pods that do so spread over
+// them as they would if there were room.
+func TestPreemptionSpreads(t *testing.T) {
+	s, classes, c := framework.NewSnapshot(), framework.NewClasses(), NewCycle(plugins.All(), 1)
+	var high []*framework.Pod
+	for i := range 5 {
+		name := fmt.Sprintf("n%d", i)
+		s.SetNode(node(name, "cpu", "4", "memory", "32Gi", "pods", "110"))
+		for j := range 4 {
+			s.SetPod(classes.Pod(withPriority(pod(fmt.Sprintf("low-%d-%d", i, j), "cpu", "1", "memory", "1Gi"), 1)), name)
+		}
+		high = append(high, classes.Pod(withPriority(pod(fmt.Sprintf("high-%d", i), "cpu", "1", "memory", "4Gi"), 10)))
+	}
+	on := map[string]int{}
+	for _, d := range c.Schedule(s, high) {
+		if d.Failure == nil || len(d.Failure.Victims) != 1 {
+			t.Fatalf("%s: %+v", d.Pod.Name, d.Failure)
+		}
+		on[d.Failure.Nominated]++
+	}
+	if len(on) != 5 {
+		t.Errorf("pods make room on %v, want one on each node", on)
+	}
+}

@@ -9,7 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"math"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -24,6 +24,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"skiff/internal/client"
 	"skiff/internal/scheduler"
@@ -33,8 +34,12 @@ import (
 
 var (
 	program = flag.String("scheduler", "out/upstream/kube-scheduler", "upstream's kube-scheduler")
-	rounds  = flag.Int("rounds", 3, "placements of each workload by each scheduler; medians are shown")
-	only    = flag.String("only", "", "the workload of that name alone")
+	rounds  = flag.Int("rounds", 40, "of each workload, each with other numbers")
+	first   = flag.Uint64("first", 1, "the numbers of the first round follow from it")
+	each    = flag.Bool("each", false, "print every placement, too")
+	// Most of a placement is waiting for the scheduler to try the last pods again.
+	parallel = flag.Int("parallel", 8, "placements at a time")
+	only     = flag.String("only", "", "the workload of that name alone")
 )
 
 func main() {
@@ -51,67 +56,48 @@ func main() {
 	}
 }
 
-// result is what a placement is judged by.
-type result struct {
-	pending map[string]bool // pods without a node
-	lost    int             // pods that were preempted
-	used    float64         // nodes with pods
-	skew    map[string]float64
-	cpu     float64 // standard deviation of the share of a node's cores that is asked for, percent
-	memory  float64
-}
-
 func compare(ctx context.Context) (worse bool, err error) {
-	fmt.Println("| workload | scheduler | pods | without a node | preempted | nodes used | skew by zone | skew by host | deviation of cores | of memory |")
-	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
-	for _, w := range workloads() {
+	fmt.Println(header())
+	for i, w := range workloads(*first) {
 		if *only != "" && *only != w.name {
 			continue
 		}
-		byName := map[string][]result{}
-		for range *rounds {
-			for _, side := range []string{"upstream", "skiff"} {
-				r, err := place(ctx, side, w)
-				if err != nil {
-					return false, fmt.Errorf("%s, %s: %w", w.name, side, err)
-				}
-				byName[side] = append(byName[side], r)
-			}
+		c, err := placeOften(ctx, i)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", w.name, err)
 		}
-		pods := 0
-		for _, wave := range w.waves {
-			pods += len(wave)
-		}
-		u, s := byName["upstream"], byName["skiff"]
-		for _, side := range []string{"upstream", "skiff"} {
-			r := byName[side]
-			fmt.Printf("| %s | %s | %d | %v | %v | %v | %v | %v | %.2f %% | %.2f %% |\n", w.name, side, pods,
-				median(r, func(r result) float64 { return float64(len(r.pending)) }), median(r, func(r result) float64 { return float64(r.lost) }),
-				median(r, func(r result) float64 { return r.used }), median(r, func(r result) float64 { return r.skew[corev1.LabelTopologyZone] }),
-				median(r, func(r result) float64 { return r.skew[corev1.LabelHostname] }), median(r, func(r result) float64 { return r.cpu }), median(r, func(r result) float64 { return r.memory }))
-		}
-		for what, f := range map[string]func(result) float64{
-			"pods without a node": func(r result) float64 { return float64(len(r.pending)) }, "nodes used": func(r result) float64 { return r.used },
-			"skew by zone": func(r result) float64 { return r.skew[corev1.LabelTopologyZone] }, "skew by host": func(r result) float64 { return r.skew[corev1.LabelHostname] },
-			"deviation of cores": func(r result) float64 { return r.cpu }, "deviation of memory": func(r result) float64 { return r.memory },
-			"pods preempted": func(r result) float64 { return float64(r.lost) },
-		} {
-			if a, b := median(s, f), median(u, f); a > b*1.02+1e-9 || what == "pods without a node" && a > b {
-				worse = true
-				fmt.Fprintf(os.Stderr, "%s: %s: %.3f, upstream %.3f\n", w.name, what, a, b)
-			}
+		fmt.Println(c.rows(w.name))
+		for _, what := range c.worse() {
+			worse = true
+			fmt.Fprintf(os.Stderr, "%s: %s\n", w.name, what)
 		}
 	}
 	return worse, nil
 }
 
-func median(rs []result, f func(result) float64) float64 {
-	v := make([]float64, len(rs))
-	for i, r := range rs {
-		v[i] = f(r)
+// placeOften lets both schedulers place the workloads of a kind, the same ones.
+func placeOften(ctx context.Context, kind int) (comparison, error) {
+	c := make(comparison, *rounds)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(*parallel)
+	for i := range c {
+		w := workloads(*first + uint64(i))[kind] //nolint:gosec // an index
+		for side := range sides {
+			g.Go(func() error {
+				r, err := place(ctx, sides[side], w)
+				if err != nil {
+					return fmt.Errorf("round %d, %s: %w", i, sides[side], err)
+				}
+				c[i][side] = r
+				if *each {
+					fmt.Fprintf(os.Stderr, "%s, %d, %s: cores %.2f %%, memory %.2f %%, preempted %d, without a node %v\n",
+						w.name, i, sides[side], r.cpu, r.memory, r.lost, slices.Sorted(maps.Keys(r.pending)))
+				}
+				return nil
+			})
+		}
 	}
-	slices.Sort(v)
-	return v[len(v)/2]
+	return c, g.Wait()
 }
 
 // place runs a workload under one scheduler until it rests.
@@ -145,6 +131,9 @@ func place(ctx context.Context, side string, w workload) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	if err := warm(run, c); err != nil {
+		return result{}, err
+	}
 	for _, wave := range w.waves {
 		for _, p := range wave {
 			if _, err := client.For[*corev1.Pod](c).Create(run, p); err != nil {
@@ -160,6 +149,39 @@ func place(ctx context.Context, side string, w workload) (result, error) {
 		return result{}, err
 	}
 	return judge(w, pods), nil
+}
+
+// warm waits until the scheduler places pods. One that starts later finds all pods of
+// a wave at once, in the order of their names, and places another workload than one
+// that sees them come.
+func warm(ctx context.Context, c *client.Client) error {
+	pods := client.For[*corev1.Pod](c).In("default")
+	p, err := pods.Create(ctx, pod("first", "first", 0, 0))
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	w, err := pods.Watch(ctx, metav1.ListOptions{ResourceVersion: p.ResourceVersion})
+	if err != nil {
+		return err
+	}
+	placed := false
+	for e := range w.Events() {
+		o, ok := e.Object.(*corev1.Pod)
+		switch {
+		case e.Err != nil:
+			return e.Err
+		case ok && e.Type == watch.Deleted:
+			return nil
+		case ok && o.Spec.NodeName != "" && !placed:
+			placed = true
+			if err := pods.Delete(ctx, "first", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("the scheduler does not begin: %w", context.Cause(ctx))
 }
 
 // prepare makes nodes, with their kubelets, and what pods refer to.
@@ -293,72 +315,4 @@ func rest(ctx context.Context, c *client.Client) error {
 			return nil
 		}
 	}
-}
-
-func judge(w workload, pods []*corev1.Pod) result {
-	r := result{pending: map[string]bool{}, skew: map[string]float64{}}
-	cpu, memory, nodes := map[string]float64{}, map[string]float64{}, map[string]node{}
-	for _, n := range w.nodes {
-		nodes[n.name] = n
-	}
-	total := 0
-	for _, wave := range w.waves {
-		total += len(wave)
-	}
-	r.lost = total - len(pods)
-	counts := map[string]map[string]map[string]int{} // topology key, app, domain
-	domain := func(key string, n node) string {
-		if key == corev1.LabelHostname {
-			return n.name
-		}
-		return n.labels[key]
-	}
-	for _, p := range pods {
-		if p.Spec.NodeName == "" {
-			r.pending[p.Name] = true
-			continue
-		}
-		n := nodes[p.Spec.NodeName]
-		req := p.Spec.Containers[0].Resources.Requests
-		cpu[n.name] += float64(req.Cpu().MilliValue()) / float64(n.list.Cpu().MilliValue())
-		memory[n.name] += float64(req.Memory().Value()) / float64(n.list.Memory().Value())
-		// Skew is of what a constraint asks to spread.
-		for _, t := range p.Spec.TopologySpreadConstraints {
-			if counts[t.TopologyKey] == nil {
-				counts[t.TopologyKey] = map[string]map[string]int{}
-			}
-			if counts[t.TopologyKey][p.Labels[app]] == nil {
-				m := map[string]int{}
-				for _, n := range w.nodes {
-					m[domain(t.TopologyKey, n)] = 0
-				}
-				counts[t.TopologyKey][p.Labels[app]] = m
-			}
-			counts[t.TopologyKey][p.Labels[app]][domain(t.TopologyKey, n)]++
-		}
-	}
-	for key, apps := range counts {
-		for _, byDomain := range apps {
-			least, most := math.MaxInt, 0
-			for _, n := range byDomain {
-				least, most = min(least, n), max(most, n)
-			}
-			r.skew[key] = max(r.skew[key], float64(most-least))
-		}
-	}
-	r.used = float64(len(cpu))
-	r.cpu, r.memory = deviation(w.nodes, cpu), deviation(w.nodes, memory)
-	return r
-}
-
-// deviation is the standard deviation over nodes, in percent.
-func deviation(nodes []node, share map[string]float64) float64 {
-	mean, sum := 0.0, 0.0
-	for _, n := range nodes {
-		mean += share[n.name] / float64(len(nodes))
-	}
-	for _, n := range nodes {
-		sum += (share[n.name] - mean) * (share[n.name] - mean)
-	}
-	return 100 * math.Sqrt(sum/float64(len(nodes)))
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // workload is a cluster and what is to be placed on it: the same for every
-// scheduler, since it follows from a fixed seed.
+// scheduler, since it follows from a seed.
 type workload struct {
 	name  string
 	about string
@@ -105,12 +105,20 @@ func tolerates(key string) func(*corev1.Pod) {
 	}
 }
 
-func workloads() []workload {
-	return []workload{packed(), zoneSpread(), antiAffinity(), gpus(), priorities(), heterogeneous()}
+func (w workload) pods() int {
+	n := 0
+	for _, wave := range w.waves {
+		n += len(wave)
+	}
+	return n
 }
 
-func packed() workload {
-	r := rand.New(rand.NewPCG(1, 1))
+func workloads(variant uint64) []workload {
+	return []workload{packed(variant), zoneSpread(), antiAffinity(), gpus(variant), priorities(variant), heterogeneous(variant)}
+}
+
+func packed(variant uint64) workload {
+	r := rand.New(rand.NewPCG(1, variant))
 	w := workload{name: "packed", about: "60 equal nodes, pods of 0.25 to 3 cores for 92 % of them", nodes: pool("n", 8000, 32<<10, 20, 20, 20)}
 	var pods []*corev1.Pod
 	for sum := int64(0); sum < 60*8000*92/100; {
@@ -154,8 +162,8 @@ func antiAffinity() workload {
 	return w
 }
 
-func gpus() workload {
-	r := rand.New(rand.NewPCG(4, 1))
+func gpus(variant uint64) workload {
+	r := rand.New(rand.NewPCG(4, variant))
 	w := workload{name: "taints and GPUs", about: "30 general nodes, 10 tainted with 8 GPUs each; 80 GPUs asked for", nodes: pool("cpu", 16000, 64<<10, 10, 10, 10)}
 	special := pool("gpu", 32000, 128<<10, 5, 5)
 	for i := range special {
@@ -183,8 +191,8 @@ func gpus() workload {
 	return w
 }
 
-func priorities() workload {
-	r := rand.New(rand.NewPCG(5, 1))
+func priorities(variant uint64) workload {
+	r := rand.New(rand.NewPCG(5, variant))
 	w := workload{name: "mixed priorities", about: "40 nodes filled with low priority, then a third of them wanted by high", nodes: pool("n", 8000, 32<<10, 14, 13, 13)}
 	class := func(name string) func(*corev1.Pod) {
 		return func(p *corev1.Pod) { p.Spec.PriorityClassName = name }
@@ -200,8 +208,8 @@ func priorities() workload {
 	return w
 }
 
-func heterogeneous() workload {
-	r := rand.New(rand.NewPCG(6, 1))
+func heterogeneous(variant uint64) workload {
+	r := rand.New(rand.NewPCG(6, variant))
 	w := workload{name: "large, heterogeneous", about: "100 nodes of 4 to 64 cores; 1,200 pods of 0.1 to 24 cores, constrained in every way"}
 	w.nodes = append(w.nodes, pool("small", 4000, 16<<10, 14, 13, 13)...)
 	w.nodes = append(w.nodes, pool("medium", 16000, 64<<10, 10, 10, 10)...)

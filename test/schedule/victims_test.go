@@ -140,6 +140,9 @@ func TestVictims(t *testing.T) {
 			if d.Failure == nil {
 				continue
 			}
+			for _, v := range d.Failure.Victims {
+				v.Doomed = false // for the next, nothing has happened
+			}
 			want, best := u.victims(p, nodes, pods, budgets)
 			if len(want) == 0 {
 				hopeless++

@@ -66,7 +66,8 @@ func NewSnapshot() *Snapshot {
 }
 
 // Fork returns a snapshot that may be changed without changing s. It costs a
-// copy of the indexes; nodes are shared until changed on either side.
+// copy of the indexes; nodes are shared until changed on either side. Pods are shared
+// for good, with what is noted on them (Ending, Doomed).
 func (s *Snapshot) Fork() *Snapshot {
 	f := &Snapshot{
 		slots: slices.Clone(s.slots), byName: maps.Clone(s.byName), free: slices.Clone(s.free),

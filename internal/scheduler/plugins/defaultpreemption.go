@@ -86,6 +86,7 @@ type candidate struct {
 	top    int32
 	sum    int64
 	oldest int64
+	held   float64
 }
 
 // memory is what was found for the nodes, by slot, for one class.
@@ -267,7 +268,27 @@ func (d *DefaultPreemption) judge(p *framework.Pod, n *framework.Node, judged fr
 		slices.SortFunc(c.victims.Pods, moreImportant)
 	}
 	c.rank()
+	c.held = held(p, n)
 	return c
+}
+
+// held is the greatest part of a node's CPU or memory that p, and the pods there
+// that it may not evict, would take.
+func held(p *framework.Pod, n *framework.Node) float64 {
+	var cpu, memory float64
+	take := func(o *framework.Pod) {
+		cpu += float64(o.Uses().MilliCPU)
+		memory += float64(o.Uses().Memory)
+	}
+	take(p)
+	for _, on := range [][]*framework.Pod{n.Pods, n.Nominated} {
+		for _, o := range on {
+			if o.Class.Priority >= p.Class.Priority {
+				take(o)
+			}
+		}
+	}
+	return max(cpu/float64(max(n.Allocatable.MilliCPU, 1)), memory/float64(max(n.Allocatable.Memory, 1)))
 }
 
 // leaves tells that a pod goes whatever is decided here.
@@ -302,7 +323,9 @@ func (c *candidate) rank() {
 
 // better tells whether evicting a's victims does less harm: fewer of them guarded by
 // budgets, a less important most important one, a smaller sum of priorities, fewer,
-// younger ones.
+// younger ones. Where it is the same, upstream takes any; here the node is better of
+// which less is held: pods that make room spread over the nodes, and those after them
+// find victims everywhere.
 func better(a, b *candidate) bool {
 	if len(a.victims.Pods) == 0 || len(b.victims.Pods) == 0 {
 		return len(a.victims.Pods) < len(b.victims.Pods)
@@ -313,15 +336,16 @@ func better(a, b *candidate) bool {
 		cmp.Compare(a.sum, b.sum),
 		cmp.Compare(a.count, b.count),
 		cmp.Compare(b.oldest, a.oldest),
+		cmp.Compare(a.held, b.held),
 		cmp.Compare(a.name, b.name),
 	) < 0
 }
 
 // narrowed asks others what they object to. They may name other victims.
 func (d *DefaultPreemption) narrowed(p *framework.Pod, s *framework.Snapshot, found []*candidate) ([]*candidate, error) {
-	by := make(map[string]Victims, len(found))
+	by, held := make(map[string]Victims, len(found)), make(map[string]float64, len(found))
 	for _, c := range found {
-		by[c.name] = c.victims
+		by[c.name], held[c.name] = c.victims, c.held
 	}
 	by, err := d.Narrow(p, s, by)
 	if err != nil {
@@ -329,7 +353,7 @@ func (d *DefaultPreemption) narrowed(p *framework.Pod, s *framework.Snapshot, fo
 	}
 	var out []*candidate
 	for name, v := range by {
-		c := &candidate{name: name, victims: v}
+		c := &candidate{name: name, victims: v, held: held[name]}
 		slices.SortFunc(c.victims.Pods, moreImportant)
 		c.rank()
 		out = append(out, c)

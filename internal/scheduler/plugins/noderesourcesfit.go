@@ -32,10 +32,16 @@ type NodeResourcesFit struct {
 // validated.
 func NewNodeResourcesFit(args *config.NodeResourcesFitArgs) NodeResourcesFit {
 	f := NodeResourcesFit{ignored: setOf(args.IgnoredResources), groups: setOf(args.IgnoredResourceGroups)}
-	if s := args.ScoringStrategy; s != nil {
+	if s := args.ScoringStrategy; s != nil && !usual(s) {
 		f.scoring = newScoring(s)
 	}
 	return f
+}
+
+// usual tells whether a strategy is the one of the zero value, which is faster.
+func usual(s *config.ScoringStrategy) bool {
+	return s.Type == config.LeastAllocated &&
+		slices.Equal(s.Resources, []config.ResourceSpec{{Name: string(corev1.ResourceCPU), Weight: 1}, {Name: string(corev1.ResourceMemory), Weight: 1}})
 }
 
 func setOf(names []string) map[string]bool {
