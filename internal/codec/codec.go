@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"strconv"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -38,6 +39,12 @@ var protoMagic = []byte{'k', '8', 's', 0}
 type protoMarshaler interface {
 	Size() int
 	MarshalToSizedBuffer([]byte) (int, error)
+}
+
+// storable writes itself into a part of its envelope.
+type storable interface {
+	protoMarshaler
+	runtime.ProtobufMarshaller
 }
 
 type protoUnmarshaler interface {
@@ -221,11 +228,20 @@ func Stored(gvk schema.GroupVersionKind, obj interface {
 	rv := obj.GetResourceVersion()
 	obj.SetResourceVersion("")
 	defer obj.SetResourceVersion(rv)
-	bare, err := Bare(obj)
+	m, ok := obj.(storable)
+	if !ok {
+		return nil, fmt.Errorf("%T has no protobuf encoding", obj)
+	}
+	// At once into its envelope.
+	u := runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind}}
+	size := m.Size()
+	b := make([]byte, len(protoMagic)+u.Size()+1+protowire.SizeBytes(size))
+	copy(b, protoMagic)
+	n, err := u.NestedMarshalTo(b[len(protoMagic):], m, uint64(size))
 	if err != nil {
 		return nil, err
 	}
-	return Envelope(gvk, bare)
+	return b[:len(protoMagic)+n], nil
 }
 
 // FromStored decodes a stored value into a new object of its kind and sets its
@@ -236,8 +252,8 @@ func FromStored(data []byte, rev int64, into interface {
 }) error {
 	switch {
 	case bytes.HasPrefix(data, protoMagic):
-		var u runtime.Unknown
-		if err := u.Unmarshal(data[len(protoMagic):]); err != nil {
+		raw, err := unwrap(data[len(protoMagic):])
+		if err != nil {
 			return fmt.Errorf("envelope: %w", err)
 		}
 		m, ok := into.(protoUnmarshaler)
@@ -245,8 +261,8 @@ func FromStored(data []byte, rev int64, into interface {
 			return fmt.Errorf("%T has no protobuf decoding", into)
 		}
 		m.Reset()
-		if err := m.Unmarshal(u.Raw); err != nil {
-			return fmt.Errorf("decode %s: %w", u.Kind, err)
+		if err := m.Unmarshal(raw); err != nil {
+			return fmt.Errorf("decode %T: %w", into, err)
 		}
 	case len(data) > 0 && data[0] == '{':
 		if err := json.Unmarshal(data, into); err != nil {
@@ -258,4 +274,30 @@ func FromStored(data []byte, rev int64, into interface {
 	}
 	into.SetResourceVersion(strconv.FormatInt(rev, 10))
 	return nil
+}
+
+// rawField is the number of the field of an envelope (runtime.Unknown) that has the
+// object.
+const rawField = 2
+
+// unwrap returns the part of an envelope that is the object.
+func unwrap(b []byte) ([]byte, error) {
+	var raw []byte
+	for len(b) > 0 {
+		num, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		b = b[n:]
+		if num == rawField && kind == protowire.BytesType {
+			raw, n = protowire.ConsumeBytes(b)
+		} else {
+			n = protowire.ConsumeFieldValue(num, kind, b)
+		}
+		if n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	return raw, nil
 }

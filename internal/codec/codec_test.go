@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -141,6 +142,32 @@ func TestAppendTyped(t *testing.T) {
 		}
 		if got, want := b.String(), "before"+string(WithType(gvk, bare))+"\n"; got != want {
 			t.Errorf("%T: got %s, want %s", obj, got, want)
+		}
+	}
+}
+
+// What is stored is what the library's envelope around the object is.
+func TestStoredIsAnEnvelope(t *testing.T) {
+	for _, p := range []*corev1.Pod{{}, {ObjectMeta: metav1.ObjectMeta{Name: strings.Repeat("a", 300), Namespace: "b"}, Spec: corev1.PodSpec{NodeName: "n"}}} {
+		got, err := Stored(gvk, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := Bare(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := Envelope(gvk, bare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%q instead of %q", got, want)
+		}
+	}
+	for _, b := range []string{"k8s\x00\x0a", "k8s\x00\x12\x05ab", "k8s\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "k8s\x00\x12\x02\xff\xff"} {
+		if err := FromStored([]byte(b), 1, &corev1.Pod{}); err == nil {
+			t.Errorf("%q was taken", b)
 		}
 	}
 }
