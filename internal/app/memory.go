@@ -31,6 +31,7 @@ const (
 // reserve for long after it. With GOGC set nothing is tended.
 func tendMemory(ctx context.Context) error {
 	if os.Getenv("GOGC") != "" {
+		<-ctx.Done()
 		return nil
 	}
 	t := tender{percent: normalPercent, set: func(p int) { debug.SetGCPercent(p) }, free: debug.FreeOSMemory}

@@ -1,8 +1,10 @@
 package app
 
 import (
+	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 )
 
 func TestTendMemory(t *testing.T) {
@@ -36,4 +38,23 @@ func TestTendMemory(t *testing.T) {
 	looks(30, 1<<20, 30<<20)
 	looks(1, 10<<20, 30<<20)
 	looks(20, 0, 30<<20)
+}
+
+// Where GOGC is set nothing is tended, for as long as the program runs.
+func TestMemoryUntended(t *testing.T) {
+	t.Setenv("GOGC", "200")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := false
+		go func() { _ = tendMemory(ctx); ended = true }()
+		synctest.Wait()
+		if ended {
+			t.Error("it ended before the program")
+		}
+		cancel()
+		synctest.Wait()
+		if !ended {
+			t.Error("it does not end with the program")
+		}
+	})
 }
