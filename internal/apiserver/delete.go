@@ -34,6 +34,12 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 	// removes it first.
 	var marked Object
 	for {
+		if marked != nil && ctx.Err() != nil {
+			// Nobody else comes to remove what was marked.
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), finishDelete)
+			defer cancel()
+		}
 		if marked != nil && (cur.obj == nil || cur.obj.GetUID() != marked.GetUID()) {
 			return s.deleted(rq, marked), true, nil
 		}
@@ -61,11 +67,15 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 		default:
 			return nil, false, storeError(err)
 		}
-		if err := ctx.Err(); err != nil {
+		if err := ctx.Err(); err != nil && marked == nil {
 			return nil, false, storeError(err)
 		}
 	}
 }
+
+// finishDelete is how long the removal of what was marked may take, whoever asked for
+// it being gone.
+const finishDelete = 10 * time.Second
 
 func warnOfDelete(rq *request, o *metav1.DeleteOptions) {
 	if f := rq.kind.DeleteWarnings; f != nil {
@@ -131,6 +141,10 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 				return nil, false, err
 			}
 			*marked = cur.obj
+			// The request may have ended with that: the mark must not stay.
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), finishDelete)
+			defer cancel()
 		}
 		rev, err := s.Store.Delete(ctx, s.storeKey(k, rq.key()), cur.rev)
 		if err != nil {

@@ -5,6 +5,11 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"skiff/internal/api/resource"
+	"skiff/internal/client"
 	"skiff/internal/store"
 	"skiff/internal/store/mem"
 )
@@ -18,6 +23,9 @@ type hasty struct {
 
 func (h hasty) Delete(ctx context.Context, key string, rev int64) (int64, error) {
 	h.before(key)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	return h.Store.Delete(ctx, key, rev)
 }
 
@@ -75,4 +83,37 @@ func TestDeleteOvertaken(t *testing.T) {
 		}
 		f.want(404, "GET", at+"/"+name, "", "")
 	}
+}
+
+// A deletion that has marked its object removes it, though whoever asked went away
+// meanwhile: nobody else would.
+func TestDeleteAbandoned(t *testing.T) {
+	st := mem.New(mem.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	changed := false
+	f := startOn(t, hasty{st, func(key string) {
+		if !strings.HasSuffix(key, "/default/p") {
+			return
+		}
+		cancel()
+		if !changed { // and somebody writes to it
+			changed = true
+			kv, err := st.Get(t.Context(), key, 0)
+			if err == nil {
+				_, err = st.Update(t.Context(), key, kv.Value, kv.ModRev, store.WriteOptions{})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	const at = "/api/v1/namespaces/default/pods"
+	f.want(201, "POST", at, "application/json", `{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c","image":"i"}]}}`)
+	pods := client.For[*corev1.Pod](client.New(f.srv.Local(resource.User{Name: "part"}), "part")).In("default")
+	_ = pods.Delete(ctx, "p", metav1.DeleteOptions{}) // whatever it is told
+	if !changed {
+		t.Error("nothing was marked")
+	}
+	f.want(404, "GET", at+"/p", "", "")
 }

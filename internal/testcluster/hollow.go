@@ -412,8 +412,8 @@ func (l *life) next(p *corev1.Pod, now time.Time) step {
 			return step{wait: l.stop.Sub(now)}
 		case !ended:
 			return step{report: func(p *corev1.Pod, at metav1.Time) { l.terminated(p, l.stopExit, at) }}
-		case ptr.Deref(p.DeletionGracePeriodSeconds, 1) == 0:
-			return step{} // finalizers hold it
+		case ptr.Deref(p.DeletionGracePeriodSeconds, 1) == 0 && len(p.Finalizers) > 0:
+			return step{} // they hold it
 		}
 		return step{remove: true}
 	}
