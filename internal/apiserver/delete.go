@@ -37,7 +37,7 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 		if marked != nil && ctx.Err() != nil {
 			// Nobody else comes to remove what was marked.
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), finishDelete)
+			ctx, cancel = abandoned(ctx)
 			defer cancel()
 		}
 		if marked != nil && (cur.obj == nil || cur.obj.GetUID() != marked.GetUID()) {
@@ -76,6 +76,11 @@ func (s *Server) delete(ctx context.Context, rq *request, o *metav1.DeleteOption
 // finishDelete is how long the removal of what was marked may take, whoever asked for
 // it being gone.
 const finishDelete = 10 * time.Second
+
+// abandoned goes on where ctx ends, for that long.
+func abandoned(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), finishDelete)
+}
 
 func warnOfDelete(rq *request, o *metav1.DeleteOptions) {
 	if f := rq.kind.DeleteWarnings; f != nil {
@@ -143,7 +148,7 @@ func (s *Server) deleteOnce(ctx context.Context, rq *request, o *metav1.DeleteOp
 			*marked = cur.obj
 			// The request may have ended with that: the mark must not stay.
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), finishDelete)
+			ctx, cancel = abandoned(ctx)
 			defer cancel()
 		}
 		rev, err := s.Store.Delete(ctx, s.storeKey(k, rq.key()), cur.rev)

@@ -12,15 +12,36 @@ import (
 // changes, so that those which are equal may be the same: of a pod in memory, the
 // maps of its containers' resources are a quarter.
 type shared struct {
-	mu       sync.Mutex
-	now, old map[string]corev1.ResourceRequirements
-
-	labels, oldLabels map[uint64]map[string]string // by hash
-	seed              maphash.Seed
+	mu           sync.Mutex
+	requirements recent[string, corev1.ResourceRequirements] // by their bytes
+	labels       recent[uint64, map[string]string]           // by hash
+	seed         maphash.Seed
 }
 
 // keepShared bounds each of two generations.
 const keepShared = 1024
+
+// recent keeps what came last, two generations of it.
+type recent[K comparable, V any] struct{ now, old map[K]V }
+
+// first returns what came first under a key and is kept: v, where nothing is.
+func (r *recent[K, V]) first(k K, v V) V {
+	known, ok := r.now[k]
+	if ok {
+		return known
+	}
+	if known, ok = r.old[k]; !ok {
+		known = v
+	}
+	if len(r.now) >= keepShared {
+		r.old, r.now = r.now, nil
+	}
+	if r.now == nil {
+		r.now = make(map[K]V)
+	}
+	r.now[k] = known
+	return known
+}
 
 // in replaces the parts of an object, which was just decoded, by those known.
 func (s *shared) in(obj Object) {
@@ -44,7 +65,7 @@ func (s *shared) labelled(l map[string]string) map[string]string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.labels == nil && s.oldLabels == nil {
+	if s.seed == (maphash.Seed{}) {
 		s.seed = maphash.MakeSeed()
 	}
 	var sum uint64 // of any order
@@ -56,20 +77,8 @@ func (s *shared) labelled(l map[string]string) map[string]string {
 		_, _ = h.WriteString(v)
 		sum += h.Sum64()
 	}
-	known, ok := s.labels[sum]
-	if !ok {
-		if known, ok = s.oldLabels[sum]; !ok {
-			known = l
-		}
-		if len(s.labels) >= keepShared {
-			s.oldLabels, s.labels = s.labels, nil
-		}
-		if s.labels == nil {
-			s.labels = make(map[uint64]map[string]string)
-		}
-		s.labels[sum] = known
-	}
-	if maps.Equal(known, l) {
+	known := s.labels.first(sum, l)
+	if maps.Equal(known, l) { // and not of the same hash by chance
 		return known
 	}
 	return l
@@ -86,19 +95,7 @@ func (s *shared) resources(r *corev1.ResourceRequirements) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known, ok := s.now[string(key)]
-	if !ok {
-		if known, ok = s.old[string(key)]; !ok {
-			known = *r
-		}
-		if len(s.now) >= keepShared {
-			s.old, s.now = s.now, nil
-		}
-		if s.now == nil {
-			s.now = make(map[string]corev1.ResourceRequirements)
-		}
-		s.now[string(key)] = known
-	}
+	known := s.requirements.first(string(key), *r)
 	if (known.Limits == nil) == (r.Limits == nil) && (known.Requests == nil) == (r.Requests == nil) {
 		r.Limits, r.Requests = known.Limits, known.Requests
 	}

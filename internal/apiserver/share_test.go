@@ -58,7 +58,7 @@ func TestSharedLabels(t *testing.T) {
 	for i := range 3 * keepShared {
 		in(map[string]string{"n": strconv.Itoa(i)})
 	}
-	if n := len(s.labels) + len(s.oldLabels); n > 2*keepShared {
+	if n := len(s.labels.now) + len(s.labels.old); n > 2*keepShared {
 		t.Errorf("%d are kept", n)
 	}
 }

@@ -102,25 +102,24 @@ func (r *replicaSets[T]) changed(ch client.Change[T]) {
 }
 
 func (r *replicaSets[T]) reconcile(ctx context.Context, k control.Key) (control.Result, error) {
-	seen := 0
-	res, err := r.settle(ctx, k, &seen)
-	res.Rest = min(time.Duration(seen*r.Queue.Busy())*restPerPod, longestRest)
-	return res, err
-}
-
-// settle is one reconciliation; seen becomes the number of pods that it looked at.
-func (r *replicaSets[T]) settle(ctx context.Context, k control.Key, seen *int) (control.Result, error) {
 	o, ok := r.sets.Get(k.Namespace, k.Name)
 	if !ok {
 		return control.Result{}, nil
 	}
+	owned := r.pods.ByIndex(byController, string(o.GetUID()))
+	res, err := r.settle(ctx, k, o, owned)
+	res.Rest = min(time.Duration(len(owned)*r.Queue.Busy())*restPerPod, longestRest)
+	return res, err
+}
+
+// settle is one reconciliation of o, whose pods are owned.
+func (r *replicaSets[T]) settle(ctx context.Context, k control.Key, o T, owned []*corev1.Pod) (control.Result, error) {
 	rs := r.as(o)
 	sel, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
 		r.Log.Error("invalid selector", "ns", k.Namespace, "name", k.Name, "err", err)
 		return control.Result{}, nil
 	}
-	owned := r.pods.ByIndex(byController, string(rs.UID))
 	var active, terminating []*corev1.Pod
 	for _, p := range owned {
 		switch {
@@ -141,7 +140,6 @@ func (r *replicaSets[T]) settle(ctx context.Context, k control.Key, seen *int) (
 			return client.For[T](r.Client).In(rs.Namespace).Get(ctx, rs.Name)
 		},
 	}
-	*seen = len(owned)
 	active, err = m.claim(ctx, active, sel)
 	if err != nil {
 		return control.Result{}, err
