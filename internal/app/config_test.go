@@ -3,8 +3,10 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -164,6 +166,32 @@ func TestForeignDirectory(t *testing.T) {
 	if err := foreignDir(i); err != nil {
 		t.Errorf("a directory of skiff: %v", err)
 	}
+}
+
+// TestLockOfAKilledOne: the last threads of a skiff that was killed hold its lock a
+// little longer than it lives.
+func TestLockOfAKilledOne(t *testing.T) {
+	i, err := host.New("x", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockInstance(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := exec.Command("true")
+	if err := killed.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(i.Data("lock"), fmt.Appendln(nil, killed.Process.Pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, unlock)
+	unlock, err = lockInstance(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 }
 
 func TestOneProcessAtATime(t *testing.T) {

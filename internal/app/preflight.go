@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -164,17 +165,25 @@ func (m machineFacts) kernelFeatures() error {
 	return err
 }
 
-// lockInstance makes this process the only one of its instance.
+// lastGasp is how long a process that was killed may take to let go of its lock.
+const lastGasp = 10 * time.Second
+
+// lockInstance makes this process the only one of its instance. It waits for one
+// that was killed: its lock goes with the last of its threads, which may be a while
+// after the first.
 func lockInstance(i host.Instance) (func(), error) {
 	f, err := os.OpenFile(i.Data("lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		pid := make([]byte, 16)
-		n, _ := f.ReadAt(pid, 0)
-		f.Close()
-		return nil, &StartError{fmt.Sprintf("skiff %q is running already (pid %s)", i.Name, strings.TrimSpace(string(pid[:n]))), "`skiff status` tells more, `skiff down` ends it"}
+	for begin := time.Now(); syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil; time.Sleep(10 * time.Millisecond) {
+		b := make([]byte, 16)
+		n, _ := f.ReadAt(b, 0)
+		pid := strings.TrimSpace(string(b[:n]))
+		if time.Since(begin) > lastGasp || !dying(pid) {
+			f.Close()
+			return nil, &StartError{fmt.Sprintf("skiff %q is running already (pid %s)", i.Name, pid), "`skiff status` tells more, `skiff down` ends it"}
+		}
 	}
 	if err := f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
@@ -184,4 +193,17 @@ func lockInstance(i host.Instance) (func(), error) {
 		}
 	}
 	return func() { f.Close() }, nil
+}
+
+// dying tells that the first thread of a process is gone.
+func dying(pid string) bool {
+	if _, err := strconv.Atoi(pid); err != nil {
+		return false
+	}
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	_, state, _ := strings.Cut(string(b), ") ")
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
 }

@@ -137,9 +137,22 @@ func (c *cluster) kill9() {
 		c.t.Fatal(err)
 	}
 	c.eventually("skiff is gone", func() (bool, string) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		// A zombie, whose parent is busy, holds nothing any more.
-		return err != nil || strings.Contains(string(b), ") Z "), string(b)
+		// A zombie, whose parent is busy, holds nothing any more: once its other
+		// threads are gone too, which may end after the first one.
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		var alive strings.Builder
+		for _, dir := range threads {
+			stat, err := os.ReadFile(dir + "/stat")
+			if err != nil || strings.Contains(string(stat), ") Z ") {
+				continue
+			}
+			stack, err := os.ReadFile(dir + "/stack")
+			fmt.Fprintf(&alive, "%s%s%v\n", stat, stack, err)
+		}
+		return alive.Len() == 0, alive.String()
 	})
 }
 

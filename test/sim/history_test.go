@@ -10,7 +10,9 @@ import (
 	"sync"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
@@ -221,6 +223,13 @@ func (c *change) String() string {
 	extra := ""
 	if p, ok := c.object().(*corev1.Pod); ok {
 		extra = fmt.Sprintf(" node=%s phase=%s ready=%v", p.Spec.NodeName, p.Status.Phase, ready(p))
+	}
+	if j, ok := c.object().(*batchv1.Job); ok {
+		extra = fmt.Sprintf(" succeeded=%d failed=%d uncounted=%+v", j.Status.Succeeded, j.Status.Failed, ptr.Deref(j.Status.UncountedTerminatedPods, batchv1.UncountedTerminatedPods{}))
+	}
+	if b, ok := c.object().(*policyv1.PodDisruptionBudget); ok {
+		s := b.Status
+		extra = fmt.Sprintf(" healthy=%d of %d, %d demanded, allowed=%d disrupted=%v", s.CurrentHealthy, s.ExpectedPods, s.DesiredHealthy, s.DisruptionsAllowed, slices.Sorted(maps.Keys(s.DisruptedPods)))
 	}
 	if c.object().GetDeletionTimestamp() != nil {
 		extra += fmt.Sprintf(" deleting in %d s, held by %v", ptr.Deref(c.object().GetDeletionGracePeriodSeconds(), -1), c.object().GetFinalizers())

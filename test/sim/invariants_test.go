@@ -50,8 +50,9 @@ type nodeVersion struct {
 
 // jobTruth is what pods of a job did.
 type jobTruth struct {
-	succeeded map[types.UID]bool // with the finalizer on
-	failed    map[types.UID]bool // or went before they ended
+	succeeded map[types.UID]string // with the finalizer on: their names
+	lost      map[types.UID]bool   // counted as failed
+	failed    map[types.UID]bool   // or went before they ended
 	all       map[types.UID]bool
 	indexes   map[string]bool // that succeeded
 	counted   int32
@@ -382,7 +383,7 @@ func uses(o client.Object, k corev1.ResourceName) bool {
 func (v *invariants) truth(uid types.UID) *jobTruth {
 	t := v.jobs[uid]
 	if t == nil {
-		t = &jobTruth{succeeded: map[types.UID]bool{}, failed: map[types.UID]bool{}, all: map[types.UID]bool{}, indexes: map[string]bool{}}
+		t = &jobTruth{succeeded: map[types.UID]string{}, failed: map[types.UID]bool{}, lost: map[types.UID]bool{}, all: map[types.UID]bool{}, indexes: map[string]bool{}}
 		v.jobs[uid] = t
 	}
 	return t
@@ -398,7 +399,9 @@ func (v *invariants) jobPod(old, p *corev1.Pod) {
 	t.all[p.UID] = true
 	switch {
 	case p.Status.Phase == corev1.PodSucceeded:
-		t.succeeded[p.UID] = true
+		if !t.lost[p.UID] {
+			t.succeeded[p.UID] = p.Namespace + "/" + p.Name
+		}
 		if i, ok := p.Annotations[batchv1.JobCompletionIndexAnnotation]; ok {
 			t.indexes[i] = true
 		}
@@ -438,9 +441,22 @@ func (v *invariants) job(c *change) {
 	if s.UncountedTerminatedPods != nil {
 		waiting = int32(len(s.UncountedTerminatedPods.Succeeded))
 		for _, u := range s.UncountedTerminatedPods.Succeeded {
-			if !t.succeeded[u] {
+			if t.succeeded[u] == "" {
 				v.fail("%s counts %s, which has not succeeded", c.key, u)
 			}
+		}
+	}
+	ending := slices.ContainsFunc(s.Conditions, func(c batchv1.JobCondition) bool {
+		return c.Type == batchv1.JobFailureTarget || c.Type == batchv1.JobFailed
+	})
+	if s.UncountedTerminatedPods != nil && !ending {
+		for _, u := range s.UncountedTerminatedPods.Failed {
+			// A pod on its way out counts as failed, whatever it comes to (upstream's rule).
+			if !t.failed[u] {
+				v.fail("%s counts %s as failed, which has not", c.key, u)
+			}
+			t.lost[u] = true
+			delete(t.succeeded, u)
 		}
 	}
 	if !indexed(j) && int(s.Succeeded+waiting) > len(t.succeeded) {
@@ -453,9 +469,7 @@ func (v *invariants) job(c *change) {
 	// Of a job that failed, every pod that ran counts as failed, though it may end
 	// well after that (upstream's rule).
 	failures := len(t.failed)
-	if slices.ContainsFunc(s.Conditions, func(c batchv1.JobCondition) bool {
-		return c.Type == batchv1.JobFailureTarget || c.Type == batchv1.JobFailed
-	}) {
+	if ending {
 		failures = len(t.all)
 	}
 	if int(s.Failed) > failures {

@@ -259,7 +259,7 @@ func (w *world) unsettled() []string {
 			add("%s is complete with %d of %d", what, j.Status.Succeeded, *j.Spec.Completions)
 		}
 		if t := w.inv.jobs[j.UID]; t != nil && !indexed(j) && complete(j) && int(j.Status.Succeeded) != len(t.succeeded) {
-			add("%s counts %d, %d pods succeeded", what, j.Status.Succeeded, len(t.succeeded))
+			add("%s counts %d, %d pods succeeded: %v", what, j.Status.Succeeded, len(t.succeeded), t.succeeded)
 		}
 		if indexed(j) && complete(j) && j.Spec.SuccessPolicy == nil && len(indexes(j.Status.CompletedIndexes)) != int(*j.Spec.Completions) {
 			add("%s is complete with indexes %s of %d", what, j.Status.CompletedIndexes, *j.Spec.Completions)

@@ -221,19 +221,18 @@ func (n *Network) Detach(ctx context.Context, s pod.Sandbox) error {
 		rt.NetNS = "" // what plugins expect of a namespace that is gone
 	}
 	if len(done) == 0 {
+		if _, err := os.Stat(n.namespaceFile(s.ID)); errors.Is(err, os.ErrNotExist) {
+			return nil // no plugin was asked to attach it, or all is undone
+		}
 		// Attach may have ended before it was noted. Plugins take a deletion of what
 		// is not there for done.
 		list, err := n.load()
-		if errors.Is(err, ErrNoConfig) {
-			return nil
-		}
 		if err == nil {
 			err = n.cni.DelNetworkList(ctx, list, rt)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrNoConfig) {
 			return fmt.Errorf("detach sandbox %q: %w", s.ID, err)
 		}
-		return nil
 	}
 	for _, a := range done {
 		list, err := libcni.NetworkConfFromBytes(a.Config)

@@ -137,10 +137,38 @@ func TestAttachDetach(t *testing.T) {
 	if len(calls) != 1 || !strings.HasPrefix(calls[0], "DEL id=abc netns= if=eth0") || !strings.Contains(calls[0], `"name":"first"`) {
 		t.Fatalf("calls %q", calls)
 	}
+	// A second time it asks nobody, so no configuration of today is in the way.
+	f.write(filepath.Join(f.conf, "10-a.conflist"), "{", 0o644)
 	if err := f.net.Detach(t.Context(), sandbox); err != nil {
 		t.Fatal(err)
 	}
-	f.want("DEL id=abc")
+	f.want()
+}
+
+// An attachment that was begun and not noted is undone by the configuration of the
+// day; one that was never begun asks nobody.
+func TestDetachUnfinished(t *testing.T) {
+	f := newFixture(t)
+	f.config("10-a.conflist", "net")
+	s := pod.Sandbox{ID: "abc", NetNS: nettest.New(t).Path}
+	if err := f.net.Detach(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	f.want()
+	if err := f.net.keepNamespace(s); err != nil {
+		t.Fatal(err)
+	}
+	f.write(filepath.Join(f.bin, "fail"), "DEL", 0o644)
+	if err := f.net.Detach(t.Context(), s); err == nil || !strings.Contains(err.Error(), "try again later") {
+		t.Fatalf("got %v", err)
+	}
+	f.write(filepath.Join(f.bin, "fail"), "", 0o644)
+	for range 2 {
+		if err := f.net.Detach(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.want("DEL id=abc netns="+s.NetNS, "DEL id=abc netns="+s.NetNS)
 }
 
 func TestFailingPlugin(t *testing.T) {
