@@ -394,6 +394,12 @@ func (w *world) pod(ns string) {
 			w.hist.op("pod %s/%s fails", ns, p.Name)
 			next := p.DeepCopy()
 			next.Status.Phase, next.Status.Reason = corev1.PodFailed, "Killed"
+			for i := range next.Status.Conditions {
+				// A budget counts by this condition alone, upstream's too.
+				if c := &next.Status.Conditions[i]; c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
+					c.Status = corev1.ConditionFalse
+				}
+			}
 			_, err := client.For[*corev1.Pod](w.user).UpdateStatus(w.ctx, next)
 			if err != nil && !lost(err) && w.ctx.Err() == nil {
 				w.failed("pod status: %v", err)
