@@ -148,7 +148,7 @@ func TestAuthority(t *testing.T) {
 }
 
 func TestMarkdown(t *testing.T) {
-	report := func(scenario string, better *float64) report {
+	of := func(scenario string, better *float64) report {
 		return report{
 			Time: time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC), Host: hostFacts{CPUs: 2, Kernel: "6.1", Load: "0.10 0.20 0.30 1/2 3"},
 			Names: []string{"one", "other"}, Rounds: 2,
@@ -159,7 +159,7 @@ func TestMarkdown(t *testing.T) {
 		}
 	}
 	ten := 10.0
-	got := markdown([]report{report("bind", &ten), report("odd", nil)})
+	got := markdown([]report{of("bind", &ten), of("odd", nil)})
 	for _, want := range []string{
 		"# one beside other\n", "- bind: 2026-01-02 03:04 UTC, 2 processors, kernel 6.1, load average before 0.10 0.20 0.30, rounds: 2\n",
 		"    x-axis [\"bind\"]\n    y-axis \"times\"\n    bar [10]\n",

@@ -77,6 +77,7 @@ if [ $role = up ]; then
 		flags+=(--peer-bin "$(realpath "$upstream")")
 	fi
 else
+	: >"$tmp/skiff.log"
 	setsid "$skiff" server --name "$name" --data-dir "$tmp/skiff" >"$tmp/skiff.log" 2>&1 &
 	for _ in $(seq 600); do
 		grep -q '^Ready' "$tmp/skiff.log" && break
