@@ -121,7 +121,8 @@ func (h *imageHandler) remove(w http.ResponseWriter, r *http.Request) {
 	}
 	before := h.images.Named(img.ID)
 	// A name more or less hurts nobody; the last one takes the image along.
-	if takesLast(ref, before) && r.URL.Query().Get("force") != "true" {
+	last := takesLast(ref, before)
+	if last && r.URL.Query().Get("force") != "true" {
 		users, err := h.users()
 		if err != nil {
 			imageError(w, err)
@@ -135,6 +136,9 @@ func (h *imageHandler) remove(w http.ResponseWriter, r *http.Request) {
 			imageError(w, fmt.Errorf("unable to remove %q (must force): %w by %s", ref, image.ErrInUse, strings.Join(names, ", ")))
 			return
 		}
+	}
+	if last {
+		ref = img.ID
 	}
 	if err := h.images.Remove(r.Context(), ref); err != nil {
 		imageError(w, err)
@@ -161,8 +165,10 @@ func takesLast(ref string, names []string) bool {
 		return true
 	}
 	return !slices.ContainsFunc(names, func(name string) bool {
+		// The digests of a repository go with its tag, and its tags with the digest.
 		other, err := image.ParseName(name)
-		return err == nil && name != n.String() && (n.Digest == "" || other.Repository() != n.Repository())
+		sameImage := other.Repository() == n.Repository() && (n.Digest != "" || other.Digest != "")
+		return err == nil && name != n.String() && !sameImage
 	})
 }
 

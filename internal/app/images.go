@@ -49,7 +49,7 @@ func describe(i *image.Image) admin.Image {
 	out := admin.Image{ID: i.ID, Names: i.RepoTags, Digests: i.RepoDigests, Size: i.Size}
 	if i.Config != nil {
 		out.Created, out.Labels = i.Config.Created.Time, i.Config.Config.Labels
-		out.Platform = i.Config.Platform().String()
+		out.Platform = image.PlatformOf(i.Config).String()
 	}
 	return out
 }

@@ -370,7 +370,7 @@ func openBlobFile(f files, h v1.Hash) (io.ReadCloser, error) {
 
 func (s *Store) importOCIImage(ctx context.Context, lease *Lease, f files, desc v1.Descriptor, names []string, docker []dockerManifest, p publication) (*Image, error) {
 	fetch := func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return openBlobFile(f, d.Digest) }
-	got, err := s.fetchImage(ctx, lease, desc, fetch, 1, silent)
+	got, err := s.fetchImage(ctx, lease, desc, fetch, 1, nil, silent)
 	if err != nil {
 		return nil, err
 	}

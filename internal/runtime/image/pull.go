@@ -24,8 +24,9 @@ type fetched struct {
 }
 
 // fetchImage stores the manifest desc, its config and layers under lease, as far
-// as they are not stored, and verifies every digest.
-func (s *Store) fetchImage(ctx context.Context, lease *Lease, desc v1.Descriptor, fetch fetchFunc, parallel int, tell Progress) (*fetched, error) {
+// as they are not stored, and verifies every digest. Where a platform is wanted
+// and the image is of another, the error wraps ErrNotFound.
+func (s *Store) fetchImage(ctx context.Context, lease *Lease, desc v1.Descriptor, fetch fetchFunc, parallel int, want *v1.Platform, tell Progress) (*fetched, error) {
 	rawManifest, err := s.fetchJSON(ctx, lease, desc, fetch)
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
@@ -41,6 +42,9 @@ func (s *Store) fetchImage(ctx context.Context, lease *Lease, desc v1.Descriptor
 	config, err := parseConfig(rawConfig)
 	if err != nil {
 		return nil, err
+	}
+	if want != nil && (config.OS != "" && config.OS != want.OS || config.Architecture != "" && config.Architecture != want.Architecture) {
+		return nil, &PlatformError{Want: *want, There: []v1.Platform{PlatformOf(config)}}
 	}
 	if len(config.RootFS.DiffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("%w: manifest has %d layers, config %d", ErrCorrupt, len(m.Layers), len(config.RootFS.DiffIDs))
@@ -201,7 +205,7 @@ func (s *Store) pull(ctx context.Context, n Name, o PullOptions, tell Progress) 
 func (s *Store) fetchAndUnpack(ctx context.Context, lease *Lease, n Name, found *RemoteImage, platform v1.Platform, tell Progress) (*Image, error) {
 	there := map[v1.Hash]bool{} // and so are done with when they are found
 	var mu sync.Mutex
-	got, err := s.fetchImage(ctx, lease, found.Manifest, found.Fetch, parallelLayers, func(e Event) {
+	got, err := s.fetchImage(ctx, lease, found.Manifest, found.Fetch, parallelLayers, &platform, func(e Event) {
 		if e.Stage == Exists {
 			mu.Lock()
 			there[e.Digest] = true
@@ -211,9 +215,6 @@ func (s *Store) fetchAndUnpack(ctx context.Context, lease *Lease, n Name, found 
 	})
 	if err != nil {
 		return nil, fmt.Errorf("failed to copy: %w", err)
-	}
-	if os := got.config.OS; os != "" && os != platform.OS {
-		return nil, fmt.Errorf("no match for platform in manifest: %w: it is of %s", ErrNotFound, got.config.Platform())
 	}
 	tellNew := func(stage Stage) {
 		for _, l := range got.manifest.Layers {

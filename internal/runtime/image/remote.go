@@ -121,6 +121,33 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// PlatformError is that an image is not there for the platform wanted. It is an
+// ErrNotFound.
+type PlatformError struct {
+	Want  v1.Platform
+	There []v1.Platform
+}
+
+func (e *PlatformError) Error() string {
+	text := fmt.Sprintf("no match for platform %s in manifest: not found", e.Want)
+	if len(e.There) == 0 {
+		return text
+	}
+	there := make([]string, 0, len(e.There))
+	for _, p := range e.There {
+		there = append(there, p.String())
+	}
+	return text + " (there is " + strings.Join(there, ", ") + ")"
+}
+
+func (e *PlatformError) Unwrap() error { return ErrNotFound }
+
+// PlatformOf is what an image's config says that it runs on; parts that it does not
+// say are empty.
+func PlatformOf(c *v1.ConfigFile) v1.Platform {
+	return v1.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+}
+
 // Host is the platform of this machine.
 func Host() v1.Platform {
 	p := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}

@@ -12,11 +12,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"skiff/internal/runtime/image"
@@ -249,5 +252,33 @@ func TestVerify(t *testing.T) {
 	}
 	if err := c.Verify(t.Context(), host, bad); !errors.Is(err, image.ErrUnauthorized) {
 		t.Errorf("with tokens: %v", err)
+	}
+}
+
+// An image of another platform is refused, by an index that lacks ours and by its
+// config; one that does not say is taken.
+func TestOtherPlatform(t *testing.T) {
+	srv, s := serve(t), open(t)
+	for name, tc := range map[string]struct {
+		config v1.ConfigFile
+		ok     bool
+	}{
+		"ours": {v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH}, true},
+		"mute": {v1.ConfigFile{}, true}, "other": {v1.ConfigFile{OS: "linux", Architecture: "s390x"}, false},
+		"windows": {v1.ConfigFile{OS: "windows", Architecture: runtime.GOARCH}, false},
+	} {
+		img, err := mutate.ConfigFile(empty.Image, &tc.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.push(t, name+":1", img)
+		got, err := s.Pull(t.Context(), srv.host+"/"+name+":1", nil)
+		if (err == nil) != tc.ok || err != nil && (!errors.Is(err, image.ErrNotFound) || !strings.Contains(err.Error(), "no match for platform linux/")) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	p := v1.Platform{OS: "linux", Architecture: "s390x"}
+	if _, err := s.PullWith(t.Context(), srv.host+"/other:1", image.PullOptions{Platform: &p}); err != nil {
+		t.Errorf("asked for: %v", err)
 	}
 }

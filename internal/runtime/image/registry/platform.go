@@ -2,7 +2,6 @@ package registry
 
 import (
 	"fmt"
-	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -14,7 +13,7 @@ import (
 // the index's order. The error wraps image.ErrNotFound.
 func pick(index *v1.IndexManifest, want v1.Platform) (v1.Descriptor, error) {
 	best, at := -1, v1.Descriptor{}
-	var there []string
+	var there []v1.Platform
 	for _, m := range index.Manifests {
 		if !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
 			continue
@@ -27,20 +26,14 @@ func pick(index *v1.IndexManifest, want v1.Platform) (v1.Descriptor, error) {
 			best, at = r, m
 		}
 		if p.OS != "unknown" && m.Platform != nil { // attestations say unknown
-			there = append(there, p.String())
+			there = append(there, *p)
 		}
 	}
 	if best < 0 {
-		return at, fmt.Errorf("no match for platform %s in manifest: %w (there are %s)", want, errNotThere, strings.Join(there, ", "))
+		return at, &image.PlatformError{Want: want, There: there}
 	}
 	return at, nil
 }
-
-var errNotThere = withKind(image.ErrNotFound, notFound{})
-
-type notFound struct{}
-
-func (notFound) Error() string { return "not found" }
 
 // rank is how far a platform is from the one wanted; negative where that does not
 // run it.

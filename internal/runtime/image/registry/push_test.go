@@ -186,7 +186,7 @@ func TestPushFaults(t *testing.T) {
 	}
 	srv.user = "joe"
 	_, err := s.Push(t.Context(), name, image.PushOptions{})
-	check(err, image.ErrUnauthorized, "failed to push image")
+	check(err, image.ErrUnauthorized, "push access denied, repository does not exist or may require authorization")
 	if _, err := s.Push(t.Context(), name, image.PushOptions{Access: image.Access{Auth: &image.Auth{Username: "joe", Password: "secret"}}}); err != nil {
 		t.Errorf("with credentials: %v", err)
 	}

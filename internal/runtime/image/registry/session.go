@@ -24,6 +24,8 @@ type session struct {
 	name   image.Name
 	repo   name.Repository
 	client *http.Client
+	// verb is what is refused where access is.
+	verb string
 	// namespace is the registry that a mirror is asked for; a mirror of several
 	// needs it.
 	namespace string
@@ -33,7 +35,10 @@ type session struct {
 // gets a token where it wants one.
 func (c *Client) session(ctx context.Context, n image.Name, repo name.Repository, a image.Access, actions string, more ...string) (*session, error) {
 	base := &retrying{inner: &watched{c.transport(repo.RegistryStr(), a.Insecure), c.deps.Stall}, attempts: maxBroken, backoff: c.deps.Backoff}
-	s := &session{name: n, repo: repo}
+	s := &session{name: n, repo: repo, verb: "pull"}
+	if actions == transport.PushScope {
+		s.verb = "push"
+	}
 	scopes := append([]string{repo.Scope(actions)}, more...)
 	rt, err := transport.NewWithContext(ctx, repo.Registry, authenticator(a.Auth), transport.NewUserAgent(base, "skiff"), scopes)
 	if err != nil {
@@ -141,7 +146,7 @@ func (s *session) kindOf(err error) error {
 		return withKind(image.ErrNotFound, fmt.Errorf("%s: not found", s.name))
 	case errors.As(err, &te) && te.StatusCode == http.StatusUnauthorized:
 		return withKind(image.ErrUnauthorized,
-			fmt.Errorf("%s access denied, repository does not exist or may require authorization: %s", s.verb(te), unexpected(te)))
+			fmt.Errorf("%s access denied, repository does not exist or may require authorization: %s", s.verb, unexpected(te)))
 	case errors.As(err, &te) && te.StatusCode == http.StatusForbidden:
 		return withKind(image.ErrUnauthorized, errors.New(unexpected(te)))
 	case errors.As(err, &te):
@@ -150,13 +155,6 @@ func (s *session) kindOf(err error) error {
 		return err
 	}
 	return withKind(image.ErrUnavailable, fmt.Errorf("failed to do request: %w", err))
-}
-
-func (s *session) verb(te *transport.Error) string {
-	if te.Request != nil && te.Request.Method != http.MethodGet && te.Request.Method != http.MethodHead {
-		return "push"
-	}
-	return "pull"
 }
 
 // unexpected is an answer in words, with what the registry said of it.
