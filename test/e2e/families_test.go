@@ -190,7 +190,7 @@ spec:
 	c.kubectl("label", "pod", "porter", "app=self")
 	for _, ip := range words("service", "self", ".spec.clusterIPs[*]") {
 		c.eventually("a pod reaches itself by "+ip, func() (bool, string) {
-			out, err := c.kubectlErr("exec", "porter", "--", "wget", "-q", "-T", "2", "-O", "-", "http://"+net.JoinHostPort(ip, "80")+"/")
+			out, err := c.kubectlErr("exec", "porter", "--", "load", "--once", "--timeout", "2s", "--url", "http://"+net.JoinHostPort(ip, "80")+"/")
 			return err == nil && strings.HasPrefix(out, "porter"), fmt.Sprint(out, err)
 		})
 	}
