@@ -1,12 +1,11 @@
 package pod
 
 import (
-	"fmt"
-	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"skiff/internal/network/conntrack"
 )
 
 // forgetFlows deletes conntrack entries of UDP to host ports that were mapped
@@ -22,64 +21,19 @@ func (n *Network) forgetFlows(before, now []mapping) error {
 	if len(changed) == 0 {
 		return nil
 	}
-	var ct *netlink.Handle
-	err := n.ns.Do(func() (err error) { ct, err = netlink.NewHandle(unix.NETLINK_NETFILTER); return err })
-	if err != nil {
-		return fmt.Errorf("forget UDP flows to host ports: %w", err)
-	}
-	defer ct.Close()
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("forget UDP flows to host ports: list addresses: %w", err)
-	}
-	s := staleFlows{n: n, changed: changed, node: map[netip.Addr]bool{}}
-	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			s.node[ip.Unmap()] = true
+	return conntrack.ForgetUDP(n.ns, n.families, func(f conntrack.Flow) bool {
+		maps := func(m mapping) bool {
+			return m.proto == unix.IPPROTO_UDP && m.port == f.To.Port() && m.to.Addr().Is4() == f.To.Addr().Is4() &&
+				(m.hostIP == f.To.Addr() || m.hostIP.IsUnspecified())
 		}
-	}
-	for _, f := range n.families {
-		family := netlink.InetFamily(unix.AF_INET)
-		if f.AddrLen == 16 {
-			family = unix.AF_INET6
-		}
-		if _, err := ct.ConntrackDeleteFilters(netlink.ConntrackTable, family, s); err != nil {
-			return fmt.Errorf("forget UDP flows to host ports: %w", err)
-		}
-	}
-	return nil
-}
-
-// staleFlows matches conntrack entries to changed host ports that do not go where
-// the port is mapped now.
-type staleFlows struct {
-	n       *Network
-	changed []mapping
-	node    map[netip.Addr]bool
-}
-
-// MatchConntrackFlow is the filter that the netlink library asks.
-func (s staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
-	}
-	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP)
-	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP)
-	if !ok1 || !ok2 || !s.node[dst.Unmap()] {
-		return false
-	}
-	dst, by := dst.Unmap(), netip.AddrPortFrom(src.Unmap(), flow.Reverse.SrcPort)
-	maps := func(m mapping) bool {
-		return m.proto == unix.IPPROTO_UDP && m.port == flow.Forward.DstPort && m.to.Addr().Is4() == dst.Is4() &&
-			(m.hostIP == dst || m.hostIP.IsUnspecified())
-	}
-	if !slices.ContainsFunc(s.changed, maps) {
-		return false
-	}
-	for _, ms := range s.n.hostPorts {
-		if slices.ContainsFunc(ms, func(m mapping) bool { return maps(m) && m.to == by }) {
+		if !f.Local || !slices.ContainsFunc(changed, maps) {
 			return false
 		}
-	}
-	return true
+		for _, ms := range n.hostPorts {
+			if slices.ContainsFunc(ms, func(m mapping) bool { return maps(m) && m.to == f.By }) {
+				return false // it goes where the port is mapped now
+			}
+		}
+		return true
+	})
 }
