@@ -151,7 +151,7 @@ spec:
 	ways := []string{"web", "both", "last", "headless:8080"}
 	for i, ip := range both {
 		ways = append(ways, net.JoinHostPort(ip, "80"))
-		if out := c.kubectl("exec", "client", "--", "nslookup", reverseName(t, ip)); !strings.Contains(out, "both.default.svc.cluster.local") {
+		if out := c.kubectl("exec", "client", "--", "nslookup", "-type=ptr", reverseName(t, ip)); !strings.Contains(out, "both.default.svc.cluster.local") {
 			t.Errorf("%s is called %s", ip, out)
 		}
 		typ := map[string]string{"IPv4": "A", "IPv6": "AAAA"}[f.names[i]]
