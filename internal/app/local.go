@@ -171,7 +171,9 @@ func (Local) Images(_ context.Context, i host.Instance) (http.Handler, func() er
 }
 
 // BuildProgress implements cli.Local.
-func (Local) BuildProgress(w io.Writer) admin.BuildProgress { return build.NewProgress(w) }
+func (Local) BuildProgress(w io.Writer, mode string) (admin.BuildProgress, error) {
+	return build.NewProgress(w, mode)
+}
 
 // Kubectl implements cli.Local.
 func (Local) Kubectl(i host.Instance) (string, error) {

@@ -95,8 +95,9 @@ type Local interface {
 	NodeKubeconfig(i host.Instance, node, server string) ([]byte, error)
 	// Images serves /images and /build without a running skiff.
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
-	// BuildProgress shows a build's progress on w.
-	BuildProgress(w io.Writer) admin.BuildProgress
+	// BuildProgress shows a build's progress on w; mode is auto, plain, tty,
+	// rawjson or quiet.
+	BuildProgress(w io.Writer, mode string) (admin.BuildProgress, error)
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string

@@ -26,12 +26,16 @@ import (
 // copySpec is a COPY or ADD after expansion.
 type copySpec struct {
 	instructions.SourcesAndDest
-	name, text   string // COPY or ADD; the whole instruction
-	from         string
-	chown, chmod string
-	exclude      []string
-	parents      bool
-	unpack       bool // archives are unpacked
+	name, text    string // COPY or ADD; the whole instruction
+	from          string
+	chown, chmod  string
+	exclude       []string
+	parents, link bool
+	// unpack says whether archives are unpacked; nil is the rule of ADD: local
+	// ones are.
+	unpack     *bool
+	checksum   string
+	keepGitDir *bool
 }
 
 // open returns the tree that an instruction copies from.
@@ -39,9 +43,12 @@ func (s *step) open(ctx context.Context, from string) (*tree, error) {
 	if from == "" {
 		return s.contextTree()
 	}
-	img, err := s.imageOf(ctx, from)
+	img, dir, err := s.sourceOf(ctx, from)
 	if err != nil {
 		return nil, err
+	}
+	if dir != "" {
+		return s.dirTree(dir)
 	}
 	chain := chainOf(img.DiffIDs)
 	for _, v := range s.views {
@@ -62,24 +69,27 @@ func (s *step) open(ctx context.Context, from string) (*tree, error) {
 	return &tree{root: fdPath(f), owners: true}, nil
 }
 
-// imageOf is the stage or image that --from names.
-func (s *step) imageOf(ctx context.Context, from string) (*image.Image, error) {
+// sourceOf is the stage, image or directory that --from names.
+func (s *step) sourceOf(ctx context.Context, from string) (*image.Image, string, error) {
 	if k, ok := s.file.stageBefore(s.index, from, true); ok {
-		return s.stages[k].image(), nil
+		return s.stages[k].image(), "", nil
 	}
-	return s.baseImage(ctx, from)
+	name := from
+	if source, ok := s.namedContext(from); ok {
+		ref, dir, err := contextSource(source)
+		if err != nil || dir != "" {
+			return nil, dir, err
+		}
+		name = ref
+	}
+	if name == "scratch" {
+		return scratch(s.platform).image(), "", nil
+	}
+	img, err := s.baseImage(ctx, name)
+	return img, "", err
 }
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
-
-func isRemote(src string) bool {
-	for _, p := range []string{"http://", "https://", "git://", "git@", "ssh://"} {
-		if strings.HasPrefix(src, p) {
-			return true
-		}
-	}
-	return false
-}
 
 func (s *step) copyCommand(ctx context.Context, c copySpec) error {
 	n := s.begin(c.text)
@@ -88,41 +98,94 @@ func (s *step) copyCommand(ctx context.Context, c copySpec) error {
 	return err
 }
 
-func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
-	mode := int64(-1)
-	if c.chmod != "" {
-		var err error
-		if mode, err = strconv.ParseInt(c.chmod, 8, 32); err != nil || mode < 0 || mode > 0o7777 {
-			return false, fmt.Errorf("invalid chmod parameter: '%s': it should be an octal number between 0 and 07777", c.chmod)
+// check finds what is wrong with an instruction whatever it copies.
+func (c *copySpec) check() error {
+	if c.link {
+		for part := range strings.SplitSeq(c.chown, ":") {
+			if _, err := strconv.ParseUint(part, 10, 32); err != nil && part != "" {
+				return fmt.Errorf("--chown=%s: user and group names can't be resolved when used with --link, use numeric uid[:gid] instead", c.chown)
+			}
 		}
 	}
+	for _, p := range c.SourcePaths {
+		switch {
+		case c.name == "COPY" && isGit(p):
+			return errors.New("source can't be a git ref for COPY")
+		case c.name == "COPY" && isHTTP(p):
+			return errors.New("source can't be a URL for COPY")
+		}
+	}
+	switch {
+	case c.checksum == "":
+	case len(c.SourcePaths) != 1:
+		return errors.New("checksum can't be specified for multiple sources")
+	case !isGit(c.SourcePaths[0]) && !isHTTP(c.SourcePaths[0]):
+		return errors.New("checksum requires HTTP(S) or Git sources")
+	}
+	return nil
+}
+
+// find lists what an instruction copies.
+func (s *step) find(ctx context.Context, c copySpec) ([]source, error) {
 	var exclude *patternmatcher.PatternMatcher
 	if len(c.exclude) > 0 {
 		var err error
 		if exclude, err = patternmatcher.New(c.exclude); err != nil {
-			return false, fmt.Errorf("%s --exclude: %w", c.name, err)
+			return nil, fmt.Errorf("%s --exclude: %w", c.name, err)
 		}
 	}
-	var t *tree
-	var sources []source
-	if len(c.SourcePaths) > 0 {
-		var err error
-		if t, err = s.open(ctx, c.from); err != nil {
-			return false, err
-		}
-	}
+	var out []source
 	for _, p := range c.SourcePaths {
-		if c.name == "ADD" && isRemote(p) {
-			return false, fmt.Errorf("ADD %s: %w: download it, and ADD the file", p, ErrUnsupported)
+		var found []source
+		switch {
+		case isGit(p):
+			src, err := s.gitSource(ctx, p, c, exclude)
+			if err != nil {
+				return nil, fmt.Errorf("ADD %s: %w", p, err)
+			}
+			found = []source{*src}
+		case isHTTP(p):
+			src, err := s.httpSource(ctx, p, c.checksum)
+			if err != nil {
+				return nil, fmt.Errorf("ADD %s: %w", p, err)
+			}
+			src.unpack = c.unpack != nil && *c.unpack
+			found = []source{*src}
+		default:
+			t, err := s.open(ctx, c.from)
+			if err != nil {
+				return nil, err
+			}
+			if found, err = t.find(ctx, p, exclude, c.parents); err != nil {
+				return nil, err
+			}
+			for i := range found {
+				found[i].key = t.digest(found[i])
+				found[i].unpack = c.name == "ADD" && (c.unpack == nil || *c.unpack)
+			}
+			if c.parents {
+				keepParents(found, p)
+				for i := range found {
+					found[i].key = digestOf(found[i].key, found[i].keep)
+				}
+			}
 		}
-		found, err := t.find(ctx, p, exclude)
-		if err != nil {
-			return false, err
-		}
-		if c.parents {
-			keepParents(found, p)
-		}
-		sources = append(sources, found...)
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
+	mode, err := parseChmod(c.chmod)
+	if err == nil {
+		err = c.check()
+	}
+	if err != nil {
+		return false, err
+	}
+	sources, err := s.find(ctx, c)
+	if err != nil {
+		return false, err
 	}
 	intoDir := c.parents || strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || path.Base(c.DestPath) == ".."
 	if len(sources)+len(c.SourceContents) > 1 && !intoDir {
@@ -134,15 +197,19 @@ func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
 	}
 	dest = path.Clean(dest)
 
-	parts := []string{"copy", c.name, s.chain, dest, fmt.Sprint(intoDir, c.unpack), c.chown, c.chmod, fmt.Sprint(c.from != "")}
+	on := s.chain
+	if c.link {
+		on = "link" // whatever is below
+	}
+	parts := []string{"copy", c.name, on, dest, fmt.Sprint(intoDir), c.chown, c.chmod, fmt.Sprint(c.from != "")}
 	for _, src := range sources {
-		parts = append(parts, t.digest(src))
+		parts = append(parts, src.key, fmt.Sprint(src.unpack))
 	}
 	for _, content := range c.SourceContents {
 		parts = append(parts, content.Path, content.Data)
 	}
-	return s.change(ctx, digestOf(parts...), c.text, func(w *writer) error {
-		cp := &copier{writer: w, ctx: ctx, mode: mode, uid: -1, gid: -1, unpack: c.unpack, intoDir: intoDir, chown: c.chown}
+	fill := func(w *writer) error {
+		cp := &copier{writer: w, ctx: ctx, mode: mode, uid: -1, gid: -1, intoDir: intoDir, chown: c.chown}
 		if c.from == "" {
 			cp.uid, cp.gid = 0, 0
 		}
@@ -153,6 +220,11 @@ func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
 			}
 		}
 		for _, src := range sources {
+			if src.fetch != nil {
+				if err := src.fetch(ctx, &src); err != nil {
+					return fmt.Errorf("ADD %s: %w", src.name, err)
+				}
+			}
 			if err := cp.source(src, dest); err != nil {
 				return err
 			}
@@ -163,7 +235,48 @@ func (s *step) copyFiles(ctx context.Context, c copySpec) (bool, error) {
 			}
 		}
 		return nil
+	}
+	text := c.historyText()
+	if c.link {
+		return s.linked(ctx, digestOf(parts...), text, fill)
+	}
+	return s.change(ctx, digestOf(parts...), text, fill)
+}
+
+// wholeContext is the stage that FROM a directory is: its files on nothing.
+func (s *step) wholeContext(ctx context.Context, dir string) (bool, error) {
+	t, err := s.dirTree(dir)
+	if err != nil {
+		return false, err
+	}
+	src, err := t.source(ctx, ".", nil)
+	if err != nil {
+		return false, err
+	}
+	return s.change(ctx, digestOf("context", s.chain, t.digest(*src)), "COPY . / # buildkit", func(w *writer) error {
+		return (&copier{writer: w, ctx: ctx}).source(*src, "/")
 	})
+}
+
+// historyText is the instruction as image histories have it.
+func (c *copySpec) historyText() string {
+	text := c.name
+	if c.parents {
+		text += " --parents"
+	}
+	if c.chown != "" {
+		text += " --chown=" + c.chown
+	}
+	if c.chmod != "" {
+		text += " --chmod=" + c.chmod
+	}
+	for _, p := range c.SourcePaths {
+		text += " " + p
+	}
+	for _, content := range c.SourceContents {
+		text += " <<" + content.Path
+	}
+	return text + " " + c.DestPath + " # buildkit"
 }
 
 // keepParents gives sources the path that COPY --parents keeps of them: all of
@@ -187,10 +300,9 @@ func keepParents(sources []source, pattern string) {
 type copier struct {
 	*writer
 	ctx      context.Context // of the one copy that the copier is for
-	mode     int64           // for all files; -1 keeps theirs
+	mode     *chmod          // nil keeps the files'
 	uid, gid int             // for all files; -1 keeps theirs
 	chown    string
-	unpack   bool
 	intoDir  bool
 }
 
@@ -212,7 +324,7 @@ func (c *copier) source(src source, dest string) error {
 		return nil
 	}
 	f := src.files[0]
-	if c.unpack {
+	if src.unpack {
 		done, err := c.extract(f, dest)
 		if done || err != nil {
 			return err
@@ -260,9 +372,6 @@ func (c *copier) extract(f file, dest string) (bool, error) {
 	if err != nil {
 		return false, nil
 	}
-	if c.chown != "" {
-		return false, fmt.Errorf("ADD --chown of an archive: %w", ErrUnsupported)
-	}
 	if file, r, err = open(); err != nil {
 		return false, err
 	}
@@ -275,10 +384,44 @@ func (c *copier) extract(f file, dest string) (bool, error) {
 	if err := c.keepTime(full); err != nil {
 		return false, err
 	}
-	if err := snapshot.Extract(c.ctx, r, full); err != nil {
+	var content io.Reader = r
+	if c.chown != "" {
+		owned := c.withOwner(r)
+		defer owned.Close()
+		content = owned
+	}
+	if err := snapshot.Extract(c.ctx, content, full); err != nil {
 		return false, fmt.Errorf("ADD %s: %w", f.rel, err)
 	}
 	return true, nil
+}
+
+// withOwner is the archive r with all files the copier's owner's. The reader
+// must be closed.
+func (c *copier) withOwner(r io.Reader) io.ReadCloser {
+	pr, pw := io.Pipe()
+	go func() { // ends with the archive, or when pr is closed
+		in, out := tar.NewReader(r), tar.NewWriter(pw)
+		for {
+			h, err := in.Next()
+			if errors.Is(err, io.EOF) {
+				pw.CloseWithError(out.Close())
+				return
+			}
+			if err == nil {
+				h.Uid, h.Gid, h.Uname, h.Gname = c.uid, c.gid, "", ""
+				err = out.WriteHeader(h)
+			}
+			if err == nil {
+				_, err = io.Copy(out, in)
+			}
+			if err != nil {
+				pw.CloseWithError(err)
+				return
+			}
+		}
+	}()
+	return pr
 }
 
 // file copies one file to a path of the image.
@@ -349,10 +492,7 @@ func (c *copier) meta(f file, st *syscall.Stat_t, full string, uid, gid int) err
 		return err
 	}
 	if f.info.Mode()&fs.ModeSymlink == 0 {
-		mode := st.Mode & 0o7777
-		if c.mode >= 0 {
-			mode = uint32(c.mode)
-		}
+		mode := c.mode.apply(st.Mode&0o7777, f.info.IsDir())
 		if err := unix.Chmod(full, mode); err != nil {
 			return &fs.PathError{Op: "chmod", Path: full, Err: err}
 		}
@@ -374,17 +514,14 @@ func (c *copier) content(src instructions.SourceContent, dest string) error {
 	if err != nil {
 		return err
 	}
-	mode := fs.FileMode(0o644)
-	if c.mode >= 0 {
-		mode = fs.FileMode(c.mode & 0o777)
-	}
-	if err := os.WriteFile(full, []byte(src.Data), mode); err != nil {
+	mode := c.mode.apply(0o644, false)
+	if err := os.WriteFile(full, []byte(src.Data), 0o600); err != nil {
 		return err
 	}
 	if err := os.Lchown(full, uid, gid); err != nil {
 		return err
 	}
-	if err := unix.Chmod(full, uint32(mode)); err != nil {
+	if err := unix.Chmod(full, mode); err != nil {
 		return err
 	}
 	return os.Chtimes(full, time.Unix(0, 0), time.Unix(0, 0))
