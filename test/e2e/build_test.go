@@ -48,7 +48,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("check: %v\n%s", err, out)
 	}
 	interrupted(t, c, dir)
-	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 3 steps") {
+	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 2 steps and 1 cache mounts") {
 		t.Errorf("prune: %v\n%s", err, out)
 	}
 }

@@ -47,7 +47,7 @@ func TestFailure(t *testing.T) {
 	if !strings.Contains(at.Excerpt, "   2 | >>> RUN for") || !strings.Contains(at.Excerpt, "   3 | >>>     echo broken") {
 		t.Errorf("excerpt:\n%s", at.Excerpt)
 	}
-	if _, err := e.build(t, "FROM busybox\nRUN kill -9 $$", nil); !errors.As(err, &exit) || exit.Code != 137 || exit.LogExcerpt() != "------\n > RUN kill -9 $$:\n------\n" {
+	if _, err := e.build(t, "FROM busybox\nRUN sh -c 'kill -9 $$'; exit $?", nil); !errors.As(err, &exit) || exit.Code != 137 {
 		t.Errorf("a killed command: %v", err)
 	}
 	e.clean(t, "failures")
@@ -120,10 +120,10 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("COPY: %v", err)
 	}
 	e.clean(t, "COPY")
-	_, err := e.build(t, small+"RUN head -c 14000000 /dev/zero > /big", nil)
+	_, err := e.build(t, small+"RUN cat /dev/zero > /big", nil)
 	var exit *ExitError
 	if !errors.As(err, &exit) || !strings.Contains(strings.Join(exit.Log, "\n"), "No space left") {
-		t.Errorf("RUN: %v", err)
+		t.Errorf("RUN: %v, log %q", err, e.log.out.String())
 	}
 	e.clean(t, "RUN")
 	// There is room for the files, and none for the layer's tar.

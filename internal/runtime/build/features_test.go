@@ -44,6 +44,15 @@ func TestChmod(t *testing.T) {
 	}
 }
 
+// What an image asks for can be anything.
+func TestBadTriggers(t *testing.T) {
+	for _, expr := range []string{"", "# check=skip=all\nRUN x", "RUN a\nRUN b", "FROM x", "NOTHING", "COPY <<EOF /x"} {
+		if cmd, err := parseTrigger(expr); err == nil && expr[0] != '#' {
+			t.Errorf("%q: %v", expr, cmd)
+		}
+	}
+}
+
 func TestFromDigest(t *testing.T) {
 	e := setup(t)
 	e.busybox(t)

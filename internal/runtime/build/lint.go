@@ -91,7 +91,7 @@ func (r *run) check() error {
 	if err != nil {
 		return r.file.parseError(err)
 	}
-	stages, _, err := instructions.Parse(ast.AST, nil)
+	stages, _, err := instructions.Parse(ast.AST, linter.New(&linter.Config{}))
 	if err != nil {
 		return r.file.parseError(err)
 	}

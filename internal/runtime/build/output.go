@@ -53,7 +53,7 @@ func (r *run) writeFiles(ctx context.Context, st *stage) error {
 	defer f.Close()
 	n := r.begin("exporting to " + o.Type + " " + o.Dest)
 	if o.Type == "tar" {
-		err = writeFile(o.Dest, func(w *os.File) error { return snapshot.WriteLayer(ctx, w, fdPath(f)) })
+		err = writeFile(o.Dest, func(w *os.File) error { return snapshot.WriteLayer(ctx, w, fdPath(f)+"/.") })
 	} else {
 		err = copyOut(ctx, fdPath(f), o.Dest)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
@@ -338,7 +339,16 @@ func parseTrigger(expr string) (instructions.Command, error) {
 	if len(ast.AST.Children) != 1 {
 		return nil, errors.New("onbuild trigger should be a single expression")
 	}
-	return instructions.ParseCommand(ast.AST.Children[0])
+	// Comments may ask for checks: there must be a linter to hear of it.
+	v, err := instructions.ParseInstructionWithLinter(ast.AST.Children[0], linter.New(&linter.Config{}))
+	if err != nil {
+		return nil, err
+	}
+	cmd, ok := v.(instructions.Command)
+	if !ok {
+		return nil, errors.New("FROM isn't allowed as an ONBUILD trigger")
+	}
+	return cmd, nil
 }
 
 // sourcesOf are the stages or images that an instruction reads.

@@ -211,6 +211,9 @@ func (t *tree) source(ctx context.Context, name string, exclude *patternmatcher.
 	if err != nil {
 		return nil, err
 	}
+	if full == filepath.Clean(t.root) {
+		full += "/." // the root may be named by a link of /proc
+	}
 	fi, err := os.Lstat(full)
 	if err != nil {
 		return nil, err
