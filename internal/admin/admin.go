@@ -19,6 +19,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status describes a running skiff.
@@ -32,6 +34,8 @@ type Status struct {
 	NodeName string    `json:"nodeName,omitempty"`
 	NodeIP   string    `json:"nodeIP,omitempty"`
 	DataDir  string    `json:"dataDir"`
+	// Unit is the systemd unit that it runs as; empty where it runs as none.
+	Unit string `json:"unit,omitempty"`
 	// Parts are the parts of this process with their state.
 	Parts []Part `json:"parts,omitempty"`
 }
@@ -152,6 +156,33 @@ func (c *Client) Stop(ctx context.Context, pods bool) error {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// End is Stop, and waits until the process is gone. It returns ErrNotRunning where
+// there is none.
+func (c *Client) End(ctx context.Context, pods bool) error {
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(st.PID, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", st.PID, err)
+	}
+	defer unix.Close(fd)
+	if err := c.Stop(ctx, pods); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", st.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
 }
 
 // Do sends a request. An answer of 400 or more is an error with its text.

@@ -258,6 +258,7 @@ func (p *Process) Status(context.Context) (admin.Status, error) {
 	return admin.Status{
 		Name: p.set.Name, PID: os.Getpid(), Version: version().GitVersion, Started: p.started, Ready: p.ready.Load(),
 		Server: server, NodeName: p.set.NodeName, NodeIP: p.set.NodeIP, DataDir: p.set.DataDir,
+		Unit: os.Getenv(unitEnv),
 	}, nil
 }
 

@@ -79,6 +79,7 @@ type Reached struct {
 
 // Local is what runs in this process.
 type Local interface {
+	Installer
 	// Run starts a process and blocks until ctx ends or it fails.
 	Run(ctx context.Context, s Start) error
 	// Find returns the instance that name and data directory mean, each found by
@@ -152,7 +153,7 @@ controllers, kubelet, container runtime, pod network, services and DNS.
 	f := root.PersistentFlags()
 	f.StringVar(&c.set.Name, "name", "", "name of the cluster on this machine; several run side by side (default \"default\")")
 	f.StringVar(&c.set.DataDir, "data-dir", "", "directory of everything durable (default /var/lib/skiff/NAME)")
-	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain())
+	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain(), c.install(), c.uninstall(), c.logs())
 	return root
 }
 

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
@@ -136,7 +135,7 @@ func (c *command) upBackground(ctx context.Context, i host.Instance) error {
 		}
 		return fmt.Errorf("run directory: %w", err)
 	}
-	logPath := i.Run("skiff.log")
+	logPath := i.Run(host.LogFile)
 	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("log file: %w", err)
@@ -242,33 +241,6 @@ func tail(path string, n int64) string {
 	return string(b)
 }
 
-// stop ends a running skiff and waits until its process is gone. It returns
-// admin.ErrNotRunning where there is none.
-func stop(ctx context.Context, a *admin.Client, pods bool) error {
-	st, err := a.Status(ctx)
-	if err != nil {
-		return err
-	}
-	fd, err := unix.PidfdOpen(st.PID, 0)
-	if err != nil {
-		return fmt.Errorf("process %d: %w", st.PID, err)
-	}
-	defer unix.Close(fd)
-	if err := a.Stop(ctx, pods); err != nil {
-		return err
-	}
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process %d: %w", st.PID, err)
-		}
-		if n > 0 {
-			return nil
-		}
-	}
-	return ctx.Err()
-}
-
 func (c *command) down() *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
@@ -282,7 +254,7 @@ func (c *command) down() *cobra.Command {
 				fmt.Fprintln(c.out, c.local.Unknown(i)+".")
 				return nil
 			}
-			err = stop(cmd.Context(), a, !keep)
+			err = a.End(cmd.Context(), !keep)
 			if errors.Is(err, admin.ErrNotRunning) {
 				fmt.Fprintf(c.out, "skiff %q is not running.\n", i.Name)
 				return nil
@@ -314,7 +286,7 @@ func (c *command) reset() *cobra.Command {
 			if !yes {
 				return fmt.Errorf("this removes cluster %q and all its data in %s; say so with --yes", i.Name, i.DataDir)
 			}
-			if err := stop(cmd.Context(), a, true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
+			if err := a.End(cmd.Context(), true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
 				return err
 			}
 			if err := c.local.Reset(cmd.Context(), i, func(s string) { fmt.Fprintln(c.out, " ", s) }); err != nil {
