@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -209,4 +210,7 @@ func (Local) Reset(ctx context.Context, i host.Instance, say func(string)) error
 }
 
 // Version implements cli.Local.
-func (Local) Version() string { return version().GitVersion }
+func (Local) Version() string {
+	self := identity()
+	return fmt.Sprintf("%s (Kubernetes %s, build %s)", self.Release, version().GitVersion, self.Build)
+}

@@ -68,6 +68,25 @@ func (Local) Uninstall(ctx context.Context, i host.Instance, root string, say fu
 	return theseServices(root, say).uninstall(ctx, i)
 }
 
+// StartService implements cli.Installer.
+func (Local) StartService(ctx context.Context, i host.Instance, say func(string)) (bool, error) {
+	return theseServices("", say).start(ctx, i)
+}
+
+func (s services) start(ctx context.Context, i host.Instance) (bool, error) {
+	if !s.live() {
+		return false, nil
+	}
+	if _, err := os.Stat(host.UnitPath(s.root, i)); err != nil {
+		return false, nil
+	}
+	if err := s.ctl(ctx, "start", i.Unit()); err != nil {
+		return false, err
+	}
+	s.say("started the service " + i.Unit() + ", with the settings of " + host.ConfigPath(s.root, i))
+	return true, nil
+}
+
 func (s services) install(ctx context.Context, self string, o cli.Install) error {
 	i, config, err := s.config(o)
 	if err != nil {

@@ -163,6 +163,12 @@ func TestInstallHere(t *testing.T) {
 	}
 	equalLines(t, "systemctl", ctl, "daemon-reload", "enable skiff-"+name+".service", "restart skiff-"+name+".service")
 	equalLines(t, "files", tree(t, s.root), "etc/skiff/"+name+".yaml", "etc/systemd/system/skiff-"+name+".service", "usr/bin/skiff")
+	if started, err := s.start(t.Context(), host.Instance{Name: name}); !started || err != nil || ctl[len(ctl)-1] != "start skiff-"+name+".service" {
+		t.Errorf("start: %v, %v, %q", started, err, ctl)
+	}
+	if started, err := s.start(t.Context(), host.Instance{Name: "another"}); started || err != nil {
+		t.Errorf("start of none: %v, %v", started, err)
+	}
 	ctl = nil
 	i, err := host.New(name, "")
 	if err == nil {

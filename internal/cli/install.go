@@ -35,6 +35,9 @@ type Installer interface {
 	// Uninstall ends the service of i and removes what Install wrote below root;
 	// the data directory stays.
 	Uninstall(ctx context.Context, i host.Instance, root string, say func(string)) error
+	// StartService starts the service of i, where there is one and systemd runs this
+	// machine; started is false otherwise.
+	StartService(ctx context.Context, i host.Instance, say func(string)) (started bool, err error)
 }
 
 func (c *command) install() *cobra.Command {
