@@ -116,10 +116,11 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	g.start("CPU meter", p.cpu.run)
 	g.start("log", tendLog(inst))
 	if p.set.Kubeconfig != "" {
-		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName); err != nil {
+		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName, p.log); err != nil {
 			return err
 		}
 		g.atStop("connections to the server", p.join.close)
+		g.start("certificates", p.join.own.tend)
 	} else if err := p.startServer(ctx, g); err != nil {
 		return err
 	}
@@ -132,6 +133,7 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	if ready != nil {
 		ready()
 	}
+	p.pruneHelpers()
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -152,6 +154,17 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 			}()
 		}
 		return nil
+	}
+}
+
+// pruneHelpers removes the programs of other releases that no pod runs from.
+func (p *Process) pruneHelpers() {
+	used := map[string]bool{}
+	for _, path := range helpers(p.programs.Pod) {
+		used[path] = true
+	}
+	if err := programs.Prune(p.set.Instance.Data("bin"), p.programs, func(path string) bool { return used[path] }); err != nil {
+		p.log.Warn("programs of other releases stay", "err", err)
 	}
 }
 

@@ -100,6 +100,9 @@ func (p *Process) probes() []probe {
 			probe{"certificates", []string{"certificates"}, s.probeCertificates},
 		)
 	}
+	if j := p.join; j != nil {
+		out = append(out, probe{"certificates", []string{"certificates"}, j.probeCertificate})
+	}
 	if n := p.node; n != nil {
 		out = append(out,
 			probe{"kubelet", []string{"kubelet", "kubelet events", "kubelet server", "node informers", "node network"}, n.probeKubelet},
@@ -209,6 +212,15 @@ func (s *server) probeCertificates(_ context.Context, p *admin.Part) error {
 	return nil
 }
 
+func (j *join) probeCertificate(_ context.Context, p *admin.Part) error {
+	left := time.Until(j.own.ends())
+	p.Add("first ends in", float64(int(left.Hours()/24)), "days")
+	if left <= 0 {
+		return errors.New("the node's certificate has expired; see skiff certs --help")
+	}
+	return nil
+}
+
 func (n *node) probeKubelet(ctx context.Context, p *admin.Part) error {
 	o, err := client.For[*corev1.Node](n.client).Get(ctx, n.set.NodeName)
 	if err != nil {
@@ -261,21 +273,29 @@ func (n *node) probeRuntime(ctx context.Context, p *admin.Part) error {
 	return nil
 }
 
-// helperMemory is what the resident processes of this instance's pods, and its
-// keeper, take of memory that is theirs alone, bytes. Their programs are beside
-// program, under the hashes of several releases.
-func helperMemory(program string) (n int64) {
+// helpers are the resident processes of this instance's programs, whichever release
+// they are of, by the directory below /proc. Their programs are beside program,
+// under other hashes.
+func helpers(program string) map[string]string {
+	out := map[string]string{}
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
-		return 0 // not reached: the pattern is well formed
+		return nil // not reached: the pattern is well formed
 	}
 	bin := filepath.Dir(filepath.Dir(program))
 	for _, e := range exes {
-		to, err := os.Readlink(e)
-		if err != nil || !strings.HasPrefix(to, bin+"/") || !strings.HasPrefix(filepath.Base(to), filepath.Base(program)) {
-			continue
+		if to, err := os.Readlink(e); err == nil && strings.HasPrefix(to, bin+"/") {
+			out[filepath.Dir(e)] = to
 		}
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(e), "smaps_rollup"))
+	}
+	return out
+}
+
+// helperMemory is what the resident processes of this instance's pods, and its
+// keeper, take of memory that is theirs alone, bytes.
+func helperMemory(program string) (n int64) {
+	for proc := range helpers(program) {
+		b, err := os.ReadFile(filepath.Join(proc, "smaps_rollup"))
 		if err != nil {
 			continue // it has just ended
 		}

@@ -34,7 +34,9 @@ each when a third of that is left, without a restart and without breaking a
 connection, and writes the kubeconfigs in its data directory anew. A copy of one
 (in ~/.kube/config, say) is good until the certificate in it ends: copy it again
 before. A node elsewhere (skiff node) has its certificate in its kubeconfig, which
-holds for a year too: make a new one with skiff kubeconfig --node NAME.
+holds for a year too and is not renewed by itself: make a new file with skiff
+kubeconfig --node NAME and put it in the place of the old one; the node takes it up
+without a restart. It warns in its log for the last 30 days.
 
 Authorities hold for ten years and are never renewed: what has been told to trust
 one would not trust another. For the last year skiff warns in its log and in skiff

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"skiff/internal/admin"
 	"skiff/internal/host"
 )
@@ -73,11 +75,11 @@ func (c *command) takeOver(ctx context.Context, a *admin.Client, i host.Instance
 		return fmt.Errorf("this skiff cannot run here, so that the other one goes on: %w", err)
 	}
 	// Its file may have been replaced or removed; what it executes is still to be had.
-	before, err := os.Open(fmt.Sprintf("/proc/%d/exe", st.PID))
+	before, err := keepProgram(st.PID)
 	if err != nil {
 		return fmt.Errorf("the program of the running skiff: %w", err)
 	}
-	defer before.Close()
+	defer unix.Close(before)
 	if err := a.End(ctx, false); err != nil && !errors.Is(err, admin.ErrNotRunning) {
 		return fmt.Errorf("end the running skiff: %w", err)
 	}
@@ -86,8 +88,19 @@ func (c *command) takeOver(ctx context.Context, a *admin.Client, i host.Instance
 		return err
 	}
 	fmt.Fprintf(c.err, "skiff: %v\nThe skiff from before is started again.\n", err)
-	if _, back := c.spawn(ctx, fmt.Sprintf("/proc/self/fd/%d", before.Fd()), i, []string{"--name", i.Name, "--data-dir", i.DataDir}); back != nil {
+	if _, back := c.spawn(ctx, fmt.Sprintf("/proc/self/fd/%d", before), i, []string{"--name", i.Name, "--data-dir", i.DataDir}); back != nil {
 		return fmt.Errorf("neither this skiff nor the one from before can run: %w", errors.Join(err, back))
 	}
 	return fmt.Errorf("this skiff could not take over; the one from before runs again: %w", err)
+}
+
+// keepProgram opens the program that a process executes, above the descriptors that
+// a child is given.
+func keepProgram(pid int) (int, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
 }
