@@ -312,7 +312,11 @@ func TestEndure(t *testing.T) {
 		}
 		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
 		if round%5 == 4 { // an orderly takeover
-			w.bin = releases[upgrades%2^1]
+			next := releases[0]
+			if w.bin == next {
+				next = releases[1]
+			}
+			w.bin = next
 			upgrades++
 			w.up()
 			continue
@@ -327,7 +331,6 @@ func TestEndure(t *testing.T) {
 	t.Logf("%d kills, %d takeovers, %d pods", kills, upgrades, len(alive)+len(past))
 	wr.stop()
 	wr.compare()
-	w.kubectl("delete", "configmaps", "--all", "-n", "default", "--wait=false")
 	for _, name := range alive {
 		w.runs(name)
 		w.delete(name)
