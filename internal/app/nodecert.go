@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -25,8 +26,7 @@ type nodeCertificate struct {
 	mu      sync.Mutex
 	pair    *tls.Certificate
 	leaf    *x509.Certificate
-	size    int64
-	mod     time.Time
+	seen    fs.FileInfo // the file at the last look
 	checked time.Time
 }
 
@@ -34,11 +34,12 @@ type nodeCertificate struct {
 // holds mu.
 func (c *nodeCertificate) changed() bool {
 	st, err := os.Stat(c.file)
-	if err != nil || st.Size() == c.size && st.ModTime().Equal(c.mod) {
+	if err != nil {
 		return false
 	}
-	c.size, c.mod = st.Size(), st.ModTime()
-	return true
+	was := c.seen
+	c.seen = st
+	return was == nil || !os.SameFile(was, st) || st.Size() != was.Size() || !st.ModTime().Equal(was.ModTime())
 }
 
 func (c *nodeCertificate) get() *tls.Certificate {

@@ -29,9 +29,9 @@ Program  skiff v0.5.0 (build abc), as the service skiff-c.service
 Server   https://127.0.0.1:6443
 Node     n, 192.0.2.1
 Data     /var/lib/skiff/c
-Memory   61.0 MiB resident, 40.0 MiB private, 1.5 KiB of it live objects
+Memory   61.0MiB resident, 40.0MiB private, 1.5KiB of it live objects
 CPU      1.2% of one lately, 12.35s since the start; 200 goroutines
-  etcd  ok                          revision 1234567, database 3.0 GiB, goroutines 20
+  etcd  ok                          revision 1234567, database 3.0GiB, goroutines 20
   DNS   lookup kubernetes: timeout  first ends in 12 days, goroutines 0
 `
 	if got := w.text(); got != want {
