@@ -127,6 +127,9 @@ func (v *invariants) versions(name string, at time.Time) []*corev1.Node {
 func (v *invariants) pod(c *change) {
 	old, _ := c.old.(*corev1.Pod)
 	p, _ := c.new.(*corev1.Pod)
+	if old != nil && ready(old) {
+		v.seen[c.key] = c.at // until now
+	}
 	if c.recreated() {
 		v.podGone(c, old)
 		old = nil
