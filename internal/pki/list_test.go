@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +157,24 @@ func TestRenewKeepsConnections(t *testing.T) {
 	ask(third, "newer")
 }
 
+// lockedBuffer may be read while others write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // Ten years of a cluster that is never started anew: no certificate ever ends before
 // its authority does, and of that there is a warning for a year.
 func TestRunForYears(t *testing.T) {
@@ -163,7 +182,7 @@ func TestRunForYears(t *testing.T) {
 	spec := serverSpec(t)
 	spec.Leaves = spec.Leaves[:1]
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedBuffer
 		p, err := Ensure(t.Context(), dir, spec, Deps{Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 		if err != nil {
 			t.Fatal(err)
