@@ -64,7 +64,13 @@ func (w *world) calm() {
 			edit(w, ns, d.Name, func(d *appsv1.Deployment) {
 				d.Spec.Paused = false
 				easy(&d.Spec.Template)
-				d.Spec.Replicas = ptr.To(min(*d.Spec.Replicas, narrow(&d.Spec.Template)))
+				room := narrow(&d.Spec.Template)
+				for _, r := range list[*appsv1.ReplicaSet](w, ns) {
+					if owner(r) == d.UID { // pods of former templates may want to be apart, too
+						room = min(room, narrow(&r.Spec.Template))
+					}
+				}
+				d.Spec.Replicas = ptr.To(min(*d.Spec.Replicas, room))
 			})
 		}
 		for _, s := range list[*appsv1.StatefulSet](w, ns) {
