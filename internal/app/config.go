@@ -18,6 +18,7 @@ import (
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
+	"skiff/internal/cli"
 	"skiff/internal/host"
 	"skiff/internal/runtime/image/registry"
 )
@@ -76,6 +77,8 @@ type Config struct {
 	// SchedulerConfig is a file with a KubeSchedulerConfiguration
 	// (kubescheduler.config.k8s.io/v1).
 	SchedulerConfig string `json:"schedulerConfig,omitempty"`
+	// Kubelet are settings of this node's kubelet.
+	Kubelet *cli.KubeletConfig `json:"kubelet,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -194,6 +197,9 @@ func (c *Config) Merge() error {
 	if c.RegistryMirrors == nil {
 		c.RegistryMirrors = old.RegistryMirrors
 	}
+	if c.Kubelet == nil {
+		c.Kubelet = old.Kubelet
+	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
 		{&c.LoadBalancers, &old.LoadBalancers},
@@ -262,6 +268,8 @@ type Settings struct {
 	NodePortLast        uint16
 	// Scheduler is what SchedulerConfig says.
 	Scheduler *configv1.KubeSchedulerConfiguration
+
+	kubelet kubeletSettings
 }
 
 // Complete fills in defaults and checks every field.
@@ -364,6 +372,9 @@ func (c Config) Complete() (*Settings, error) {
 		}
 	}
 	if s.Scheduler, err = c.scheduler(); err != nil {
+		return nil, err
+	}
+	if s.kubelet, err = c.kubelet(); err != nil {
 		return nil, err
 	}
 	if err := c.checkEtcd(); err != nil {

@@ -44,6 +44,7 @@ type Settings struct {
 	LoadBalancers            string
 	RegistryMirrors          map[string][]string // in the config file alone
 	SchedulerConfig          string
+	Kubelet                  *KubeletConfig // in the config file alone
 	Verbose                  bool
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,6 +42,13 @@ func (r *recorded) Event(ref *corev1.ObjectReference, _, reason, message string)
 	r.events = append(r.events, strings.TrimSpace(ref.FieldPath+" "+reason+": "+message))
 }
 
+func (r *recorded) AnnotatedEvent(ref *corev1.ObjectReference, annotations map[string]string, kind, reason, message string) {
+	r.Event(ref, kind, reason, message)
+	for _, k := range slices.Sorted(maps.Keys(annotations)) {
+		r.Event(ref, kind, reason, k+"="+annotations[k])
+	}
+}
+
 func (r *recorded) all() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -53,10 +61,11 @@ func (r *recorded) has(part string) bool {
 
 // volumes is a Volumes without a disk.
 type volumes struct {
-	mu   sync.Mutex
-	fail error
-	sets int
-	gone []types.UID
+	mu    sync.Mutex
+	fail  error
+	sets  int
+	gone  []types.UID
+	local map[string]string
 }
 
 func (v *volumes) Setup(_ context.Context, pod *corev1.Pod) (map[string]string, time.Time, error) {
@@ -81,6 +90,11 @@ func (v *volumes) Teardown(_ context.Context, uid types.UID) error {
 	return nil
 }
 func (v *volumes) Pods() ([]types.UID, error) { return nil, nil }
+func (v *volumes) LocalDirs(*corev1.Pod) map[string]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.local
+}
 
 // world is a kubelet with everything around it.
 type world struct {

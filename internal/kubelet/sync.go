@@ -175,7 +175,9 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	if err == nil {
 		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, handler)
 	}
+	w.k.figures.podsTotal.Add(1)
 	if err != nil {
+		w.k.figures.podErrors.Add(1)
 		w.holdSandbox()
 		if ctx.Err() == nil {
 			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+errText(err))

@@ -172,5 +172,5 @@ func (s *Store) pull(ctx context.Context, n Name, auth *Auth) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("failed to copy: %w", err)
 	}
-	return s.publish(lease, found.Manifest, []string{n.String()}, publication{size: size, pulled: found.Digest.String()})
+	return s.publish(lease, found.Manifest, []string{n.String()}, publication{size: size, pulled: found.Digest.String(), remote: true})
 }
