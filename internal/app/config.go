@@ -207,13 +207,11 @@ func (c *Config) Merge() error {
 	if c.RegistryMirrors == nil {
 		c.RegistryMirrors = old.RegistryMirrors
 	}
-<<<<<<< HEAD
 	if c.Kubelet == nil {
 		c.Kubelet = old.Kubelet
-=======
+	}
 	if c.InsecureRegistries == nil {
 		c.InsecureRegistries = old.InsecureRegistries
->>>>>>> main
 	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},

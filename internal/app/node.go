@@ -146,14 +146,10 @@ func (n *node) run(ctx context.Context) error {
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
 		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
-<<<<<<< HEAD
-		Plugins:  n.set.Instance.Data("kubelet", "plugins_registry"),
 		Eviction: n.set.kubelet.Eviction, ImageGC: n.set.kubelet.ImageGC, ImageDir: n.set.Instance.Data("images"),
 		LogMaxSize: n.set.kubelet.LogMaxSize, LogMaxFiles: n.set.kubelet.LogMaxFiles, StaticPods: n.set.kubelet.StaticPods,
-=======
 		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
 		ParallelPulls: n.set.MaxParallelImagePulls, DockerConfigs: dockerConfigs(n.set.Instance),
->>>>>>> main
 	})
 	if err != nil {
 		return err

@@ -154,12 +154,8 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 	if resp, err := w.k.d.Images.ImageStatus(ctx, spec, false); err == nil {
 		size = resp.GetImage().GetSize()
 	}
-<<<<<<< HEAD
-	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, took, size))
-	w.k.figures.pulled(size, took)
-=======
 	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, waited, size))
->>>>>>> main
+	w.k.figures.pulled(size, waited)
 	delete(w.pulls, c.image)
 	return ref, nil
 }

@@ -153,7 +153,6 @@ type Deps struct {
 	// negative size is none.
 	LogMaxSize  int64
 	LogMaxFiles int
-<<<<<<< HEAD
 	// Eviction is what the node must have left; by default nothing is asked.
 	Eviction eviction.Config
 	// Observe measures that; by default the machine.
@@ -166,17 +165,15 @@ type Deps struct {
 	StaticPods string
 	// ImageGC rules when images are removed; by default never.
 	ImageGC ImageGC
-
-	// notify tells of changes in a directory; tests replace it.
-	notify func(dir string) (changed <-chan struct{}, stop func(), err error)
-=======
 	// ParallelPulls is how many images are pulled at once; 0 for any number.
 	ParallelPulls int
 	// DockerConfigs are files in the form of docker's config.json, of which the
 	// first that is there has the node's own registry credentials: every pod's
 	// images are pulled with them.
 	DockerConfigs []string
->>>>>>> main
+
+	// notify tells of changes in a directory; tests replace it.
+	notify func(dir string) (changed <-chan struct{}, stop func(), err error)
 }
 
 // Kubelet is the node half. See New.
@@ -255,7 +252,6 @@ func New(d Deps) (*Kubelet, error) {
 		d.LogMaxFiles = 5
 	}
 	k := &Kubelet{d: d, workers: map[types.UID]*worker{}, memory: memoryCapacity()}
-<<<<<<< HEAD
 	if k.d.ImageDir == "" {
 		k.d.ImageDir = d.Host.DataDir
 	}
@@ -269,11 +265,9 @@ func New(d Deps) (*Kubelet, error) {
 	k.d.Runtime, k.d.Images = counted{d.Runtime, k.figures}, countedImages{d.Images, k.figures}
 	k.gc = newImageCollector(k)
 	k.statics, k.known = newStatics(k), make(chan struct{})
-=======
 	if d.ParallelPulls > 0 {
 		k.pulling = make(chan struct{}, d.ParallelPulls)
 	}
->>>>>>> main
 	k.informers = client.NewInformers(d.Client, d.Log)
 	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
 	k.services = client.InformerFor[*corev1.Service](k.informers)

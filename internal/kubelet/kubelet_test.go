@@ -64,6 +64,7 @@ type volumes struct {
 	mu    sync.Mutex
 	fail  error
 	sets  int
+	last  []string
 	gone  []types.UID
 	local map[string]string
 }
@@ -73,10 +74,19 @@ func (v *volumes) Setup(_ context.Context, pod *corev1.Pod) (map[string]string, 
 	defer v.mu.Unlock()
 	v.sets++
 	out := map[string]string{}
+	v.last = nil
 	for _, x := range pod.Spec.Volumes {
+		v.last = append(v.last, x.Name)
 		out[x.Name] = "/volumes/" + x.Name
 	}
 	return out, time.Time{}, v.fail
+}
+
+// made are the names of the volumes that were made last, sorted.
+func (v *volumes) made() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(slices.Values(v.last))
 }
 
 func (v *volumes) SubPath(_ context.Context, _ *corev1.Pod, _ string, _ int, m corev1.VolumeMount, sub string) (string, error) {
