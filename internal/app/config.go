@@ -19,6 +19,7 @@ import (
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
+	"skiff/internal/cli"
 	"skiff/internal/dns"
 	"skiff/internal/host"
 	"skiff/internal/runtime/image/registry"
@@ -95,6 +96,8 @@ type Config struct {
 	// SchedulerConfig is a file with a KubeSchedulerConfiguration
 	// (kubescheduler.config.k8s.io/v1).
 	SchedulerConfig string `json:"schedulerConfig,omitempty"`
+	// Kubelet are settings of this node's kubelet.
+	Kubelet *cli.KubeletConfig `json:"kubelet,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
 }
@@ -216,6 +219,9 @@ func (c *Config) Merge() error {
 	if c.RegistryMirrors == nil {
 		c.RegistryMirrors = old.RegistryMirrors
 	}
+	if c.Kubelet == nil {
+		c.Kubelet = old.Kubelet
+	}
 	if c.InsecureRegistries == nil {
 		c.InsecureRegistries = old.InsecureRegistries
 	}
@@ -314,6 +320,8 @@ type Settings struct {
 	NodePortLast  uint16
 	// Scheduler is what SchedulerConfig says.
 	Scheduler *configv1.KubeSchedulerConfiguration
+
+	kubelet kubeletSettings
 }
 
 // Complete fills in defaults and checks every field.
@@ -414,6 +422,9 @@ func (c Config) Complete() (*Settings, error) {
 		return nil, &ConfigError{"dns", err.Error()}
 	}
 	if s.Scheduler, err = c.scheduler(); err != nil {
+		return nil, err
+	}
+	if s.kubelet, err = c.kubelet(); err != nil {
 		return nil, err
 	}
 	if err := c.checkEtcd(); err != nil {

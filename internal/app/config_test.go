@@ -14,8 +14,51 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"skiff/internal/cli"
 	"skiff/internal/host"
 )
+
+// The kubelet's settings outlast a start without a file; no threshold is not the same as
+// the usual ones.
+func TestKubeletSettings(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "skiff.yaml")
+	if err := os.WriteFile(file, []byte("kubelet:\n  evictionHard: {}\n  imageGCHighThresholdPercent: 90\n  containerLogMaxSize: 1Mi\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := LoadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir, c.NodeIP, c.NodeName = dir, "192.0.2.7", "n"
+	s, err := c.Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Save(); err != nil {
+		t.Fatal(err)
+	}
+	again := Config{DataDir: dir}
+	if err := again.Merge(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = again.Complete(); err != nil {
+		t.Fatal(err)
+	}
+	k := s.kubelet
+	if len(k.Eviction.Thresholds) != 0 || k.ImageGC.High != 90 || k.ImageGC.KeepHigh != 0 || k.ImageGC.Low != 80 || k.ImageGC.KeepLow == 0 || k.LogMaxSize != 1<<20 {
+		t.Errorf("%+v", k)
+	}
+	plain, err := Config{NodeIP: "192.0.2.7", NodeName: "n"}.Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k := plain.kubelet; len(k.Eviction.Thresholds) == 0 || k.Eviction.Transition != 5*time.Minute || k.ImageGC.High != 85 || k.LogMaxSize != 0 {
+		t.Errorf("%+v", k)
+	}
+}
 
 func TestCompleteChecksEveryField(t *testing.T) {
 	tests := []struct {
@@ -44,6 +87,14 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{MaxPods: -1}, `maxPods: -1: must be greater than 0`},
 		{Config{APIPort: 70000}, `apiPort: 70000: must be a port from 1 to 65535`},
 		{Config{SchedulerConfig: "/nowhere"}, `schedulerConfig: open /nowhere: no such file or directory`},
+		{Config{Kubelet: &cli.KubeletConfig{EvictionHard: map[string]string{"disk": "1"}}}, `kubelet.eviction: unsupported eviction signal disk`},
+		{Config{Kubelet: &cli.KubeletConfig{EvictionSoft: map[string]string{"pid.available": "5"}}}, `kubelet.eviction: grace period must be specified for the soft eviction threshold pid.available`},
+		{Config{Kubelet: &cli.KubeletConfig{ImageGCHighThresholdPercent: new(int32(101))}}, `kubelet.imageGCHighThresholdPercent: 101: must be between 0 and 100, inclusive`},
+		{Config{Kubelet: &cli.KubeletConfig{ImageGCHighThresholdPercent: new(int32(80))}}, `kubelet.imageGCLowThresholdPercent: 80: must be less than imageGCHighThresholdPercent 80`},
+		{Config{Kubelet: &cli.KubeletConfig{ImageMaximumGCAge: metav1.Duration{Duration: time.Minute}}}, `kubelet.imageMaximumGCAge: 1m0s: must be greater than imageMinimumGCAge 2m0s`},
+		{Config{Kubelet: &cli.KubeletConfig{ContainerLogMaxSize: "big"}}, `kubelet.containerLogMaxSize: "big": `},
+		{Config{Kubelet: &cli.KubeletConfig{ContainerLogMaxFiles: new(int32(1))}}, `kubelet.containerLogMaxFiles: 1: must be greater than 1`},
+		{Config{Kubelet: &cli.KubeletConfig{StaticPodPath: "pods"}}, `kubelet.staticPodPath: "pods": must be an absolute path`},
 		{Config{NodeIP: "here"}, `nodeIP: "here": must be an IP address`},
 		{Config{NodeIP: "192.0.2.1", DNSUpstreams: []string{"resolver.example"}}, `dns: resolver "resolver.example": must be an IP address, with a port or without`},
 		{Config{NodeIP: "192.0.2.1", DNSStubDomains: map[string][]string{"corp": nil}}, `dns: stub domain "corp": must be a domain name with resolvers`},

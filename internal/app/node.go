@@ -123,6 +123,10 @@ func (e kubeletEvents) Event(ref *corev1.ObjectReference, eventType, reason, mes
 	e.EventRef(*ref, eventType, reason, "%s", message)
 }
 
+func (e kubeletEvents) AnnotatedEvent(ref *corev1.ObjectReference, annotations map[string]string, eventType, reason, message string) {
+	e.AnnotatedEventRef(*ref, annotations, eventType, reason, "%s", message)
+}
+
 // run starts the kubelet and the data plane, and returns when the node is Ready.
 func (n *node) run(ctx context.Context) error {
 	informers := client.NewInformers(n.services, n.log)
@@ -145,6 +149,8 @@ func (n *node) run(ctx context.Context) error {
 		ClusterDNS: netIPs(n.set.DNSIPs[:1]), ClusterDomain: n.set.ClusterDomain,
 		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
+		Eviction: n.set.kubelet.Eviction, ImageGC: n.set.kubelet.ImageGC, ImageDir: n.set.Instance.Data("images"),
+		LogMaxSize: n.set.kubelet.LogMaxSize, LogMaxFiles: n.set.kubelet.LogMaxFiles, StaticPods: n.set.kubelet.StaticPods,
 		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
 		ParallelPulls: n.set.MaxParallelImagePulls, DockerConfigs: dockerConfigs(n.set.Instance),
 	})

@@ -49,6 +49,7 @@ type Settings struct {
 	InsecureRegistries       []string            // likewise
 	MaxParallelImagePulls    int                 // likewise
 	SchedulerConfig          string
+	Kubelet                  *KubeletConfig // in the config file alone
 	Verbose                  bool
 }
 

@@ -80,6 +80,11 @@ func (r *Recorder) Event(obj client.Object, eventType, reason, format string, ar
 
 // EventRef records an event about what ref names.
 func (r *Recorder) EventRef(ref corev1.ObjectReference, eventType, reason, format string, args ...any) {
+	r.AnnotatedEventRef(ref, nil, eventType, reason, format, args...)
+}
+
+// AnnotatedEventRef is EventRef with annotations of the event.
+func (r *Recorder) AnnotatedEventRef(ref corev1.ObjectReference, annotations map[string]string, eventType, reason, format string, args ...any) {
 	now := r.d.Now()
 	ns := ref.Namespace
 	if ns == "" {
@@ -91,7 +96,7 @@ func (r *Recorder) EventRef(ref corev1.ObjectReference, eventType, reason, forma
 		message = fmt.Sprintf(format, args...)
 	}
 	e := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: ns, Name: r.name(ref.Name, now)},
+		ObjectMeta:     metav1.ObjectMeta{Namespace: ns, Name: r.name(ref.Name, now), Annotations: annotations},
 		InvolvedObject: ref, Reason: reason, Message: message, Type: eventType, Count: 1,
 		FirstTimestamp: at, LastTimestamp: at,
 		Source:              corev1.EventSource{Component: r.d.Component, Host: r.d.Host},

@@ -14,6 +14,9 @@ func (k *Kubelet) ranBefore(pod *corev1.Pod, o *observed) bool {
 
 // admit refuses a pod that this node has no room for. k.admission is held.
 func (k *Kubelet) admit(pod *corev1.Pod) *verdict {
+	if v := k.refuse(pod); v != nil {
+		return v
+	}
 	if k.allocatable() == nil {
 		return nil
 	}
@@ -64,7 +67,7 @@ func (k *Kubelet) room(pod *corev1.Pod) *verdict {
 		count++
 	}
 	short := func(name string, requested, used, capacity int64) *verdict {
-		return &verdict{"OutOf" + name, fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, requested, used, capacity)}
+		return &verdict{reason: "OutOf" + name, message: fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, requested, used, capacity), rejected: true}
 	}
 	if limit := allocatable[corev1.ResourcePods]; count+1 > limit.Value() {
 		return short("pods", 1, count, limit.Value())
@@ -90,7 +93,7 @@ func portConflict(pod, other *corev1.Pod) *verdict {
 	for _, a := range hostPorts(pod) {
 		for _, b := range hostPorts(other) {
 			if a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || a.ip == "" || b.ip == "") {
-				return &verdict{"NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"}
+				return &verdict{reason: "NodePorts", message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports", rejected: true}
 			}
 		}
 	}

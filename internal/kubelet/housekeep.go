@@ -32,6 +32,9 @@ func (k *Kubelet) housekeep(ctx context.Context) error {
 // rotateLogs rotates each log that has outgrown its size. Finding them costs one
 // look at each file and none at the runtime.
 func (k *Kubelet) rotateLogs(ctx context.Context) {
+	if k.d.LogMaxSize < 0 {
+		return
+	}
 	files, err := filepath.Glob(filepath.Join(k.d.PodLogDir, "*", "*", "*.log"))
 	if err != nil {
 		return

@@ -155,6 +155,7 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 		size = resp.GetImage().GetSize()
 	}
 	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, waited, size))
+	w.k.figures.pulled(size, waited)
 	delete(w.pulls, c.image)
 	return ref, nil
 }

@@ -207,9 +207,8 @@ func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool) (aga
 	}
 	w.probes.stopLiveness()
 	var grace *int64
-	if w.verdict != nil && pod.DeletionTimestamp == nil && w.verdict.reason != "DeadlineExceeded" {
-		one := int64(1)
-		grace = &one
+	if w.verdict != nil && pod.DeletionTimestamp == nil {
+		grace = w.verdict.grace
 	}
 	if gone && pod.Spec.Containers == nil {
 		// Known from labels alone: nobody waits for it any more.

@@ -50,11 +50,14 @@ import (
 	"skiff/internal/client"
 	"skiff/internal/host"
 	"skiff/internal/kubelet/devices"
+	"skiff/internal/kubelet/eviction"
 )
 
 // Events records events about objects. It does not block.
 type Events interface {
 	Event(ref *corev1.ObjectReference, eventType, reason, message string)
+	// AnnotatedEvent is Event with annotations of the event.
+	AnnotatedEvent(ref *corev1.ObjectReference, annotations map[string]string, eventType, reason, message string)
 }
 
 // Volumes makes the volumes of pods. Setup and Teardown are idempotent.
@@ -71,6 +74,9 @@ type Volumes interface {
 	Teardown(ctx context.Context, pod types.UID) error
 	// Pods lists the pods that have volumes here.
 	Pods() ([]types.UID, error)
+	// LocalDirs are the directories on the node's disk of those of a pod's volumes
+	// that count as its own storage, by name.
+	LocalDirs(pod *corev1.Pod) map[string]string
 }
 
 // LocalVolumes makes and removes the directories of local volumes that skiff
@@ -143,15 +149,31 @@ type Deps struct {
 	PodLogDir string
 	// RegisterNode off leaves node, status and lease alone, for tests.
 	NoNode bool
-	// LogMaxSize and LogMaxFiles rule the rotation of container logs; 10 MiB and 5.
+	// LogMaxSize and LogMaxFiles rule the rotation of container logs; 10 MiB and 5. A
+	// negative size is none.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// Eviction is what the node must have left; by default nothing is asked.
+	Eviction eviction.Config
+	// Observe measures that; by default the machine.
+	Observe func() eviction.Observations
+	// ImageDir is a directory on the file system of images and of what containers
+	// write; Host.DataDir by default.
+	ImageDir string
+	// StaticPods is a directory of manifests of pods that run here whether there is an
+	// API server or not; "" for none.
+	StaticPods string
+	// ImageGC rules when images are removed; by default never.
+	ImageGC ImageGC
 	// ParallelPulls is how many images are pulled at once; 0 for any number.
 	ParallelPulls int
 	// DockerConfigs are files in the form of docker's config.json, of which the
 	// first that is there has the node's own registry credentials: every pod's
 	// images are pulled with them.
 	DockerConfigs []string
+
+	// notify tells of changes in a directory; tests replace it.
+	notify func(dir string) (changed <-chan struct{}, stop func(), err error)
 }
 
 // Kubelet is the node half. See New.
@@ -168,6 +190,12 @@ type Kubelet struct {
 	node        *nodeState
 	started     time.Time
 	rates       cpuRates
+	pressure    pressure
+	du          du
+	gc          *imageCollector
+	statics     *statics
+	figures     *figures
+	known       chan struct{} // closed when the informers have synced
 
 	// exits are those who wait for the end of a container, by its ID.
 	exitMu sync.Mutex
@@ -224,6 +252,19 @@ func New(d Deps) (*Kubelet, error) {
 		d.LogMaxFiles = 5
 	}
 	k := &Kubelet{d: d, workers: map[types.UID]*worker{}, memory: memoryCapacity()}
+	if k.d.ImageDir == "" {
+		k.d.ImageDir = d.Host.DataDir
+	}
+	if k.d.Observe == nil {
+		k.d.Observe = k.observeMachine
+	}
+	if d.notify == nil {
+		k.d.notify = k.notify
+	}
+	k.figures = newFigures()
+	k.d.Runtime, k.d.Images = counted{d.Runtime, k.figures}, countedImages{d.Images, k.figures}
+	k.gc = newImageCollector(k)
+	k.statics, k.known = newStatics(k), make(chan struct{})
 	if d.ParallelPulls > 0 {
 		k.pulling = make(chan struct{}, d.ParallelPulls)
 	}
@@ -286,6 +327,28 @@ func (k *Kubelet) run(ctx context.Context) error {
 		return err
 	}
 	defer k.close()
+	k.look()
+	k.statics.read()
+	k.statics.follow()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return k.statics.run(ctx) })
+	g.Go(func() error { return k.watchRuntime(ctx) })
+	g.Go(func() error { return k.runPods(ctx) })
+	return g.Wait()
+}
+
+// synced tells whether it is known what the API has.
+func (k *Kubelet) synced() bool {
+	select {
+	case <-k.known:
+		return true
+	default:
+		return false
+	}
+}
+
+// runPods drives the pods of the API.
+func (k *Kubelet) runPods(ctx context.Context) error {
 	if err := k.informers.WaitSynced(ctx); err != nil {
 		return nil
 	}
@@ -296,14 +359,17 @@ func (k *Kubelet) run(ctx context.Context) error {
 	k.admission.Lock()
 	k.pods.OnChange(k.onPod)
 	k.admission.Unlock()
+	close(k.known)
+	k.statics.kick()
 	var left []types.UID
 	for _, w := range k.allWorkers() {
 		left = append(left, w.uid)
 	}
 	k.sources.used.expect(left)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return k.watchRuntime(ctx) })
 	g.Go(func() error { return k.housekeep(ctx) })
+	g.Go(func() error { return k.watchPressure(ctx) })
+	g.Go(func() error { return k.gc.run(ctx) })
 	if k.d.Plugins != "" {
 		g.Go(func() error { return k.devices.Run(ctx) })
 	}
@@ -345,6 +411,10 @@ func (k *Kubelet) close() {
 // onPod hands a change of a pod to its worker. It is called by the informer and
 // does not block.
 func (k *Kubelet) onPod(c client.Change[*corev1.Pod]) {
+	if c.Old != nil && isMirror(c.Old) || c.New != nil && isMirror(c.New) {
+		k.statics.onMirror(c)
+		return
+	}
 	if c.Deleted() {
 		if w := k.worker(c.Old.UID); w != nil {
 			w.setGone()
@@ -400,6 +470,7 @@ func (k *Kubelet) forget(w *worker) {
 	if k.workers[w.uid] == w {
 		delete(k.workers, w.uid)
 	}
+	k.statics.kick()
 }
 
 // adopt starts workers for what the runtime has and the API no longer knows, so
@@ -419,6 +490,9 @@ func (k *Kubelet) adopt(ctx context.Context) error {
 	known := map[types.UID]bool{}
 	for p := range k.pods.All() {
 		known[p.UID] = true
+	}
+	for _, w := range k.allWorkers() { // static pods
+		known[w.uid] = true
 	}
 	for _, o := range sandboxes {
 		if !known[o.pod.UID] {
@@ -515,6 +589,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 type noEvents struct{}
 
 func (noEvents) Event(*corev1.ObjectReference, string, string, string) {}
+func (noEvents) AnnotatedEvent(*corev1.ObjectReference, map[string]string, string, string, string) {
+}
 
 // noVolumes serves pods without volumes.
 type noVolumes struct{}
@@ -531,3 +607,4 @@ func (noVolumes) SubPath(context.Context, *corev1.Pod, string, int, corev1.Volum
 }
 func (noVolumes) Teardown(context.Context, types.UID) error { return nil }
 func (noVolumes) Pods() ([]types.UID, error)                { return nil, nil }
+func (noVolumes) LocalDirs(*corev1.Pod) map[string]string   { return nil }

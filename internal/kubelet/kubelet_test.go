@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,6 +42,13 @@ func (r *recorded) Event(ref *corev1.ObjectReference, _, reason, message string)
 	r.events = append(r.events, strings.TrimSpace(ref.FieldPath+" "+reason+": "+message))
 }
 
+func (r *recorded) AnnotatedEvent(ref *corev1.ObjectReference, annotations map[string]string, kind, reason, message string) {
+	r.Event(ref, kind, reason, message)
+	for _, k := range slices.Sorted(maps.Keys(annotations)) {
+		r.Event(ref, kind, reason, k+"="+annotations[k])
+	}
+}
+
 func (r *recorded) all() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -53,10 +61,12 @@ func (r *recorded) has(part string) bool {
 
 // volumes is a Volumes without a disk.
 type volumes struct {
-	mu   sync.Mutex
-	fail error
-	sets int
-	gone []types.UID
+	mu    sync.Mutex
+	fail  error
+	sets  int
+	last  []string
+	gone  []types.UID
+	local map[string]string
 }
 
 func (v *volumes) Setup(_ context.Context, pod *corev1.Pod) (map[string]string, time.Time, error) {
@@ -64,10 +74,19 @@ func (v *volumes) Setup(_ context.Context, pod *corev1.Pod) (map[string]string, 
 	defer v.mu.Unlock()
 	v.sets++
 	out := map[string]string{}
+	v.last = nil
 	for _, x := range pod.Spec.Volumes {
+		v.last = append(v.last, x.Name)
 		out[x.Name] = "/volumes/" + x.Name
 	}
 	return out, time.Time{}, v.fail
+}
+
+// made are the names of the volumes that were made last, sorted.
+func (v *volumes) made() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(slices.Values(v.last))
 }
 
 func (v *volumes) SubPath(_ context.Context, _ *corev1.Pod, _ string, _ int, m corev1.VolumeMount, sub string) (string, error) {
@@ -81,6 +100,11 @@ func (v *volumes) Teardown(_ context.Context, uid types.UID) error {
 	return nil
 }
 func (v *volumes) Pods() ([]types.UID, error) { return nil, nil }
+func (v *volumes) LocalDirs(*corev1.Pod) map[string]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.local
+}
 
 // world is a kubelet with everything around it.
 type world struct {

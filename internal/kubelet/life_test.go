@@ -243,6 +243,7 @@ func TestFailures(t *testing.T) {
 	}, func(w *world) {
 		p := newPod("web", "a")
 		p.Spec.Volumes = []corev1.Volume{{Name: "v"}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}
 		w.create(p)
 		w.wantEvent(`FailedMount: MountVolume.SetUp failed for volume "v" : no`)
 		w.wantWaiting("web", "a", "ContainerCreating", "")
@@ -258,6 +259,7 @@ func TestMissingReferences(t *testing.T) {
 	run(t, nil, func(w *world) {
 		p := newPod("web", "a")
 		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "cm"}}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}
 		p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "X", ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "cm"}, Key: "k"}}}}
 		w.create(p)
 		w.wantWaiting("web", "a", "CreateContainerConfigError", `configmap "cm" not found`)
@@ -680,6 +682,35 @@ func TestTerminationMessage(t *testing.T) {
 		synctest.Wait()
 		if s := w.pod("job").Status.ContainerStatuses[0].State.Terminated; s == nil || s.Message != "one\ntwo\n" || s.Reason != "OOMKilled" {
 			t.Errorf("state: %+v", s)
+		}
+	})
+}
+
+// A volume that no container mounts is not made, and holds nothing up; one that a
+// container mounts that joins later is made then.
+func TestVolumesNobodyMounts(t *testing.T) {
+	run(t, nil, func(w *world) {
+		p := newPod("web", "a")
+		for _, name := range []string{"spare", "own"} {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+		}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: "/own"}}
+		w.create(p)
+		w.wantPhase("web", corev1.PodRunning)
+		if got := w.volumes.made(); !slices.Equal(got, []string{"own"}) {
+			t.Errorf("volumes made: %v", got)
+		}
+		p = w.pod("web").DeepCopy()
+		p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+			Name: "debug", Image: "busybox", ImagePullPolicy: corev1.PullIfNotPresent,
+			VolumeMounts: []corev1.VolumeMount{{Name: "spare", MountPath: "/spare"}},
+		}}}
+		w.create(p)
+		if c := w.container("debug"); len(c.Config.Mounts) == 0 || c.Config.Mounts[0].HostPath != "/volumes/spare" {
+			t.Errorf("mounts: %v", c.Config.Mounts)
+		}
+		if got := w.volumes.made(); !slices.Equal(got, []string{"own", "spare"}) {
+			t.Errorf("volumes made: %v", got)
 		}
 	})
 }

@@ -14,6 +14,12 @@ import (
 // podByName finds a pod of this node.
 func (k *Kubelet) podByName(ns, name string) (*corev1.Pod, *worker, error) {
 	pod, ok := k.pods.Get(ns, name)
+	if ok && isMirror(pod) {
+		if w := k.statics.of(pod); w != nil {
+			p, _ := w.current()
+			return p, w, nil
+		}
+	}
 	if ok {
 		if w := k.worker(pod.UID); w != nil {
 			return pod, w, nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -19,12 +20,6 @@ import (
 )
 
 const (
-	// Below these the node is under pressure; upstream's thresholds of hard
-	// eviction.
-	minMemory      = 100 << 20
-	minDiskPercent = 10
-	minInodes      = 5
-
 	maxNodeImages = 50
 	maxImageNames = 5
 )
@@ -75,7 +70,7 @@ func (k *Kubelet) setNodeStatus(ctx context.Context, n *corev1.Node, old *corev1
 		groups := st.GetFeatures().GetSupplementalGroupsPolicy()
 		s.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: &groups}
 	}
-	k.pressure(s, old, disk)
+	k.pressureConditions(s, old)
 	k.ready(s, old, st, err)
 }
 
@@ -95,8 +90,9 @@ func (k *Kubelet) setCondition(s *corev1.NodeStatus, old *corev1.Node, c corev1.
 	s.Conditions = append(s.Conditions, c)
 }
 
-// pressure sets the conditions for what the machine may run out of.
-func (k *Kubelet) pressure(s *corev1.NodeStatus, old *corev1.Node, d disk) {
+// pressureConditions sets the conditions for what the machine may run out of.
+func (k *Kubelet) pressureConditions(s *corev1.NodeStatus, old *corev1.Node) {
+	short := k.pressure.conditions()
 	set := func(t corev1.NodeConditionType, on bool, yes, no, yesText, noText, yesEvent, noEvent string) {
 		c := corev1.NodeCondition{Type: t, Status: corev1.ConditionFalse, Reason: no, Message: noText}
 		event := noEvent
@@ -105,17 +101,15 @@ func (k *Kubelet) pressure(s *corev1.NodeStatus, old *corev1.Node, d disk) {
 		}
 		k.setCondition(s, old, c, event)
 	}
-	free := meminfo("MemAvailable:")
-	set(corev1.NodeMemoryPressure, free > 0 && free < minMemory,
+	set(corev1.NodeMemoryPressure, slices.Contains(short, corev1.NodeMemoryPressure),
 		"KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
 		"kubelet has insufficient memory available", "kubelet has sufficient memory available",
 		"NodeHasInsufficientMemory", "NodeHasSufficientMemory")
-	low := d.size > 0 && d.free*100 < d.size*minDiskPercent || d.inodes > 0 && d.inodesFree*100 < d.inodes*minInodes
-	set(corev1.NodeDiskPressure, low,
+	set(corev1.NodeDiskPressure, slices.Contains(short, corev1.NodeDiskPressure),
 		"KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
 		"kubelet has disk pressure", "kubelet has no disk pressure",
 		"NodeHasDiskPressure", "NodeHasNoDiskPressure")
-	set(corev1.NodePIDPressure, pidsShort(),
+	set(corev1.NodePIDPressure, slices.Contains(short, corev1.NodePIDPressure),
 		"KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 		"kubelet has insufficient PID available", "kubelet has sufficient PID available",
 		"NodeHasInsufficientPID", "NodeHasSufficientPID")
@@ -165,8 +159,9 @@ func (k *Kubelet) capacity(d disk) (all, pods corev1.ResourceList) {
 		huge += size * n
 	}
 	pods = all.DeepCopy()
-	pods[corev1.ResourceMemory] = bytes(max(k.memory-minMemory-huge, 0))
-	pods[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(d.size-d.size*minDiskPercent/100, resource.DecimalSI)
+	kept := k.d.Eviction.Reserved(all)
+	pods[corev1.ResourceMemory] = bytes(max(k.memory-kept.Memory().Value()-huge, 0))
+	pods[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(max(d.size-kept.StorageEphemeral().Value(), 0), resource.DecimalSI)
 	return all, pods
 }
 
@@ -281,19 +276,23 @@ func memory() map[string]uint64 {
 	return out
 }
 
-// pidsShort tells that almost all process IDs are in use.
-func pidsShort() bool {
-	maxPID, err := strconv.ParseInt(line("/proc/sys/kernel/pid_max"), 10, 64)
-	if err != nil || maxPID <= 0 {
-		return false
+// processes are the processes that run and the most there can be; false where that
+// cannot be read.
+func processes() (used, all int64, ok bool) {
+	all, err := strconv.ParseInt(line("/proc/sys/kernel/pid_max"), 10, 64)
+	if err != nil || all <= 0 {
+		return 0, 0, false
+	}
+	if n, err := strconv.ParseInt(line("/proc/sys/kernel/threads-max"), 10, 64); err == nil && n > 0 {
+		all = min(all, n)
 	}
 	f := strings.Fields(line("/proc/loadavg"))
 	if len(f) < 4 {
-		return false
+		return 0, 0, false
 	}
 	_, total, _ := strings.Cut(f[3], "/")
 	n, err := strconv.ParseInt(total, 10, 64)
-	return err == nil && n*100 > maxPID*95
+	return n, all, err == nil
 }
 
 // hugepages are the numbers of huge pages by their size in bytes.

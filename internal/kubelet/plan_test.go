@@ -231,7 +231,7 @@ func TestReasonStays(t *testing.T) {
 	p := newPod("web", "a")
 	p.Status.Phase, p.Status.Reason, p.Status.Message = corev1.PodFailed, "DeadlineExceeded", "late"
 	s := podStatus(statusInput{
-		pod: p, old: p.Status, o: the(p, "ready: a=0"), terminal: true, verdict: &verdict{"DeadlineExceeded", "late"},
+		pod: p, old: p.Status, o: the(p, "ready: a=0"), terminal: true, verdict: &verdict{reason: "DeadlineExceeded", message: "late"},
 		started: func(*container, *corev1.ContainerStatus) bool { return true },
 		ready:   func(*container, *corev1.ContainerStatus) bool { return true },
 	})

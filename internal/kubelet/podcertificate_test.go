@@ -47,6 +47,7 @@ func (c *certified) last() string {
 func certifiedPod() *corev1.Pod {
 	p := newPod("web", "a")
 	p.Spec.ServiceAccountName = "robot"
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}
 	p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
 		{PodCertificate: &corev1.PodCertificateProjection{SignerName: "example.com/s", KeyType: "ED25519", CredentialBundlePath: "all.pem"}},
 	}}}}}

@@ -3,47 +3,13 @@ package kubelet
 import (
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"skiff/internal/kubelet/certificates"
 )
-
-func (k *Kubelet) serveMetrics(w http.ResponseWriter, r *http.Request) {
-	pods, containers := 0, map[string]int{}
-	if list, err := k.d.Runtime.ListContainers(r.Context(), nil); err == nil {
-		for _, c := range list {
-			containers[strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_"))]++
-		}
-	}
-	for _, wk := range k.allWorkers() {
-		if st := wk.status.current(); st.Phase == corev1.PodRunning {
-			pods++
-		}
-	}
-	m := metrics{w}
-	m.head("kubelet_node_name", "gauge", "The node's name. The count is always 1.")
-	m.value("kubelet_node_name", 1, "node", k.d.NodeName)
-	m.head("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox")
-	m.value("kubelet_running_pods", float64(pods))
-	m.head("kubelet_running_containers", "gauge", "Number of containers currently running")
-	for _, state := range []string{"created", "running", "exited", "unknown"} {
-		m.value("kubelet_running_containers", float64(containers[state]), "container_state", state)
-	}
-	if states := k.sources.certificates.States(); len(states) > 0 {
-		m.head("kubelet_podcertificate_states", "gauge", "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.")
-		for _, s := range slices.SortedFunc(maps.Keys(states), certificates.State.Compare) {
-			m.value("kubelet_podcertificate_states", float64(states[s]), "signer_name", s.Signer, "state", s.State)
-		}
-	}
-}
 
 // serveResourceMetrics answers with the metrics of upstream's /metrics/resource. Each
 // value has the time at which it was measured; where nothing could be measured,
@@ -54,7 +20,7 @@ func (k *Kubelet) serveResourceMetrics(w http.ResponseWriter, r *http.Request) {
 		k.d.Log.Warn("measure pods", "err", err)
 		s = &summary{}
 	}
-	m := metrics{w}
+	m := exposition{w}
 	// each writes one metric of all containers or pods; f returns nil for none.
 	type line struct {
 		v  float64
@@ -139,22 +105,22 @@ func (k *Kubelet) serveResourceMetrics(w http.ResponseWriter, r *http.Request) {
 	m.value("resource_scrape_error", failed)
 }
 
-// metrics writes Prometheus' text format.
-type metrics struct{ w io.Writer }
+// exposition writes Prometheus' text format.
+type exposition struct{ w io.Writer }
 
-func (m metrics) head(name, kind, help string) {
+func (m exposition) head(name, kind, help string) {
 	if w, ok := m.w.(http.ResponseWriter); ok {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	}
 	fmt.Fprintf(m.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
 }
 
-func (m metrics) value(name string, v float64, labels ...string) {
+func (m exposition) value(name string, v float64, labels ...string) {
 	m.at(name, v, time.Time{}, labels...)
 }
 
 // at writes a value with the time of its measurement, where that is not zero.
-func (m metrics) at(name string, v float64, at time.Time, labels ...string) {
+func (m exposition) at(name string, v float64, at time.Time, labels ...string) {
 	var l []string
 	for i := 0; i+1 < len(labels); i += 2 {
 		l = append(l, labels[i]+"="+strconv.Quote(labels[i+1]))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -46,6 +47,7 @@ type Runtime interface {
 	Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
 	ListContainerStats(ctx context.Context, f *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error)
+	ListPodSandboxStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error)
 	GetContainerEvents(ctx context.Context, ch chan *runtimeapi.ContainerEventResponse, connected func(runtimeapi.RuntimeService_GetContainerEventsClient)) error
 }
 
@@ -129,6 +131,11 @@ func (o *observed) latest(name string) *container {
 		}
 	}
 	return nil
+}
+
+// anyRunning tells whether a container runs.
+func (o *observed) anyRunning() bool {
+	return slices.ContainsFunc(o.containers, func(c container) bool { return c.running() })
 }
 
 func (o *observed) byID(id string) *container {

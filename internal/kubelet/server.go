@@ -128,6 +128,14 @@ func (k *Kubelet) serveRemoveLocal(w http.ResponseWriter, r *http.Request) {
 func (k *Kubelet) servePods(w http.ResponseWriter, _ *http.Request) {
 	list := &corev1.PodList{}
 	for p := range k.pods.All() {
+		if !isMirror(p) {
+			list.Items = append(list.Items, *p)
+		}
+	}
+	for _, w := range k.statics.running() {
+		p, _ := w.current()
+		p = p.DeepCopy()
+		p.Status = w.status.current()
 		list.Items = append(list.Items, *p)
 	}
 	scheme := runtime.NewScheme()

@@ -80,16 +80,18 @@ func backoffAfter(restarts int) time.Duration {
 func (w *worker) start(ctx context.Context, pod *corev1.Pod, o *observed, s start, sandboxID string, sc *runtimeapi.PodSandboxConfig, ips []string) {
 	c := s.container
 	fail := func(reason, message string) {
+		w.k.figures.notStarted(s, reason)
 		w.hold(c.Name, reason, message, w.k.d.Now().Add(startRetry))
 	}
 	warn := func(message string) {
 		w.containerEvent(pod, c.Name, corev1.EventTypeWarning, "Failed", message)
 	}
 	id := s.id
+	if id == "" && w.backingOff(pod, o, c) {
+		return
+	}
+	w.k.figures.started(s)
 	if id == "" {
-		if w.backingOff(pod, o, c) {
-			return
-		}
 		volumes, problem := w.imageVolumes(ctx, pod, c, sc)
 		var ref string
 		if problem == nil {
@@ -99,6 +101,7 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, o *observed, s star
 			if ctx.Err() != nil {
 				return
 			}
+			w.k.figures.notStarted(s, problem.reason)
 			w.hold(c.Name, problem.reason, problem.message, problem.until)
 			warn("Error: " + problem.reason)
 			return

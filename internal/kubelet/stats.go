@@ -54,7 +54,8 @@ type containerStats struct {
 	Memory    *memoryStats `json:"memory,omitempty"`
 	Swap      *swapStats   `json:"swap,omitempty"`
 
-	id string
+	id      string
+	written *runtimeapi.FilesystemUsage // nil where the runtime does not tell
 }
 
 type cpuStats struct {
@@ -173,7 +174,7 @@ func (k *Kubelet) measureNode(now metav1.Time) nodeStats {
 
 func containerOf(c *runtimeapi.ContainerStats, start metav1.Time) containerStats {
 	at := func(ns int64) metav1.Time { return metav1.NewTime(time.Unix(0, ns)) }
-	cs := containerStats{Name: c.GetAttributes().GetLabels()[labelContainerName], StartTime: start, id: c.GetAttributes().GetId()}
+	cs := containerStats{Name: c.GetAttributes().GetLabels()[labelContainerName], StartTime: start, id: c.GetAttributes().GetId(), written: c.GetWritableLayer()}
 	if u := c.Cpu; u != nil {
 		cs.CPU = &cpuStats{Time: at(u.Timestamp), UsageNanoCores: value(u.UsageNanoCores), UsageCoreNanoSeconds: value(u.UsageCoreNanoSeconds)}
 	}

@@ -80,9 +80,10 @@ func podStatus(in statusInput) corev1.PodStatus {
 	if s.Phase == in.old.Phase {
 		s.Reason, s.Message = in.old.Reason, in.old.Message
 	}
-	if in.verdict != nil && !final(pod.Status.Phase) {
+	// What runs is not at its end, whatever has been decided.
+	if in.verdict != nil && !final(pod.Status.Phase) && !in.o.anyRunning() {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.verdict.reason, in.verdict.message
-		if strings.HasPrefix(s.Reason, "OutOf") || s.Reason == "NodePorts" || s.Reason == "NodeAffinity" {
+		if in.verdict.rejected {
 			s.Message = "Pod was rejected: " + s.Message
 		}
 	}
@@ -399,11 +400,17 @@ func sameForeignConditions(a, b *corev1.Pod) bool {
 func foreign(list []corev1.PodCondition) []corev1.PodCondition {
 	var out []corev1.PodCondition
 	for _, c := range list {
-		if !slices.Contains(ours, c.Type) && !slices.Contains(passing, c.Type) {
+		if !slices.Contains(ours, c.Type) && !slices.Contains(passing, c.Type) && !ourDisruption(c) {
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+// ourDisruption tells of a condition DisruptionTarget that the kubelet set: others set
+// it for reasons of theirs.
+func ourDisruption(c corev1.PodCondition) bool {
+	return c.Type == corev1.DisruptionTarget && c.Reason == corev1.PodReasonTerminationByKubelet
 }
 
 // conditions sets the pod's conditions.
@@ -422,6 +429,12 @@ func conditions(s *corev1.PodStatus, in statusInput) {
 			c.LastTransitionTime = old.LastTransitionTime
 		}
 		s.Conditions = append(s.Conditions, c)
+	}
+	if v := in.verdict; v != nil && v.disruption {
+		s.Conditions = slices.DeleteFunc(s.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
+		set(corev1.DisruptionTarget, true, corev1.PodReasonTerminationByKubelet, v.message)
+	} else if c := condition(pod.Status.Conditions, corev1.DisruptionTarget); c != nil && ourDisruption(*c) {
+		s.Conditions = append(s.Conditions, *c)
 	}
 	if changed, _, _, why := sandboxState(pod, in.o); changed {
 		set(corev1.PodReadyToStartContainers, false, "PodSandboxNotReady", why)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,9 @@ type statusWriter struct {
 	want    *corev1.PodStatus
 	writing bool
 	gone    bool
+	// static: the pod is not in the API. Its mirror may be; while there is none the
+	// writer is gone.
+	static bool
 	// futile is a patch that the API took and that changed nothing: fields that
 	// it does not keep.
 	futile []byte
@@ -41,7 +45,7 @@ type statusWriter struct {
 }
 
 func newStatusWriter(k *Kubelet, pod *corev1.Pod) *statusWriter {
-	return &statusWriter{k: k, uid: pod.UID, base: pod, done: make(chan struct{})}
+	return &statusWriter{k: k, uid: pod.UID, base: pod, static: isStatic(pod), gone: isStatic(pod), done: make(chan struct{})}
 }
 
 // newer tells whether a was written after b; states of unknown age are taken.
@@ -69,13 +73,37 @@ func (s *statusWriter) current() corev1.PodStatus {
 func (s *statusWriter) setBase(pod *corev1.Pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !newer(pod, s.base) {
+	if s.static || !newer(pod, s.base) {
 		return
 	}
 	s.base = pod
 	if s.want != nil {
 		s.begin()
 	}
+}
+
+// setMirror takes the mirror of a static pod in the API, nil where there is none.
+func (s *statusWriter) setMirror(m *corev1.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m == nil {
+		s.gone = true
+		return
+	}
+	if s.uid == m.UID && !newer(m, s.base) {
+		return
+	}
+	if s.uid != m.UID {
+		s.futile = nil
+	}
+	s.base, s.uid, s.gone = m, m.UID, false
+	if s.want == nil {
+		return
+	}
+	if at := m.Status.StartTime; at != nil {
+		s.want.StartTime = at // that of a former process
+	}
+	s.begin()
 }
 
 // set takes the status to be written and returns at once.
@@ -190,12 +218,25 @@ func (s *statusWriter) merged() (corev1.PodStatus, bool) {
 	}
 	want := *s.want
 	conds := foreign(s.base.Status.Conditions)
+	if c := condition(want.Conditions, corev1.DisruptionTarget); c != nil && ourDisruption(*c) {
+		conds = slices.DeleteFunc(conds, func(x corev1.PodCondition) bool { return x.Type == c.Type })
+	}
 	for _, c := range want.Conditions {
 		if condition(conds, c.Type) == nil && len(foreign([]corev1.PodCondition{c})) == 0 {
 			conds = append(conds, c)
 		}
 	}
 	want.Conditions = conds
+	if s.static {
+		// The file knows no generations; the mirror has one.
+		want.ObservedGeneration = s.base.Generation
+		want.Conditions = slices.Clone(conds)
+		for i := range want.Conditions {
+			if want.Conditions[i].ObservedGeneration == 0 {
+				want.Conditions[i].ObservedGeneration = s.base.Generation
+			}
+		}
+	}
 	return want, true
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -175,7 +176,9 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	if err == nil {
 		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, handler)
 	}
+	w.k.figures.podsTotal.Add(1)
 	if err != nil {
+		w.k.figures.podErrors.Add(1)
 		w.holdSandbox()
 		if ctx.Err() == nil {
 			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+errText(err))
@@ -229,9 +232,42 @@ func unsupported(pod *corev1.Pod) error {
 	return nil
 }
 
-// ensureVolumes makes the pod's volumes present.
+// mounted is a pod without the volumes that none of its containers mounts: they are
+// not made, whatever is wrong with them.
+func mounted(pod *corev1.Pod) *corev1.Pod {
+	used := map[string]bool{}
+	add := func(c *corev1.Container) {
+		for _, m := range c.VolumeMounts {
+			used[m.Name] = true
+		}
+		for _, d := range c.VolumeDevices {
+			used[d.Name] = true
+		}
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			add(&list[i])
+		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		add((*corev1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+	}
+	out := *pod
+	out.Spec.Volumes = nil
+	for _, v := range pod.Spec.Volumes {
+		if used[v.Name] {
+			out.Spec.Volumes = append(out.Spec.Volumes, v)
+		}
+	}
+	return &out
+}
+
+// ensureVolumes makes those of the pod's volumes present that are mounted. A container
+// that joins later may mount another one.
 func (w *worker) ensureVolumes(ctx context.Context, pod *corev1.Pod) error {
-	if w.volumes.ready {
+	pod = mounted(pod)
+	lacking := func(v corev1.Volume) bool { _, ok := w.volumes.paths[v.Name]; return !ok }
+	if w.volumes.ready && !slices.ContainsFunc(pod.Spec.Volumes, lacking) {
 		return nil
 	}
 	// Changes from here on are seen: the watch starts before the first read.
@@ -301,7 +337,7 @@ func (w *worker) mountEvents(pod *corev1.Pod, err error) {
 // a token gets old; the answer is when to come back.
 func (w *worker) refreshVolumes(ctx context.Context, pod *corev1.Pod) time.Time {
 	if !w.volumes.ready {
-		if len(pod.Spec.Volumes) == 0 {
+		if len(mounted(pod).Spec.Volumes) == 0 {
 			return time.Time{}
 		}
 		// A kubelet that was started anew finds the pod running: it takes the
@@ -322,7 +358,7 @@ func (w *worker) refreshVolumes(ctx context.Context, pod *corev1.Pod) time.Time 
 		return w.volumes.refresh
 	}
 	w.volumes.stale = false
-	paths, refresh, err := w.k.d.Volumes.Setup(ctx, pod)
+	paths, refresh, err := w.k.d.Volumes.Setup(ctx, mounted(pod))
 	if err != nil {
 		if ctx.Err() == nil {
 			w.mountEvents(pod, err)

@@ -29,7 +29,15 @@ type waiting struct{ reason, message string }
 
 // verdict is a final status that overrides what the containers say: the pod was
 // refused or ended by the kubelet.
-type verdict struct{ reason, message string }
+type verdict struct {
+	reason, message string
+	// rejected: the node did not take the pod in.
+	rejected bool
+	// grace, in seconds, overrides the pod's where not nil.
+	grace *int64
+	// disruption: the pod ends for the node's sake, which a condition tells.
+	disruption bool
+}
 
 // worker drives one pod. See the package's documentation.
 type worker struct {
@@ -46,6 +54,8 @@ type worker struct {
 	// cancel ends what the worker is doing, where something changed that must
 	// not wait for it.
 	cancel context.CancelFunc
+	// condemned is a verdict that others passed.
+	condemned *verdict
 	// refresh: what a volume or variable refers to has changed.
 	refresh bool
 
@@ -68,6 +78,11 @@ type worker struct {
 	killed     map[string]bool // Killing was told, hook was run
 	deleted    bool
 	cleaned    bool
+
+	// seen is when the pod came.
+	seen time.Time
+	// cleanup is closed when nothing of the pod takes the node's room any more.
+	cleanup chan struct{}
 }
 
 type volumeState struct {
@@ -83,7 +98,7 @@ type volumeState struct {
 
 func newWorker(k *Kubelet, pod *corev1.Pod) *worker {
 	w := &worker{
-		k: k, uid: pod.UID, pod: pod, wake: make(chan struct{}, 1),
+		k: k, uid: pod.UID, pod: pod, seen: k.d.Now(), wake: make(chan struct{}, 1), cleanup: make(chan struct{}),
 		waiting: map[string]waiting{}, blocked: map[string]time.Time{}, crash: map[string]backoff{},
 		pulls: map[string]*pull{}, killed: map[string]bool{},
 		allocation: recordedAllocation(pod), resize: resumeResize(pod),
@@ -136,6 +151,24 @@ func (w *worker) interrupt() {
 	if w.cancel != nil {
 		w.cancel()
 	}
+}
+
+// condemn has the pod ended with a verdict; the first one counts.
+func (w *worker) condemn(v *verdict) {
+	w.mu.Lock()
+	if w.condemned == nil {
+		w.condemned = v
+		w.interrupt()
+	}
+	w.mu.Unlock()
+	w.kick()
+}
+
+// sentence is the verdict that others passed, nil for none.
+func (w *worker) sentence() *verdict {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.condemned
 }
 
 // refChanged tells that an object to which the pod refers has changed.
@@ -233,6 +266,9 @@ func (w *worker) step(ctx context.Context) (done bool, next time.Time) {
 			return false, w.k.d.Now().Add(restAfterRounds)
 		}
 		pod, gone := w.current()
+		if w.verdict == nil && w.phase == syncing {
+			w.verdict = w.sentence()
+		}
 		if w.phase == syncing && (gone || pod.DeletionTimestamp != nil || w.verdict != nil) {
 			w.phase = terminating
 		}
@@ -273,6 +309,9 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 			return false, now.Add(retryDelay(w.failures))
 		}
 	}
+	if st.Phase == corev1.PodRunning && w.status.current().Phase == corev1.PodPending {
+		w.k.figures.podStart.Observe(now.Sub(w.seen).Seconds())
+	}
 	w.status.set(st)
 	if st.Phase == corev1.PodSucceeded || st.Phase == corev1.PodFailed {
 		w.phase = terminating
@@ -280,7 +319,7 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	}
 	if at := deadline(pod, &st); !at.IsZero() {
 		if !now.Before(at) {
-			w.verdict = &verdict{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+			w.verdict = &verdict{reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline"}
 			w.event(pod, corev1.EventTypeNormal, "DeadlineExceeded", w.verdict.message)
 			return true, time.Time{}
 		}
@@ -290,7 +329,7 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 
 	opctx, end := w.op(ctx)
 	defer end()
-	if p, gone := w.current(); gone || p.DeletionTimestamp != nil {
+	if p, gone := w.current(); gone || p.DeletionTimestamp != nil || w.sentence() != nil {
 		return true, time.Time{}
 	}
 	a := plan(pod, o, w.probes)
@@ -316,6 +355,7 @@ func (w *worker) admit(pod *corev1.Pod, o *observed) bool {
 	w.admitted = w.verdict == nil
 	w.status.set(w.generate(pod, o, !w.admitted))
 	if !w.admitted {
+		w.k.figures.reject(w.verdict.reason)
 		w.event(pod, corev1.EventTypeWarning, w.verdict.reason, w.verdict.message)
 	}
 	return w.admitted
@@ -356,6 +396,7 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 		}
 		w.k.refs.drop(w)
 		w.cleaned = true
+		close(w.cleanup)
 		w.failures = 0
 	}
 	if !gone && !w.deleted {

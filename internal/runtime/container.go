@@ -35,7 +35,8 @@ type container struct {
 	// ended is closed when the container is no longer running.
 	ended chan struct{}
 	// layer is what it wrote, when that was measured last.
-	layer *runtimeapi.FilesystemUsage
+	layer     *runtimeapi.FilesystemUsage
+	layerTook time.Duration
 }
 
 func (r *Runtime) rootfsDir(id string) string {

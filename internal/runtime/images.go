@@ -56,9 +56,12 @@ func (r *Runtime) resolveImage(ctx context.Context, spec *runtimeapi.ImageSpec) 
 	return img, nil
 }
 
+// criImage tells of an image. One that was imported or built here under a name is pinned:
+// nothing would bring it back.
 func criImage(i *image.Image) *runtimeapi.Image {
+	pinned := i.Pinned || !i.Remote && len(i.RepoTags) > 0
 	out := &runtimeapi.Image{
-		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 0)), Pinned: i.Pinned,
+		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: uint64(max(i.Size, 0)), Pinned: pinned,
 		Spec: &runtimeapi.ImageSpec{Image: i.ID},
 	}
 	if i.Config == nil {

@@ -270,6 +270,22 @@ func (s *Set) mountMemory() error {
 	return nil
 }
 
+// LocalDirs are the directories on the node's disk of those of a pod's volumes that
+// live with it: emptyDirs and config maps. Those in memory count as memory.
+func (s *Set) LocalDirs(pod *corev1.Pod) map[string]string {
+	out := map[string]string{}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.ConfigMap == nil && (v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault) {
+			continue
+		}
+		if j := slices.IndexFunc(s.d.Types, func(t Type) bool { return t.Has(v) }); j >= 0 {
+			out[v.Name] = filepath.Join(s.podDir(pod.UID), "volumes", s.d.Types[j].Name(), v.Name)
+		}
+	}
+	return out
+}
+
 // Pods lists the pods that have volumes here, or traces of them.
 func (s *Set) Pods() ([]types.UID, error) {
 	var out []types.UID

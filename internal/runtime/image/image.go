@@ -61,6 +61,9 @@ type Image struct {
 	Layers []v1.Descriptor
 	// Pinned images are never garbage collected.
 	Pinned bool
+	// Remote images came from a registry, and can be had from there again: not those
+	// that were imported or built here.
+	Remote bool
 }
 
 // Errors of the image store.

@@ -38,6 +38,9 @@ func (s *Store) entryOf(img *Image) v1.Descriptor {
 			if img.Pinned {
 				a[annPinned] = "true"
 			}
+			if img.Remote {
+				a[annRemote] = "true"
+			}
 			e.Annotations = a
 			return e
 		}
@@ -111,6 +114,7 @@ type publication struct {
 	size   int64
 	pulled string // digest by which the registry knows it, where another
 	pinned bool
+	remote bool // it came from a registry
 }
 
 // publish makes an image seen whose blobs are all stored and held by lease.
@@ -130,6 +134,9 @@ func (s *Store) publish(lease *Lease, desc v1.Descriptor, names []string, p publ
 	desc.Annotations[annSize] = fmt.Sprint(p.size)
 	if p.pinned {
 		desc.Annotations[annPinned] = "true"
+	}
+	if p.remote {
+		desc.Annotations[annRemote] = "true"
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

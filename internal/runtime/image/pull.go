@@ -229,7 +229,7 @@ func (s *Store) fetchAndUnpack(ctx context.Context, lease *Lease, n Name, found 
 		}
 	}
 	tellNew(Pulled)
-	return s.publish(lease, found.Manifest, []string{n.String()}, publication{size: got.size, pulled: found.Digest.String()})
+	return s.publish(lease, found.Manifest, []string{n.String()}, publication{size: got.size, pulled: found.Digest.String(), remote: true})
 }
 
 // unpack makes the layers ready for containers: a layer that cannot be unpacked

@@ -76,6 +76,7 @@ const (
 	annSize   = "dev.skiff.image.size"              // unpacked bytes
 	annPulled = "dev.skiff.image.digest"            // what the registry called it: an index, maybe
 	annPinned = "dev.skiff.image.pinned"
+	annRemote = "dev.skiff.image.remote"
 )
 
 // Open opens the store in dir and makes it where there is none. It removes what
@@ -279,6 +280,7 @@ func (s *Store) derive() {
 			s.images[r.id] = img
 		}
 		img.Pinned = img.Pinned || e.Annotations[annPinned] == "true"
+		img.Remote = img.Remote || e.Annotations[annRemote] == "true"
 		full := e.Annotations[annName]
 		if full == "" {
 			continue

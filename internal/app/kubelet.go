@@ -1,0 +1,106 @@
+package app
+
+import (
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"skiff/internal/cli"
+	"skiff/internal/kubelet"
+	"skiff/internal/kubelet/eviction"
+)
+
+// kubeletSettings are a cli.KubeletConfig that was completed and checked.
+type kubeletSettings struct {
+	Eviction    eviction.Config
+	ImageGC     kubelet.ImageGC
+	LogMaxSize  int64
+	LogMaxFiles int
+	StaticPods  string
+}
+
+// The room that the usual shares of a disk keep free for images at most: collection
+// begins before pods are evicted.
+const (
+	keepForImages = 15 << 30
+	keepAtLow     = 20 << 30
+)
+
+// kubelet completes and checks the settings of the kubelet.
+func (c *Config) kubelet() (s kubeletSettings, err error) {
+	k := c.Kubelet
+	if k == nil {
+		k = &cli.KubeletConfig{}
+	}
+	wrong := func(field, format string, args ...any) (kubeletSettings, error) {
+		return s, &ConfigError{"kubelet." + field, fmt.Sprintf(format, args...)}
+	}
+	if s.Eviction.Thresholds, err = eviction.Parse(eviction.Settings{
+		Hard: k.EvictionHard, Soft: k.EvictionSoft, SoftGrace: k.EvictionSoftGracePeriod, MinimumReclaim: k.EvictionMinimumReclaim,
+		MergeDefaults: k.MergeDefaultEvictionSettings,
+	}); err != nil {
+		return wrong("eviction", "%v", err)
+	}
+	if k.EvictionPressureTransitionPeriod.Duration < 0 {
+		return wrong("evictionPressureTransitionPeriod", "%v: must not be negative", k.EvictionPressureTransitionPeriod.Duration)
+	}
+	if s.Eviction.Transition = k.EvictionPressureTransitionPeriod.Duration; s.Eviction.Transition == 0 {
+		s.Eviction.Transition = 5 * time.Minute
+	}
+	s.Eviction.MaxPodGrace = int64(k.EvictionMaxPodGracePeriod)
+
+	g := &s.ImageGC
+	*g = kubelet.ImageGC{High: 85, Low: 80, KeepHigh: keepForImages, KeepLow: keepAtLow, MinAge: 2 * time.Minute, MaxAge: k.ImageMaximumGCAge.Duration}
+	for _, p := range []struct {
+		field string
+		given *int32
+		to    *int
+		keep  *int64
+	}{
+		{"imageGCHighThresholdPercent", k.ImageGCHighThresholdPercent, &g.High, &g.KeepHigh},
+		{"imageGCLowThresholdPercent", k.ImageGCLowThresholdPercent, &g.Low, &g.KeepLow},
+	} {
+		if p.given == nil {
+			continue
+		}
+		if *p.to, *p.keep = int(*p.given), 0; *p.to < 0 || *p.to > 100 {
+			return wrong(p.field, "%d: must be between 0 and 100, inclusive", *p.to)
+		}
+	}
+	if g.Low >= g.High {
+		return wrong("imageGCLowThresholdPercent", "%d: must be less than imageGCHighThresholdPercent %d", g.Low, g.High)
+	}
+	if k.ImageMinimumGCAge.Duration != 0 {
+		g.MinAge = k.ImageMinimumGCAge.Duration
+	}
+	switch {
+	case g.MinAge < 0:
+		return wrong("imageMinimumGCAge", "%v: must not be negative", g.MinAge)
+	case g.MaxAge < 0:
+		return wrong("imageMaximumGCAge", "%v: must not be negative", g.MaxAge)
+	case g.MaxAge > 0 && g.MaxAge <= g.MinAge:
+		return wrong("imageMaximumGCAge", "%v: must be greater than imageMinimumGCAge %v", g.MaxAge, g.MinAge)
+	}
+	if k.ContainerLogMaxSize != "" {
+		q, err := resource.ParseQuantity(k.ContainerLogMaxSize)
+		if err != nil {
+			return wrong("containerLogMaxSize", "%q: %v", k.ContainerLogMaxSize, err)
+		}
+		// Upstream takes a size that is not positive for no rotation.
+		if s.LogMaxSize = q.Value(); s.LogMaxSize <= 0 {
+			s.LogMaxSize = -1
+		}
+	}
+	if n := k.ContainerLogMaxFiles; n != nil {
+		if s.LogMaxFiles = int(*n); s.LogMaxFiles <= 1 {
+			return wrong("containerLogMaxFiles", "%d: must be greater than 1", s.LogMaxFiles)
+		}
+	}
+	if k.StaticPodPath != "" && !filepath.IsAbs(k.StaticPodPath) {
+		return wrong("staticPodPath", "%q: must be an absolute path", k.StaticPodPath)
+	}
+	s.StaticPods = k.StaticPodPath
+	return s, nil
+}

@@ -1,0 +1,38 @@
+package cli
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// KubeletConfig are settings of the node's kubelet: those of KubeletConfiguration
+// (kubelet.config.k8s.io/v1beta1) that mean something here, under their names. What is
+// left out is as upstream has it, but for shares of disks, which are bounded: see
+// docs/adr/015-shares-of-disks.md.
+type KubeletConfig struct {
+	// Below EvictionHard pods are evicted at once; below EvictionSoft when that lasted
+	// for EvictionSoftGracePeriod, and until there is EvictionMinimumReclaim more.
+	// An empty EvictionHard is no threshold; without one there are the usual ones.
+	EvictionHard            map[string]string `json:"evictionHard,omitzero"`
+	EvictionSoft            map[string]string `json:"evictionSoft,omitempty"`
+	EvictionSoftGracePeriod map[string]string `json:"evictionSoftGracePeriod,omitempty"`
+	EvictionMinimumReclaim  map[string]string `json:"evictionMinimumReclaim,omitempty"`
+	// MergeDefaultEvictionSettings adds the usual thresholds to those of EvictionHard.
+	MergeDefaultEvictionSettings bool `json:"mergeDefaultEvictionSettings,omitempty"`
+	// EvictionPressureTransitionPeriod is how long a condition of pressure stays after
+	// its last cause; 5m. EvictionMaxPodGracePeriod bounds, in seconds, the grace period
+	// of pods that go for a soft threshold.
+	EvictionPressureTransitionPeriod metav1.Duration `json:"evictionPressureTransitionPeriod,omitzero"`
+	EvictionMaxPodGracePeriod        int32           `json:"evictionMaxPodGracePeriod,omitempty"`
+	// Images that nothing uses go when ImageGCHighThresholdPercent (85) of their disk is
+	// in use, until ImageGCLowThresholdPercent (80) is; those that are known for less
+	// than ImageMinimumGCAge (2m) stay, those unused for ImageMaximumGCAge go in any case.
+	ImageGCHighThresholdPercent *int32          `json:"imageGCHighThresholdPercent,omitempty"`
+	ImageGCLowThresholdPercent  *int32          `json:"imageGCLowThresholdPercent,omitempty"`
+	ImageMinimumGCAge           metav1.Duration `json:"imageMinimumGCAge,omitzero"`
+	ImageMaximumGCAge           metav1.Duration `json:"imageMaximumGCAge,omitzero"`
+	// A container's log is rotated at ContainerLogMaxSize (10Mi), and ContainerLogMaxFiles
+	// (5) are kept of it.
+	ContainerLogMaxSize  string `json:"containerLogMaxSize,omitempty"`
+	ContainerLogMaxFiles *int32 `json:"containerLogMaxFiles,omitempty"`
+	// StaticPodPath is a directory of manifests of pods that run on this node by
+	// themselves.
+	StaticPodPath string `json:"staticPodPath,omitempty"`
+}
