@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vbauerster/mpb/v8"
+
 	"skiff/internal/admin"
 )
 
@@ -166,6 +168,33 @@ func TestLayerLine(t *testing.T) {
 	} {
 		if got := layerLine(tc.e, tc.width); len(got) > max(tc.width, 0) || got != tc.want {
 			t.Errorf("%+v in %d: %q, want %q", tc.e, tc.width, got, tc.want)
+		}
+	}
+}
+
+// On a terminal every layer keeps its line, and the display ends also where layers
+// have not come to their end, or there were none.
+func TestLayerBars(t *testing.T) {
+	for name, events := range map[string][]admin.LayerEvent{
+		"none": nil,
+		"whole": {
+			{Digest: "sha256:aaaaaaaaaaaaaaaa", Stage: "Downloading", Done: 1, Total: 2}, {Digest: "sha256:bbbbbbbbbbbbbbbb", Stage: "Waiting"},
+			{Digest: "sha256:aaaaaaaaaaaaaaaa", Stage: "Pull complete", Ends: true}, {Digest: "sha256:bbbbbbbbbbbbbbbb", Stage: "Already exists", Ends: true},
+		},
+		"broken off": {
+			{Digest: "sha256:aaaaaaaaaaaaaaaa", Stage: "Pull complete", Ends: true}, {Digest: "sha256:bbbbbbbbbbbbbbbb", Stage: "Already exists", Done: 1, Total: 2},
+		},
+	} {
+		var b bytes.Buffer
+		l := &layerBars{progress: mpb.New(mpb.WithOutput(&b), mpb.WithWidth(80), mpb.ForceAutoRefresh()), bars: map[string]*layerBar{}}
+		for _, e := range events {
+			l.note(e)
+		}
+		l.close()
+		for _, want := range []string{"aaaaaaaaaaaa: Pull complete", "bbbbbbbbbbbb: Already exists"} {
+			if (len(events) > 0) != strings.Contains(b.String(), want) {
+				t.Errorf("%s: %q; want %q", name, b.String(), want)
+			}
 		}
 	}
 }

@@ -80,7 +80,7 @@ func (l *layerBars) note(e admin.LayerEvent) {
 	if b == nil {
 		b = &layerBar{}
 		b.event.Store(&e)
-		bar, err := l.progress.Add(1, mpb.BarFillerFunc(b.fill), mpb.PrependDecorators(decor.Name(shortID(e.Digest)+": ")))
+		bar, err := l.progress.Add(1, mpb.BarFillerFunc(b.fill), mpb.PrependDecorators(decor.Name(shortID(e.Digest)+": ")), mpb.BarFillerTrim())
 		if err != nil {
 			return // the display has ended
 		}
