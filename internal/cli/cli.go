@@ -43,6 +43,8 @@ type Settings struct {
 	CNIBinDir                string
 	LoadBalancers            string
 	RegistryMirrors          map[string][]string // in the config file alone
+	InsecureRegistries       []string            // likewise
+	MaxParallelImagePulls    int                 // likewise
 	SchedulerConfig          string
 	Verbose                  bool
 }
@@ -98,6 +100,13 @@ type Local interface {
 	// BuildProgress shows a build's progress on w; mode is auto, plain, tty,
 	// rawjson or quiet.
 	BuildProgress(w io.Writer, mode string) (admin.BuildProgress, error)
+	// Credentials are what the user keeps for the registry of an image; nil for none.
+	Credentials(ctx context.Context, ref string) (*admin.Auth, error)
+	// Login verifies credentials with a registry ("" is docker.io) and keeps them;
+	// it returns the file that they are in, or the program that keeps them.
+	Login(ctx context.Context, i host.Instance, registry string, a admin.Auth, insecure bool) (string, error)
+	// Logout forgets them; false where there were none.
+	Logout(registry string) (bool, error)
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string

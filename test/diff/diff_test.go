@@ -297,14 +297,6 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 	}
 }
 
-// rename gives an object that exists another name of the same form.
-func rename(name string) string {
-	if strings.Count(name, ".") == 3 && strings.Trim(name, "0123456789.") == "" {
-		return name[:strings.LastIndex(name, ".")] + ".222"
-	}
-	return name + "2"
-}
-
 // report writes everything found, and a summary by cause.
 func (r *run) report() string {
 	var full strings.Builder

@@ -38,6 +38,8 @@ type env struct {
 	builder *Builder
 	dir     string
 	log     *recorder
+	// registry is what open gives the image store; nil for none.
+	registry image.Registry
 }
 
 func setup(t testing.TB) *env {
@@ -53,7 +55,7 @@ func setup(t testing.TB) *env {
 func (e *env) open(t testing.TB) {
 	t.Helper()
 	var err error
-	if e.images, err = image.Open(filepath.Join(e.dir, "images"), image.Options{}); err != nil {
+	if e.images, err = image.Open(filepath.Join(e.dir, "images"), image.Options{Registry: e.registry}); err != nil {
 		t.Fatal(err)
 	}
 	if e.snaps, err = snapshot.Open(filepath.Join(e.dir, "snapshots"), e.images); err != nil {
