@@ -335,7 +335,7 @@ func TestErrors(t *testing.T) {
 		"no base":             {"FROM nothing:1", 1, "docker.io/library/nothing:1"},
 		"bad base":            {"FROM Nothing", 1, "invalid reference format"},
 		"blank base":          {"ARG X\nFROM $X", 2, "base name ($X) should not be blank"},
-		"platform":            {"FROM --platform=linux/none busybox", 1, "not supported"},
+		"platform":            {"FROM --platform=linux/none busybox", 1, "no access to registries"},
 		"bad signal":          {"FROM scratch\nSTOPSIGNAL x", 2, "invalid signal: x"},
 		"bad port":            {"FROM scratch\nEXPOSE 99999", 2, "invalid containerPort: 99999"},
 		"bad protocol":        {"FROM scratch\nEXPOSE 1/x", 2, "invalid containerPort: 1/x"},

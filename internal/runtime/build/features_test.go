@@ -400,7 +400,7 @@ func TestProgressModes(t *testing.T) {
 }
 
 // After a one-line change, what was expensive and does not depend on it does not
-// run again. docs/dockerfile.md and the bench say what such a rebuild takes.
+// run again. docs/dockerfile.md says what such a rebuild takes.
 func TestRebuild(t *testing.T) {
 	e := setup(t)
 	e.busybox(t)
