@@ -153,7 +153,8 @@ func get[T any](resp *http.Response, err error) (T, error) {
 		return out, err
 	}
 	defer resp.Body.Close()
-	return out, json.NewDecoder(resp.Body).Decode(&out)
+	err = json.NewDecoder(resp.Body).Decode(&out)
+	return out, err
 }
 
 // Tag gives an image a further name.
