@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"skiff/internal/admin"
 	"skiff/internal/host"
 	"skiff/internal/runtime/build"
+	"skiff/internal/runtime/image"
+	"skiff/internal/runtime/image/registry"
 	"skiff/internal/runtime/programs"
 )
 
@@ -64,6 +67,20 @@ func buildRequest(req admin.BuildRequest, p build.Progress) build.Request {
 	return out
 }
 
+// credentials are what this process's user keeps for the registry of a base
+// image; without any, the registry says whether that will do.
+func credentials(ctx context.Context, ref string) *image.Auth {
+	n, err := image.ParseName(ref)
+	if err != nil {
+		return nil
+	}
+	a, err := registry.Credentials(ctx, n)
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
 func (h *imageHandler) build(w http.ResponseWriter, r *http.Request) {
 	var in admin.BuildRequest
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
@@ -79,6 +96,7 @@ func (h *imageHandler) build(w http.ResponseWriter, r *http.Request) {
 	s := &buildStream{enc: json.NewEncoder(w), f: f}
 	req := buildRequest(in, s)
 	end := admin.BuildEvent{Ended: true}
+	req.Auth = func(ref string) *image.Auth { return credentials(r.Context(), ref) }
 	if in.Check {
 		if err := h.builder.Check(r.Context(), req); err != nil {
 			end = failure(err)

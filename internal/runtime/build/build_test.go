@@ -38,6 +38,8 @@ type env struct {
 	builder *Builder
 	dir     string
 	log     *recorder
+	// registry is what open gives the image store; nil for none.
+	registry image.Registry
 }
 
 func setup(t testing.TB) *env {
@@ -53,7 +55,7 @@ func setup(t testing.TB) *env {
 func (e *env) open(t testing.TB) {
 	t.Helper()
 	var err error
-	if e.images, err = image.Open(filepath.Join(e.dir, "images"), image.Options{}); err != nil {
+	if e.images, err = image.Open(filepath.Join(e.dir, "images"), image.Options{Registry: e.registry}); err != nil {
 		t.Fatal(err)
 	}
 	if e.snaps, err = snapshot.Open(filepath.Join(e.dir, "snapshots"), e.images); err != nil {
@@ -333,7 +335,7 @@ func TestErrors(t *testing.T) {
 		"no base":             {"FROM nothing:1", 1, "docker.io/library/nothing:1"},
 		"bad base":            {"FROM Nothing", 1, "invalid reference format"},
 		"blank base":          {"ARG X\nFROM $X", 2, "base name ($X) should not be blank"},
-		"platform":            {"FROM --platform=linux/none busybox", 1, "not supported"},
+		"platform":            {"FROM --platform=linux/none busybox", 1, "no access to registries"},
 		"bad signal":          {"FROM scratch\nSTOPSIGNAL x", 2, "invalid signal: x"},
 		"bad port":            {"FROM scratch\nEXPOSE 99999", 2, "invalid containerPort: 99999"},
 		"bad protocol":        {"FROM scratch\nEXPOSE 1/x", 2, "invalid containerPort: 1/x"},

@@ -77,7 +77,7 @@ func (s *step) sourceOf(ctx context.Context, from string) (*image.Image, string,
 	if name == "scratch" {
 		return scratch(s.platform).image(), "", nil
 	}
-	img, err := s.baseImage(ctx, name)
+	img, err := s.baseImage(ctx, name, nil)
 	return img, "", err
 }
 

@@ -3,6 +3,7 @@ package build
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"skiff/internal/runtime/image"
 )
@@ -61,6 +65,54 @@ func TestFromDigest(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.mustBuild(t, "FROM busybox@"+img.Digest.String()+"\nRUN true\nFROM busybox:latest@"+img.Digest.String()+"\nRUN true", nil)
+}
+
+// oneImage is a registry that has one image, for one architecture.
+type oneImage struct {
+	image.Registry
+	arch string
+	img  func() (image.RemoteImage, error)
+	asks int
+}
+
+func (o *oneImage) Find(_ context.Context, n image.Name, p v1.Platform, _ image.Access) (*image.RemoteImage, error) {
+	o.asks++
+	if p.Architecture != o.arch {
+		return nil, &image.PlatformError{Want: p}
+	}
+	img, err := o.img()
+	return &img, err
+}
+
+// A base image for another platform comes from its registry, and the name stays
+// with the image for this machine.
+func TestFromForeign(t *testing.T) {
+	e := setup(t)
+	e.busybox(t)
+	e.close(t)
+	reg := &oneImage{arch: "s390x"}
+	e.registry = reg
+	e.open(t)
+	foreign := e.mustBuild(t, "FROM scratch\nCOPY f /f", map[string]string{"f": "foreign"}, func(r *Request) { r.Platform, r.Tags = "linux/s390x", []string{"foreign"} })
+	reg.img = func() (image.RemoteImage, error) {
+		raw, err := e.images.ReadBlob(foreign.Digest)
+		return image.RemoteImage{
+			Manifest: v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: foreign.Digest, Size: int64(len(raw))}, Digest: foreign.Digest,
+			Fetch: func(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) { return e.images.OpenBlob(d.Digest) },
+		}, err
+	}
+	img := e.mustBuild(t, "FROM --platform=linux/s390x busybox\nCOPY g /g", map[string]string{"g": "g"})
+	files(map[string]string{"/f": "-rw-r--r-- 0:0 foreign", "/g": "-rw-r--r-- 0:0 g", "/bin": ""})(t, e, img)
+	if img.Config.Architecture != "s390x" || reg.asks != 1 {
+		t.Errorf("built for %s, %d questions", img.Config.Architecture, reg.asks)
+	}
+	own, err := e.images.Resolve(t.Context(), "busybox")
+	if err != nil || !platformOf(own.Config).same(machinePlatform()) {
+		t.Errorf("busybox is now %+v, %v", own, err)
+	}
+	if _, err := e.build(t, "FROM --platform=linux/ppc64le busybox", nil); !errors.Is(err, image.ErrNotFound) {
+		t.Errorf("a platform that is not there: %v", err)
+	}
 }
 
 // The checks of BuildKit, each found, and each silenced.
@@ -348,7 +400,7 @@ func TestProgressModes(t *testing.T) {
 }
 
 // After a one-line change, what was expensive and does not depend on it does not
-// run again. docs/dockerfile.md and the bench say what such a rebuild takes.
+// run again. docs/dockerfile.md says what such a rebuild takes.
 func TestRebuild(t *testing.T) {
 	e := setup(t)
 	e.busybox(t)

@@ -263,7 +263,7 @@ func (c *checker) stage(i int, st instructions.Stage, done []*lintState) *lintSt
 	case b.image != nil:
 		conf := b.image.Config
 		s.vars, s.shell = slices.Clone(conf.Config.Env), len(conf.Config.Shell) > 0
-		have := platform{conf.OS, conf.Architecture, conf.Variant}.normal()
+		have := platformOf(conf)
 		want := c.platform
 		if st.Platform != "" {
 			want = b.platform

@@ -299,17 +299,13 @@ func (r *run) load(ctx context.Context, i int) error {
 		return nil
 	default:
 		n := r.begin("FROM " + b.name)
-		img, err := r.baseImage(ctx, b.name)
-		if err == nil && img.Config.Architecture != "" {
-			have := platform{img.Config.OS, img.Config.Architecture, img.Config.Variant}.normal()
-			if have.os == "" {
-				have.os = "linux"
-			}
-			if def.Platform == "" && r.req.Platform == "" {
-				b.platform = have
-			} else if !have.same(b.platform) {
-				err = fmt.Errorf("the image is for %s, not %s: pulling for another platform than the machine's: %w", have, b.platform, ErrUnsupported)
-			}
+		var want *platform
+		if def.Platform != "" || r.req.Platform != "" {
+			want = &b.platform
+		}
+		img, err := r.baseImage(ctx, b.name, want)
+		if err == nil {
+			b.platform = platformOf(img.Config)
 		}
 		r.req.Progress.Done(n, false, err)
 		if err != nil {

@@ -109,31 +109,72 @@ func (r *run) warnUnusedArgs() {
 	}
 }
 
-// baseImage finds an image that FROM or --from names.
-func (r *run) baseImage(ctx context.Context, name string) (*image.Image, error) {
-	if img := r.images[name]; img != nil {
+// baseImage finds an image that FROM or --from names: for the platform want, or
+// for whatever it is where want is nil.
+func (r *run) baseImage(ctx context.Context, name string, want *platform) (*image.Image, error) {
+	key := name
+	if want != nil {
+		key += " " + want.String()
+	}
+	if img := r.images[key]; img != nil {
 		return img, nil
 	}
-	var img *image.Image
-	var err error
-	if !r.req.Pull {
-		img, err = r.b.deps.Images.Resolve(ctx, name)
+	img, err := r.b.deps.Images.Resolve(ctx, name)
+	if err != nil && !errors.Is(err, image.ErrNotFound) {
+		return nil, err
 	}
-	if r.req.Pull || errors.Is(err, image.ErrNotFound) {
-		var auth *image.Auth
-		if r.req.Auth != nil {
-			auth = r.req.Auth(name)
+	there := err == nil && (want == nil || platformOf(img.Config).same(*want))
+	if !there || r.req.Pull {
+		if img, err = r.pull(ctx, name, img, want); err != nil {
+			return nil, err
 		}
-		img, err = r.b.deps.Images.Pull(ctx, name, auth)
 	}
+	for _, l := range img.Layers {
+		r.lease.Hold(l.Digest)
+	}
+	r.images[key] = img
+	return img, nil
+}
+
+// pull asks the registry. An image for another platform does not take the name
+// from the one that had it: that is what pods on this machine mean.
+func (r *run) pull(ctx context.Context, name string, had *image.Image, want *platform) (*image.Image, error) {
+	var o image.PullOptions
+	if r.req.Auth != nil {
+		o.Auth = r.req.Auth(name)
+	}
+	if want != nil && !want.same(machinePlatform()) {
+		o.Platform = &v1.Platform{OS: want.os, Architecture: want.arch, Variant: want.variant}
+	}
+	img, err := r.b.deps.Images.PullWith(ctx, name, o)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range img.Layers {
 		r.lease.Hold(l.Digest)
 	}
-	r.images[name] = img
+	if have := platformOf(img.Config); want != nil && !have.same(*want) {
+		return nil, fmt.Errorf("the image is for %s, not %s", have, *want)
+	}
+	if o.Platform != nil && had != nil && platformOf(had.Config).same(machinePlatform()) {
+		if n, err := image.ParseName(name); err == nil && n.Digest == "" {
+			return img, r.b.deps.Images.Tag(ctx, had.ID, name)
+		}
+	}
 	return img, nil
+}
+
+// platformOf is what an image is for; linux where it does not say, and the
+// machine's where it says nothing.
+func platformOf(c *v1.ConfigFile) platform {
+	p := platform{c.OS, c.Architecture, c.Variant}.normal()
+	if p.arch == "" {
+		return machinePlatform()
+	}
+	if p.os == "" {
+		p.os = "linux"
+	}
+	return p
 }
 
 // stage is a stage under construction, or done: an image that is not stored.

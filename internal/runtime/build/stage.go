@@ -34,9 +34,6 @@ func (r *run) buildStage(ctx context.Context, i int) error {
 		if st, err = r.from(b.image); err != nil {
 			return r.file.at(def.Location, err)
 		}
-		if def.Platform != "" || r.req.Platform != "" {
-			st.config.Architecture, st.config.Variant = b.platform.arch, b.platform.variant
-		}
 	}
 	r.stages[i] = st
 	s := &step{run: r, stage: st, index: i, noCache: r.req.NoCache || r.noCacheFilter(i)}
