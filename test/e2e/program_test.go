@@ -34,6 +34,8 @@ func (c *cluster) exitOf(args ...string) (int, string) {
 // certificates and renews them, under a watch that goes on.
 func TestProgram(t *testing.T) {
 	c := reserve(t, "program")
+	// Ports of its own: it is down for a while, and others look for free ones then.
+	c.args = []string{"--api-port", "18094", "--kubelet-port", "18095"}
 	if code, out := c.exitOf("status"); code != 3 || !strings.Contains(out, "there is no cluster") {
 		t.Errorf("status of none: %d\n%s", code, out)
 	}

@@ -7,7 +7,8 @@
 //
 // The runtime makes those of sandboxes and containers below. Both versions of
 // cgroups work: in version 1 a group is made in each hierarchy that limits pods
-// (cpu, memory, pids); a version 2 hierarchy beside version 1 ones is left alone.
+// (cpu, memory, pids); in a version 2 hierarchy beside version 1 ones none is made,
+// but those that containers leave there go with their pod.
 //
 // All calls are idempotent and keep nothing in memory: a new process goes on with
 // what is there.
@@ -54,6 +55,8 @@ type Tree struct {
 	d           Deps
 	v2          bool
 	hierarchies []hierarchy
+	// beside is where a version 2 hierarchy is mounted beside those; empty for none.
+	beside string
 
 	mu    sync.Mutex
 	ready bool
@@ -117,7 +120,13 @@ func (t *Tree) findV1() error {
 	for _, line := range strings.Split(string(b), "\n") {
 		left, right, ok := strings.Cut(line, " - ")
 		f, g := strings.Fields(left), strings.Fields(right)
-		if !ok || len(f) < 5 || len(g) < 3 || g[0] != "cgroup" || !strings.HasPrefix(f[4], t.d.Root+"/") {
+		if !ok || len(f) < 5 || len(g) < 3 || !strings.HasPrefix(f[4], t.d.Root+"/") {
+			continue
+		}
+		if g[0] == "cgroup2" && t.beside == "" {
+			t.beside = f[4]
+		}
+		if g[0] != "cgroup" {
 			continue
 		}
 		controllers := strings.Split(g[2], ",")

@@ -116,6 +116,30 @@ func TestTree(t *testing.T) {
 }
 
 // What still runs in a pod's groups, and in those of its containers, ends with it.
+// What containers leave in a version 2 hierarchy beside version 1 ones goes with their
+// pod.
+func TestRemoveBeside(t *testing.T) {
+	tree := newTree(t, "")
+	if tree.beside == "" {
+		t.Skip("this machine has no version 2 hierarchy beside version 1 ones")
+	}
+	for _, class := range classes {
+		dir := filepath.Join(tree.beside, tree.path(class, "podbeside"))
+		if err := os.MkdirAll(filepath.Join(dir, "container"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := tree.Remove("beside"); err != nil {
+			t.Fatal(err)
+		}
+		if exists(dir) {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	if err := removeTree(filepath.Join(tree.beside, tree.d.Host.CgroupParent)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRemoveKills(t *testing.T) {
 	tree := newTree(t, "")
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "k"}, Status: corev1.PodStatus{QOSClass: corev1.PodQOSBestEffort}}

@@ -31,12 +31,21 @@ func (t *Tree) Remove(uid types.UID) error {
 	for _, h := range t.hierarchies {
 		for _, c := range classes {
 			dir := filepath.Join(h.dir, t.path(c, podName(uid)))
-			if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			if !exists(dir) {
 				continue
 			}
 			burstable = burstable || c == "burstable"
 			if err := removeTree(dir); err != nil {
 				return err
+			}
+		}
+	}
+	if t.beside != "" {
+		for _, c := range classes {
+			if dir := filepath.Join(t.beside, t.path(c, podName(uid))); exists(dir) {
+				if err := removeTree(dir); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -46,6 +55,11 @@ func (t *Tree) Remove(uid types.UID) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.weighBurstable()
+}
+
+func exists(dir string) bool {
+	_, err := os.Stat(dir)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // removeTree removes a group and those below.
