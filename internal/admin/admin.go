@@ -49,6 +49,7 @@ type Host interface {
 	Stop(pods bool)
 	// Images handles /images and /build; nil while there are none.
 	Images() http.Handler
+	Containers
 }
 
 // Listen opens the socket. A socket that nobody answers on is left over from a
@@ -101,6 +102,7 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 	mux.HandleFunc("/images", images)
 	mux.HandleFunc("/images/", images)
 	mux.HandleFunc("/build", images)
+	serveContainers(mux, h)
 	// For those who look for where time and memory go:
 	// curl --unix-socket admin.sock http://skiff/debug/pprof/heap.
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
