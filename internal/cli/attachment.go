@@ -68,11 +68,11 @@ func (a *attachment) run(ctx context.Context, pod *corev1.Pod) error {
 		case now := <-states:
 			pod = now
 			s := run.StateOf(pod, "")
-			if code, why, fatal := run.Fatal(pod); fatal {
+			if code, why, fatal := run.Fatal(pod, time.Now()); fatal {
 				a.con.restore()
 				err := a.c.failed(code, why)
 				// Nothing ran: what is left is of no use to anybody.
-				return errors.Join(err, a.p.delete(ctx, pod, new(int64)))
+				return errors.Join(err, a.p.kill(ctx, pod))
 			}
 			tell(pod)
 			if code, ended := a.ended(pod); ended {
@@ -91,7 +91,7 @@ func (a *attachment) run(ctx context.Context, pod *corev1.Pod) error {
 			}
 			// The process has ended, or the server has. Who is not connected is told
 			// of its end all the same.
-			if err != nil && a.retry(ctx, pod) {
+			if err != nil && a.retry(ctx, pod, err) {
 				connected = true
 			}
 		case err := <-gone:
@@ -142,17 +142,9 @@ const maxLost = 20
 
 // retry attaches once more after a connection was lost. Input that was read for the
 // old one is lost with it.
-func (a *attachment) retry(ctx context.Context, pod *corev1.Pod) bool {
+func (a *attachment) retry(ctx context.Context, pod *corev1.Pod, lost error) bool {
 	if a.lost++; a.lost > maxLost {
 		return false
-	}
-	if now, err := a.p.in(pod.Namespace).Get(ctx, pod.Name); err == nil {
-		if _, ended := a.ended(now); ended {
-			return false
-		}
-	}
-	if a.lost == 1 && !a.con.tty {
-		fmt.Fprintf(a.c.err, "skiff: the connection was lost; attaching again. skiff logs %s has what was written meanwhile.\n", pod.Name)
 	}
 	t := time.NewTimer(again)
 	defer t.Stop()
@@ -160,6 +152,18 @@ func (a *attachment) retry(ctx context.Context, pod *corev1.Pod) bool {
 	case <-t.C:
 	case <-ctx.Done():
 		return false
+	}
+	now, err := a.p.in(pod.Namespace).Get(ctx, pod.Name)
+	if apierrors.IsNotFound(err) {
+		return false
+	}
+	if err == nil {
+		if _, ended := a.ended(now); ended {
+			return false
+		}
+	}
+	if a.lost == 1 && !a.con.tty {
+		fmt.Fprintf(a.c.err, "skiff: the connection was lost (%v); attaching again. skiff logs %s has what was written meanwhile.\n", lost, pod.Name)
 	}
 	a.connect(ctx, pod)
 	return true

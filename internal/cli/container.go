@@ -158,8 +158,8 @@ func (c *command) each(ctx context.Context, namespace string, names []string, f 
 const again = 200 * time.Millisecond
 
 // follow calls f with every state of a pod, from now on, until f says that it is
-// enough; gone is its last call when the pod is removed. A server that is away is
-// waited for.
+// enough; gone is its last call when the pod is removed. Once in a while it is called
+// without a change, for what depends on time. A server that is away is waited for.
 func (p *pods) follow(ctx context.Context, pod *corev1.Pod, f func(now *corev1.Pod, gone bool) (enough bool, err error)) error {
 	for ctx.Err() == nil {
 		now, err := p.in(pod.Namespace).Get(ctx, pod.Name)
@@ -200,17 +200,26 @@ func (p *pods) stream(ctx context.Context, pod **corev1.Pod, f func(*corev1.Pod,
 	if err != nil {
 		return false, nil // asked again
 	}
-	for e := range w.Events() {
-		now, ok := e.Object.(*corev1.Pod)
-		if !ok || now.UID != (*pod).UID {
-			continue
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		var gone bool
+		select {
+		case e, ok := <-w.Events():
+			if !ok {
+				return false, nil
+			}
+			now, ok := e.Object.(*corev1.Pod)
+			if !ok || now.UID != (*pod).UID {
+				continue
+			}
+			*pod, gone = now, e.Type == watch.Deleted
+		case <-tick.C:
 		}
-		*pod = now
-		if enough, err := f(now, e.Type == watch.Deleted); enough || err != nil || e.Type == watch.Deleted {
+		if enough, err := f(*pod, gone); enough || err != nil || gone {
 			return true, err
 		}
 	}
-	return false, nil
 }
 
 // delete removes a pod and waits until it is gone; grace nil is the pod's own.

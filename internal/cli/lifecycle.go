@@ -38,8 +38,16 @@ func (p *pods) stop(ctx context.Context, pod *corev1.Pod) error {
 	return err
 }
 
-func ended(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+// kill removes a pod and ends what runs of it at once. It returns when the node has
+// ended it: its ports are free, its volumes nobody's.
+func (p *pods) kill(ctx context.Context, pod *corev1.Pod) error {
+	if run.Ended(pod) || pod.Spec.NodeName == "" {
+		return p.delete(ctx, pod, nil)
+	}
+	// Where the node is another one, its kubelet kills a second later.
+	_ = p.signal(ctx, pod, syscall.SIGKILL)
+	least := int64(1)
+	return p.delete(ctx, pod, &least)
 }
 
 func (c *command) stopContainers() *cobra.Command {
@@ -78,7 +86,7 @@ and are not restarted. skiff start starts them again.`,
 
 // stopAndWait stops a pod; after limit, where it is not negative, it is killed.
 func (p *pods) stopAndWait(ctx context.Context, pod *corev1.Pod, limit time.Duration) error {
-	if ended(pod) {
+	if run.Ended(pod) {
 		return nil
 	}
 	if err := p.stop(ctx, pod); err != nil {
@@ -88,7 +96,7 @@ func (p *pods) stopAndWait(ctx context.Context, pod *corev1.Pod, limit time.Dura
 		t := time.AfterFunc(limit, func() { _ = p.signal(ctx, pod, syscall.SIGKILL) })
 		defer t.Stop()
 	}
-	return p.follow(ctx, pod, func(now *corev1.Pod, gone bool) (bool, error) { return gone || ended(now), nil })
+	return p.follow(ctx, pod, func(now *corev1.Pod, gone bool) (bool, error) { return gone || run.Ended(now), nil })
 }
 
 func (c *command) kill() *cobra.Command {
@@ -105,7 +113,7 @@ func (c *command) kill() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if ended(pod) {
+				if run.Ended(pod) {
 					return fmt.Errorf("kill %s: it does not run", word)
 				}
 				if err := p.signal(cmd.Context(), pod, syscall.Signal(n)); err != nil {
@@ -135,7 +143,7 @@ its last run, are not.`,
 				if err != nil {
 					return err
 				}
-				if ended(pod) {
+				if run.Ended(pod) {
 					if err := c.again(cmd.Context(), p, pod); err != nil {
 						return fmt.Errorf("start %s: %w", word, err)
 					}
@@ -152,7 +160,7 @@ its last run, are not.`,
 
 // again replaces a pod that has ended by one like it, and waits until that runs.
 func (c *command) again(ctx context.Context, p *pods, old *corev1.Pod) error {
-	if err := p.delete(ctx, old, new(int64)); err != nil {
+	if err := p.delete(ctx, old, nil); err != nil {
 		return err
 	}
 	pod, err := p.in(old.Namespace).Create(ctx, run.Again(old))
@@ -209,7 +217,7 @@ func (c *command) wait() *cobra.Command {
 					if s := run.StateOf(now, ""); s.Code >= 0 {
 						code = s.Code
 					}
-					return gone || ended(now), nil
+					return gone || run.Ended(now), nil
 				})
 				if err != nil {
 					return err
@@ -244,7 +252,7 @@ func (c *command) remove() *cobra.Command {
 				if s := run.StateOf(pod, ""); !force && (s.Word == run.Running || s.Word == run.Restarting) {
 					return fmt.Errorf("%s is running: stop it first, or remove it with --force", word)
 				}
-				if err := p.delete(cmd.Context(), pod, new(int64)); err != nil {
+				if err := p.kill(cmd.Context(), pod); err != nil {
 					return fmt.Errorf("remove %s: %w", word, err)
 				}
 				fmt.Fprintln(c.out, word)
@@ -273,7 +281,7 @@ terminal. What it wrote before is in skiff logs.`,
 				if err != nil {
 					return err
 				}
-				if ended(pod) {
+				if run.Ended(pod) {
 					return fmt.Errorf("%s does not run", args[0])
 				}
 				ct := &pod.Spec.Containers[0]
@@ -320,7 +328,7 @@ of any pod. skiff exits with its exit code.`,
 				if err != nil {
 					return err
 				}
-				if ended(pod) {
+				if run.Ended(pod) {
 					return fmt.Errorf("%s does not run", args[0])
 				}
 				if container == "" {

@@ -355,7 +355,7 @@ func (c *command) runIn(ctx context.Context, p *pods, o *runFlags) error {
 	}
 	if o.nameFile != "" {
 		if err := writeNew(o.nameFile, pod.Name); err != nil {
-			return errors.Join(err, p.delete(ctx, pod, new(int64)))
+			return errors.Join(err, p.kill(ctx, pod))
 		}
 	}
 	if !o.Attached() {
@@ -384,8 +384,8 @@ func (c *command) started(ctx context.Context, p *pods, pod *corev1.Pod, quiet b
 	tell := c.pulls(quiet)
 	return p.follow(ctx, pod, func(now *corev1.Pod, gone bool) (bool, error) {
 		s := run.StateOf(now, "")
-		if code, why, fatal := run.Fatal(now); fatal && !gone {
-			return true, errors.Join(c.failed(code, why), p.delete(ctx, now, new(int64)))
+		if code, why, fatal := run.Fatal(now, time.Now()); fatal && !gone {
+			return true, errors.Join(c.failed(code, why), p.kill(ctx, now))
 		}
 		tell(now)
 		return gone || s.Word == run.Running || s.Word == run.Exited || s.Word == run.Restarting, nil

@@ -80,6 +80,9 @@ func TestRunTranscript(t *testing.T) {
 	var got strings.Builder
 	for line := range strings.Lines(string(b)) {
 		if strings.HasPrefix(line, "#") {
+			if got.Len() > 0 {
+				got.WriteString("\n")
+			}
 			got.WriteString(line)
 			continue
 		}

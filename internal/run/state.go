@@ -67,8 +67,8 @@ func StateOf(p *corev1.Pod, name string) State {
 	switch {
 	case p.DeletionTimestamp != nil:
 		s.Word = Removing
-	case s.Word != Exited && (p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded):
-		// It never ran, or nobody knows how it ended.
+	case (s.Word == Created || s.Word == Restarting) && (p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded):
+		// It never ran, or nobody knows how it ended. One that runs is about to end.
 		s.Word = Exited
 	case s.Word == Exited && p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded && restarts(p, s.Code):
 		s.Word = Restarting
@@ -119,11 +119,15 @@ func restarts(p *corev1.Pod, code int) bool {
 	return true
 }
 
+// placing is how long a container may be without a node: one that has just become
+// free, or Ready, is taken.
+const placing = 5 * time.Second
+
 // Fatal tells that a container that does not run yet will not by itself, with
 // docker's exit code for that and why.
-func Fatal(p *corev1.Pod) (code int, why string, fatal bool) {
+func Fatal(p *corev1.Pod, now time.Time) (code int, why string, fatal bool) {
 	s := StateOf(p, "")
-	if s.Word == Running {
+	if s.Word == Running || s.Reason == corev1.PodReasonUnschedulable && now.Sub(p.CreationTimestamp.Time) < placing {
 		return 0, "", false
 	}
 	why = s.Reason
@@ -270,6 +274,16 @@ func (s State) Status(now time.Time) string {
 		return "Created (" + s.Reason + ")"
 	}
 	return "Created"
+}
+
+// Ended tells that nothing of a pod runs, nor will.
+func Ended(p *corev1.Pod) bool {
+	for i := range p.Status.ContainerStatuses {
+		if p.Status.ContainerStatuses[i].State.Running != nil {
+			return false // a pod that is stopped is Failed before it has ended
+		}
+	}
+	return p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
 }
 
 // Waits tells that the container is held until a client is attached to it.

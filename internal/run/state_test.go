@@ -29,6 +29,8 @@ func TestStates(t *testing.T) {
 		code    int
 		fatal   int
 		unknown bool // no container status yet
+		// unplaced is for how long no node has taken it.
+		unplaced time.Duration
 	}{
 		{name: "new", phase: corev1.PodPending, unknown: true, want: "Created", code: -1},
 		{name: "runs", phase: corev1.PodRunning, state: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at(90 * time.Second)}}, want: "Up About a minute", code: -1},
@@ -37,11 +39,14 @@ func TestStates(t *testing.T) {
 		{name: "done under OnFailure", policy: corev1.RestartPolicyOnFailure, phase: corev1.PodSucceeded, state: corev1.ContainerState{Terminated: ended(0)}, want: "Exited (0) 5 seconds ago", code: 0},
 		{name: "backs off", policy: corev1.RestartPolicyAlways, phase: corev1.PodRunning, state: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}, last: ended(1), want: "Restarting (1) 5 seconds ago", code: 1},
 		{name: "stopped", policy: corev1.RestartPolicyAlways, phase: corev1.PodFailed, reason: "DeadlineExceeded", state: corev1.ContainerState{Terminated: ended(143)}, want: "Exited (143) 5 seconds ago", code: 143},
+		{name: "is being stopped", phase: corev1.PodFailed, reason: "DeadlineExceeded", state: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at(9 * time.Second)}}, want: "Up 9 seconds", code: -1},
 		{name: "goes", phase: corev1.PodRunning, going: true, state: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at(time.Hour)}}, want: "Removal In Progress", code: -1},
 		{name: "no image", phase: corev1.PodPending, state: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "gone"}}, want: "Created (ErrImagePull)", code: -1, fatal: 125},
 		{name: "no program", phase: corev1.PodPending, state: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: `exec: "x": executable file not found in $PATH`}}, want: "Created (RunContainerError)", code: -1, fatal: 127},
 		{name: "no right", phase: corev1.PodPending, state: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "RunContainerError", Message: `exec: "/etc": permission denied`}}, want: "Created (RunContainerError)", code: -1, fatal: 126},
 		{name: "refused", phase: corev1.PodFailed, reason: "OutOfpods", unknown: true, want: "Exited (OutOfpods)", code: -1, fatal: 125},
+		{name: "not placed yet", phase: corev1.PodPending, unknown: true, unplaced: time.Second, want: "Created (Unschedulable)", code: -1},
+		{name: "not placed", phase: corev1.PodPending, unknown: true, unplaced: time.Minute, want: "Created (Unschedulable)", code: -1, fatal: 125},
 		{name: "held", phase: corev1.PodPending, state: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: runpod.ReasonUnattached}}, want: "Created (WaitingForAttach)", code: -1},
 	} {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", CreationTimestamp: at(2 * time.Hour)}}
@@ -54,11 +59,15 @@ func TestStates(t *testing.T) {
 		if !tc.unknown {
 			p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "p", State: tc.state, LastTerminationState: corev1.ContainerState{Terminated: tc.last}}}
 		}
+		if tc.unplaced > 0 {
+			p.CreationTimestamp = at(tc.unplaced)
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable}}
+		}
 		if tc.going {
 			p.DeletionTimestamp = &p.CreationTimestamp
 		}
 		s := StateOf(p, "")
-		code, why, fatal := Fatal(p)
+		code, why, fatal := Fatal(p, now)
 		if got := s.Status(now); got != tc.want || s.Code != tc.code || code != tc.fatal || fatal != (tc.fatal > 0) {
 			t.Errorf("%s: %q, code %d, fatal %d (%s); want %q, %d, %d", tc.name, got, s.Code, code, why, tc.want, tc.code, tc.fatal)
 		}
