@@ -66,16 +66,22 @@ func (c *command) cluster(ctx context.Context, namespace string) (*pods, error) 
 	if err != nil {
 		return nil, err
 	}
-	if known {
-		if _, err := a.Status(ctx); errors.Is(err, admin.ErrNotRunning) {
-			return nil, fmt.Errorf("cluster %q is not running: start it with `skiff up%s`", i.Name, nameFlag(i))
-		} else if err != nil && os.Geteuid() == 0 {
-			return nil, err
-		}
-	} else if os.Getenv("KUBECONFIG") == "" {
+	kubeconfig := ""
+	_, err = a.Status(ctx)
+	switch {
+	case !known && os.Getenv("KUBECONFIG") == "":
 		return nil, errors.New(c.local.Unknown(i))
+	case err == nil || !known:
+	case os.Geteuid() != 0: // the door opens to root alone
+		if kubeconfig = os.Getenv("KUBECONFIG"); kubeconfig == "" {
+			return nil, errors.New("containers need root, or a kubeconfig in $KUBECONFIG: run it with sudo")
+		}
+	case errors.Is(err, admin.ErrNotRunning):
+		return nil, fmt.Errorf("cluster %q is not running: start it with `skiff up%s`", i.Name, nameFlag(i))
+	default:
+		return nil, err
 	}
-	h, err := c.apiServer("")
+	h, err := c.apiServer(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
