@@ -52,7 +52,7 @@ func (p *pods) kill(ctx context.Context, pod *corev1.Pod) error {
 
 func (c *command) stopContainers() *cobra.Command {
 	var ns string
-	var seconds int64
+	var limit func() time.Duration
 	cmd := &cobra.Command{
 		Use: "stop CONTAINER...", Short: "Stop containers of skiff run; start brings them back", Args: cobra.MinimumNArgs(1),
 		Long: `Stop containers of skiff run: with their stop signal, and KILL when the time that
@@ -64,11 +64,7 @@ and are not restarted. skiff start starts them again.`,
 				if err != nil {
 					return err
 				}
-				limit := time.Duration(-1)
-				if cmd.Flags().Changed("time") && seconds >= 0 {
-					limit = time.Duration(seconds) * time.Second
-				}
-				if err := p.stopAndWait(cmd.Context(), pod, limit); err != nil {
+				if err := p.stopAndWait(cmd.Context(), pod, limit()); err != nil {
 					return fmt.Errorf("stop %s: %w", word, err)
 				}
 				fmt.Fprintln(c.out, word)
@@ -78,10 +74,18 @@ and are not restarted. skiff start starts them again.`,
 		ValidArgsFunction: c.completeContainers(true),
 	}
 	namespaceFlag(cmd, &ns)
-	cmd.Flags().Int64VarP(&seconds, "time", "t", 0, "seconds before KILL, where that is less than the container was given")
-	cmd.Flags().Int64Var(&seconds, "timeout", 0, "")
-	_ = cmd.Flags().MarkHidden("timeout")
+	limit = limitFlag(cmd)
 	return cmd
+}
+
+// limitFlag is stop's --time; negative where it was not given.
+func limitFlag(cmd *cobra.Command) func() time.Duration {
+	seconds := int64(-1)
+	f := cmd.Flags()
+	f.Int64VarP(&seconds, "time", "t", -1, "seconds before KILL, where that is less than the container was given")
+	f.Int64Var(&seconds, "timeout", -1, "")
+	_ = f.MarkHidden("timeout")
+	return func() time.Duration { return time.Duration(seconds) * time.Second }
 }
 
 // stopAndWait stops a pod; after limit, where it is not negative, it is killed.
@@ -172,7 +176,7 @@ func (c *command) again(ctx context.Context, p *pods, old *corev1.Pod) error {
 
 func (c *command) restart() *cobra.Command {
 	var ns string
-	var seconds int64
+	var limit func() time.Duration
 	cmd := &cobra.Command{
 		Use: "restart CONTAINER...", Short: "Stop containers of skiff run and start them again", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -181,11 +185,7 @@ func (c *command) restart() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				limit := time.Duration(-1)
-				if cmd.Flags().Changed("time") && seconds >= 0 {
-					limit = time.Duration(seconds) * time.Second
-				}
-				if err := p.stopAndWait(cmd.Context(), pod, limit); err != nil {
+				if err := p.stopAndWait(cmd.Context(), pod, limit()); err != nil {
 					return fmt.Errorf("restart %s: %w", word, err)
 				}
 				if err := c.again(cmd.Context(), p, pod); err != nil {
@@ -198,7 +198,7 @@ func (c *command) restart() *cobra.Command {
 		ValidArgsFunction: c.completeContainers(false),
 	}
 	namespaceFlag(cmd, &ns)
-	cmd.Flags().Int64VarP(&seconds, "time", "t", 0, "seconds before KILL, where that is less than the container was given")
+	limit = limitFlag(cmd)
 	return cmd
 }
 
@@ -308,7 +308,8 @@ func (c *command) execIn() *cobra.Command {
 	var in, tty, detach bool
 	var env []string
 	cmd := &cobra.Command{
-		Use: "exec [FLAGS] CONTAINER COMMAND [ARG...]", Short: "Run a command in a running container", Args: cobra.MinimumNArgs(2),
+		DisableFlagsInUseLine: true,
+		Use:                   "exec [FLAGS] CONTAINER COMMAND [ARG...]", Short: "Run a command in a running container", Args: cobra.MinimumNArgs(2),
 		Long: `Run a command in a running container, of skiff run or, as NAMESPACE/POD[/CONTAINER],
 of any pod. skiff exits with its exit code.`,
 		Example: "  skiff exec -it web sh\n  skiff exec -w /etc -e LANG=C web ls\n  skiff exec kube-system/dns-0 cat /etc/resolv.conf",

@@ -37,7 +37,8 @@ type runFlags struct {
 func (c *command) run() *cobra.Command {
 	var o runFlags
 	cmd := &cobra.Command{
-		Use: "run [FLAGS] IMAGE [COMMAND] [ARG...]", Short: "Run a container, as docker does", Args: cobra.MinimumNArgs(1),
+		DisableFlagsInUseLine: true,
+		Use:                   "run [FLAGS] IMAGE [COMMAND] [ARG...]", Short: "Run a container, as docker does", Args: cobra.MinimumNArgs(1),
 		Long: `Run one container of an image. It is a Pod of the cluster with docker's words for
 it: kubectl, skiff explain, Services and metrics see it, and skiff ps, logs, exec,
 stop, start and rm handle it.

@@ -216,7 +216,8 @@ func ID(p *corev1.Pod) string {
 }
 
 func commandOf(c *corev1.Container) string {
-	return strings.Join(append(slices.Clone(c.Command), c.Args...), " ")
+	// $$ is how a $ is written where $(NAME) is a reference.
+	return strings.ReplaceAll(strings.Join(append(slices.Clone(c.Command), c.Args...), " "), "$$", "$")
 }
 
 func labelsOf(p *corev1.Pod) string {

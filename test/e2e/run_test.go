@@ -40,6 +40,18 @@ func (c *cluster) must(args ...string) string {
 	return strings.TrimSuffix(out, "\n")
 }
 
+// saying starts skiff and returns when it has said something.
+func (c *cluster) saying(what string, args ...string) (*exec.Cmd, *lockedBuffer) {
+	c.t.Helper()
+	cmd, out := c.command(args...), &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.eventually("it says "+what, func() (bool, string) { return strings.Contains(out.String(), what), out.String() })
+	return cmd, out
+}
+
 // noneLeft waits until nothing of containers is there: no pod, no process of them, no
 // container's directory.
 func (c *cluster) noneLeft() {
@@ -228,13 +240,7 @@ func TestRun(t *testing.T) {
 
 	t.Run("signals", func(t *testing.T) {
 		c := c.of(t)
-		cmd := c.command("run", "--rm", "--name", "sig", "busybox:1", "sh", "-c", "trap 'echo usr; exit 9' USR1; echo ready; while :; do sleep 0.1; done")
-		var out lockedBuffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		c.eventually("it is ready", func() (bool, string) { return strings.Contains(out.String(), "ready"), out.String() })
+		cmd, out := c.saying("ready", "run", "--rm", "--name", "sig", "busybox:1", "sh", "-c", "trap 'echo usr; exit 9' USR1; echo ready; while :; do sleep 0.1; done")
 		if err := cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 			t.Fatal(err)
 		}
@@ -248,13 +254,7 @@ func TestRun(t *testing.T) {
 	t.Run("the client is killed", func(t *testing.T) {
 		c := c.of(t)
 		dir := t.TempDir()
-		cmd := c.command("run", "--rm", "--name", "left", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo ready; while [ ! -e /d/go ]; do sleep 0.1; done; exit 3")
-		var out lockedBuffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		c.eventually("it is ready", func() (bool, string) { return strings.Contains(out.String(), "ready"), out.String() })
+		cmd, _ := c.saying("ready", "run", "--rm", "--name", "left", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo ready; while [ ! -e /d/go ]; do sleep 0.1; done; exit 3")
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if out := c.must("ps", "--format", "{{.Names}} {{.State}}"); out != "left running" {
@@ -269,13 +269,7 @@ func TestRun(t *testing.T) {
 	t.Run("skiff is killed", func(t *testing.T) {
 		c := c.of(t)
 		dir := t.TempDir()
-		cmd := c.command("run", "--rm", "--name", "stay", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo first; while [ ! -e /d/go ]; do sleep 0.1; done; echo second; exit 5")
-		var out lockedBuffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		c.eventually("it is ready", func() (bool, string) { return strings.Contains(out.String(), "first"), out.String() })
+		cmd, out := c.saying("first", "run", "--rm", "--name", "stay", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo first; while [ ! -e /d/go ]; do sleep 0.1; done; echo second; exit 5")
 		c.kill9()
 		c.up()
 		c.eventually("the client is attached again", func() (bool, string) {
