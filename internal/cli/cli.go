@@ -33,6 +33,9 @@ type Settings struct {
 	ServiceCIDR              string
 	NodePorts                string
 	ClusterDomain            string
+	DNSUpstreams             []string // these three in the config file alone
+	DNSStubDomains           map[string][]string
+	DNSHosts                 map[string][]string
 	ExtraSANs                []string
 	Etcd                     []string
 	EtcdCA                   string
@@ -44,6 +47,8 @@ type Settings struct {
 	CNIBinDir                string
 	LoadBalancers            string
 	RegistryMirrors          map[string][]string // in the config file alone
+	InsecureRegistries       []string            // likewise
+	MaxParallelImagePulls    int                 // likewise
 	SchedulerConfig          string
 	Verbose                  bool
 }
@@ -98,6 +103,13 @@ type Local interface {
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
 	// BuildProgress shows a build's progress on w.
 	BuildProgress(w io.Writer) admin.BuildProgress
+	// Credentials are what the user keeps for the registry of an image; nil for none.
+	Credentials(ctx context.Context, ref string) (*admin.Auth, error)
+	// Login verifies credentials with a registry ("" is docker.io) and keeps them;
+	// it returns the file that they are in, or the program that keeps them.
+	Login(ctx context.Context, i host.Instance, registry string, a admin.Auth, insecure bool) (string, error)
+	// Logout forgets them; false where there were none.
+	Logout(registry string) (bool, error)
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string
@@ -167,11 +179,11 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.conf, "config", "", "file with these settings (YAML; the flags' names in camel case)")
 	f.StringVar(&c.set.NodeName, "node-name", "", "name of this node (default: the host's name)")
-	f.StringVar(&c.set.NodeIP, "node-ip", "", "address of this node (default: the one towards the default route)")
+	f.StringVar(&c.set.NodeIP, "node-ip", "", "address of this node; of each IP family one, separated by a comma (default: those towards the default routes)")
 	f.IntVar(&c.set.APIPort, "api-port", 0, "port of the API server (default 6443; for a named cluster the next free one)")
 	f.IntVar(&c.set.KubeletPort, "kubelet-port", 0, "port of the kubelet (default 10250; for a named cluster the next free one)")
-	f.StringVar(&c.set.PodCIDR, "pod-cidr", "", "range of all pods' addresses (default 10.244.0.0/16)")
-	f.StringVar(&c.set.ServiceCIDR, "service-cidr", "", "range of services' cluster addresses (default 10.96.0.0/16)")
+	f.StringVar(&c.set.PodCIDR, "pod-cidr", "", "range of all pods' addresses; of each IP family one, separated by a comma, the primary first (default 10.244.0.0/16)")
+	f.StringVar(&c.set.ServiceCIDR, "service-cidr", "", "range of services' cluster addresses; of each IP family one, separated by a comma (default 10.96.0.0/16; of IPv6 fd00:10:96::/112)")
 	f.StringVar(&c.set.NodePorts, "node-ports", "", "range of node ports (default 30000-32767)")
 	f.StringVar(&c.set.ClusterDomain, "cluster-domain", "", "domain of the cluster's DNS (default cluster.local)")
 	f.StringSliceVar(&c.set.ExtraSANs, "san", nil, "more names or addresses that the API server is reached by")
