@@ -14,7 +14,7 @@ import (
 
 // clientGrace is how long after its end a container of `skiff run --rm` is left for
 // the client that waits for its exit code, and removes it then.
-const clientGrace = 30 * time.Second
+const clientGrace = 10 * time.Second
 
 // runRemoval tells when a pod is to be removed because whoever ran it said --rm.
 func runRemoval(p *corev1.Pod) (at time.Time, wanted bool) {

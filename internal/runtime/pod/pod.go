@@ -222,11 +222,16 @@ type Start struct {
 
 // Start starts a container and returns when its program runs.
 func (c *Client) Start(ctx context.Context, s Start) (Process, error) {
-	m, _, err := c.w.Call(ctx, "start", map[string]string{
+	f := map[string]string{
 		"id": s.ID, "starter": s.Starter, "root": s.Root, "bundle": s.Bundle, "log": s.LogPath,
 		"tty": flag(s.TTY), "stdin": flag(s.Stdin), "stdinonce": flag(s.StdinOnce), "oom": s.OOMFile, "procs": s.ProcsFile,
-		"out": flag(s.Stdout != nil), "err": flag(s.Stderr != nil),
-	}, given(s.Stdout, s.Stderr)...)
+	}
+	for name, file := range map[string]*os.File{"out": s.Stdout, "err": s.Stderr} {
+		if file != nil {
+			f[name] = flag(true)
+		}
+	}
+	m, _, err := c.w.Call(ctx, "start", f, given(s.Stdout, s.Stderr)...)
 	return process(m), err
 }
 
