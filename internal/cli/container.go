@@ -49,8 +49,8 @@ func (p *pods) in(ns string) client.Resource[*corev1.Pod] {
 	return client.For[*corev1.Pod](p.Client).In(ns)
 }
 
-// path of a pod in the API.
-func path(p *corev1.Pod) string { return "/api/v1/namespaces/" + p.Namespace + "/pods/" + p.Name }
+// podPath is where the API has a pod.
+func podPath(p *corev1.Pod) string { return "/api/v1/namespaces/" + p.Namespace + "/pods/" + p.Name }
 
 func refOf(p *corev1.Pod, sub string) client.Ref {
 	return client.Ref{GVR: corev1.SchemeGroupVersion.WithResource("pods"), Namespace: p.Namespace, Name: p.Name, Subresource: sub}

@@ -272,7 +272,7 @@ log is NAMESPACE/POD[/CONTAINER].`,
 				if container != "" {
 					q.Set("container", container)
 				}
-				body, err := p.http.Follow(cmd.Context(), path(pod)+"/log", q)
+				body, err := p.http.Follow(cmd.Context(), podPath(pod)+"/log", q)
 				if err != nil {
 					return err
 				}
