@@ -23,7 +23,6 @@ type attachment struct {
 	p      *pods
 	con    *console
 	remove bool // the container, when it has ended
-	quiet  bool
 	proxy  bool // signals go to the process
 
 	restarts int32 // of the container when it was attached to
@@ -58,7 +57,6 @@ func (a *attachment) run(ctx context.Context, pod *corev1.Pod) error {
 	}()
 	stop := a.signals(ctx, pod)
 	defer stop()
-	tell := a.c.pulls(a.quiet)
 	if _, st := status(pod); st != nil {
 		a.restarts = st.RestartCount
 	}
@@ -74,7 +72,6 @@ func (a *attachment) run(ctx context.Context, pod *corev1.Pod) error {
 				// Nothing ran: what is left is of no use to anybody.
 				return errors.Join(err, a.p.kill(ctx, pod))
 			}
-			tell(pod)
 			if code, ended := a.ended(pod); ended {
 				return a.finish(ctx, pod, code, connected)
 			}

@@ -171,7 +171,7 @@ func (c *command) again(ctx context.Context, p *pods, old *corev1.Pod) error {
 	if err != nil {
 		return err
 	}
-	return c.started(ctx, p, pod, true)
+	return c.started(ctx, p, pod)
 }
 
 func (c *command) restart() *cobra.Command {
@@ -290,7 +290,7 @@ terminal. What it wrote before is in skiff logs.`,
 					return err
 				}
 				defer con.restore()
-				a := &attachment{c: c, p: p, con: con, quiet: true, proxy: proxy, remove: pod.Labels[runpod.LabelRemove] != ""}
+				a := &attachment{c: c, p: p, con: con, proxy: proxy, remove: pod.Labels[runpod.LabelRemove] != ""}
 				return a.run(ctx, pod)
 			})
 		},

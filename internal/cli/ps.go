@@ -123,16 +123,6 @@ func printRows(w io.Writer, rows []run.Row, form psForm) error {
 		}
 		return s
 	}
-	if form.output == "" && strings.HasPrefix(form.format, "json") {
-		for _, r := range rows {
-			b, err := json.Marshal(r)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(w, string(b))
-		}
-		return nil
-	}
 	switch form.output {
 	case "":
 	case "json", "yaml":
@@ -164,30 +154,16 @@ func printRows(w io.Writer, rows []run.Row, form psForm) error {
 	}
 	if form.format != "" && form.format != "table" {
 		line, table := strings.CutPrefix(form.format, "table ")
-		line = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(line)
-		to := w
-		if table {
-			tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
-			defer tw.Flush()
-			to = tw
-			heads, err := filled(line, func(f string) (string, bool) { return strings.ToUpper(f), true })
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(to, heads)
+		o := &outputFlags{format: strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(line)}
+		if !table {
+			_, err := each(o, w, rows)
+			return err
 		}
-		for _, r := range rows {
-			fields, err := fieldsOf(r)
-			if err != nil {
-				return err
-			}
-			text, err := filled(line, func(f string) (string, bool) { v, ok := fields[f]; return fmt.Sprint(v), ok })
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(to, text)
+		tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+		if _, err := each(o, tw, append([]run.Row{heads}, rows...)); err != nil {
+			return err
 		}
-		return nil
+		return tw.Flush()
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(tw, "CONTAINER ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tPORTS\tNAMES")
@@ -197,41 +173,10 @@ func printRows(w io.Writer, rows []run.Row, form psForm) error {
 	return tw.Flush()
 }
 
-// fieldsOf are the fields of a row by their names.
-func fieldsOf(r run.Row) (map[string]any, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	m := map[string]any{}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, err
-	}
-	m["json"] = string(b)
-	return m, nil
-}
-
-// filled replaces {{.FIELD}} and {{json .}} in a line.
-func filled(line string, value func(field string) (string, bool)) (string, error) {
-	var out strings.Builder
-	for {
-		before, rest, found := strings.Cut(line, "{{")
-		out.WriteString(before)
-		if !found {
-			return out.String(), nil
-		}
-		field, after, ok := strings.Cut(rest, "}}")
-		name := strings.TrimPrefix(strings.TrimSpace(field), ".")
-		if name == "json ." {
-			name = "json"
-		}
-		v, known := value(name)
-		if !ok || !known {
-			return "", fmt.Errorf("--format: {{%s}} is no field; see skiff ps --help", field)
-		}
-		out.WriteString(v)
-		line = after
-	}
+// heads are those of the columns of a template.
+var heads = run.Row{
+	ID: "CONTAINER ID", Image: "IMAGE", Command: "COMMAND", CreatedAt: "CREATED AT", RunningFor: "CREATED", Ports: "PORTS",
+	State: "STATE", Status: "STATUS", Names: "NAMES", Namespace: "NAMESPACE", Pod: "POD", Labels: "LABELS",
 }
 
 func (c *command) logs() *cobra.Command {
@@ -258,11 +203,11 @@ log is NAMESPACE/POD[/CONTAINER].`,
 				q.Set("tailLines", tail)
 			}
 			if since != "" {
-				name, value, err := sinceWhen(since, time.Now())
+				at, err := moment(since, time.Now())
 				if err != nil {
-					return err
+					return fmt.Errorf("--since %w", err)
 				}
-				q.Set(name, value)
+				q.Set("sinceTime", at.UTC().Format(time.RFC3339Nano))
 			}
 			return c.with(cmd.Context(), ns, func(p *pods) error {
 				pod, container, err := p.find(cmd.Context(), args[0])
@@ -293,19 +238,6 @@ log is NAMESPACE/POD[/CONTAINER].`,
 	f.StringVar(&since, "since", "", "what was written since then: 10m ago, or a time of RFC 3339")
 	f.BoolVar(&previous, "previous", false, "of the run before the last restart")
 	return cmd
-}
-
-// sinceWhen is --since as a parameter of the API.
-func sinceWhen(s string, now time.Time) (name, value string, err error) {
-	if d, err := time.ParseDuration(s); err == nil {
-		return "sinceTime", now.Add(-d).UTC().Format(time.RFC3339), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
-		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
-			return "sinceTime", t.UTC().Format(time.RFC3339Nano), nil
-		}
-	}
-	return "", "", fmt.Errorf("--since %q: must be a time such as 10m or 2006-01-02T15:04:05Z", s)
 }
 
 func (c *command) inspect() *cobra.Command {

@@ -343,6 +343,9 @@ func (c *command) runIn(ctx context.Context, p *pods, o *runFlags) error {
 	if err != nil {
 		return c.failed(codeFailed, err.Error())
 	}
+	if err := c.fetch(ctx, p, o); err != nil {
+		return c.failed(codeFailed, err.Error())
+	}
 	var con *console
 	if o.Attached() {
 		if con, err = c.console(o); err != nil {
@@ -360,13 +363,13 @@ func (c *command) runIn(ctx context.Context, p *pods, o *runFlags) error {
 		}
 	}
 	if !o.Attached() {
-		if err := c.started(ctx, p, pod, o.quiet); err != nil {
+		if err := c.started(ctx, p, pod); err != nil {
 			return err
 		}
 		fmt.Fprintln(c.out, pod.Name)
 		return nil
 	}
-	s := &attachment{c: c, p: p, con: con, remove: o.Remove, quiet: o.quiet, proxy: o.sigProxy}
+	s := &attachment{c: c, p: p, con: con, remove: o.Remove, proxy: o.sigProxy}
 	return s.run(ctx, pod)
 }
 
@@ -381,31 +384,36 @@ func writeNew(path, content string) error {
 
 // started waits until the process of a pod has started. One that cannot start is
 // removed again, but for what an image that is there does.
-func (c *command) started(ctx context.Context, p *pods, pod *corev1.Pod, quiet bool) error {
-	tell := c.pulls(quiet)
+func (c *command) started(ctx context.Context, p *pods, pod *corev1.Pod) error {
 	return p.follow(ctx, pod, func(now *corev1.Pod, gone bool) (bool, error) {
 		s := run.StateOf(now, "")
 		if code, why, fatal := run.Fatal(now, time.Now()); fatal && !gone {
 			return true, errors.Join(c.failed(code, why), p.kill(ctx, now))
 		}
-		tell(now)
 		return gone || s.Word == run.Running || s.Word == run.Exited || s.Word == run.Restarting, nil
 	})
 }
 
-// pulls tells once that an image is pulled.
-func (c *command) pulls(quiet bool) func(*corev1.Pod) {
-	told := quiet
-	began := time.Now()
-	return func(p *corev1.Pod) {
-		if told || time.Since(began) < time.Second {
-			return
-		}
-		for _, st := range p.Status.ContainerStatuses {
-			if st.State.Waiting != nil && st.ImageID == "" && p.Spec.NodeName != "" {
-				told = true
-				fmt.Fprintf(c.err, "Pulling %s\n", p.Spec.Containers[0].Image)
-			}
-		}
+// fetch pulls the image of a container where that is to be done, with its progress
+// shown. What the kubelet of another machine has is not known here: it pulls itself.
+func (c *command) fetch(ctx context.Context, p *pods, o *runFlags) error {
+	if o.Pull == "never" {
+		return nil
 	}
+	if _, err := p.door.Status(ctx); err != nil {
+		return nil
+	}
+	if _, err := p.door.Inspect(ctx, o.Image); err == nil && o.Pull != "always" {
+		return nil
+	} else if err != nil && !o.quiet {
+		fmt.Fprintf(c.err, "Unable to find image %q locally\n", o.Image)
+	}
+	var t transferFlags
+	if err := t.complete(ctx, c, o.Image); err != nil {
+		return err
+	}
+	shown := newLayers(c.err, o.quiet)
+	_, err := p.door.Pull(ctx, t.req, shown.note)
+	shown.close()
+	return err
 }

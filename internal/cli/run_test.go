@@ -185,7 +185,7 @@ func TestRows(t *testing.T) {
 		{psForm{quiet: true}, "web\n"},
 		{psForm{format: `{{.Names}}: {{ .Status }}`}, "web: Up 2 seconds\n"},
 		{psForm{format: `table {{.Names}}\t{{.State}}`}, "NAMES   STATE\nweb     running\n"},
-		{psForm{format: `{{.Nothing}}`}, `--format: {{.Nothing}} is no field; see skiff ps --help`},
+		{psForm{format: `{{.Nothing}}`}, "--format: template: :1:2: executing \"\" at <.Nothing>: can't evaluate field Nothing in type run.Row"},
 		{psForm{output: "xml"}, "--output xml: it must be json or yaml"},
 	} {
 		var out bytes.Buffer
