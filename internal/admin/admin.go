@@ -19,6 +19,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status describes a running skiff.
@@ -32,21 +34,71 @@ type Status struct {
 	NodeName string    `json:"nodeName,omitempty"`
 	NodeIP   string    `json:"nodeIP,omitempty"`
 	DataDir  string    `json:"dataDir"`
-	// Parts are the parts of this process with their state.
-	Parts []Part `json:"parts,omitempty"`
+	// Release is the version of the program, or "dev"; Build a hash of what it was
+	// built from.
+	Release string `json:"release,omitempty"`
+	Build   string `json:"build,omitempty"`
+	// Unit is the systemd unit that it runs as; empty where it runs as none.
+	Unit string `json:"unit,omitempty"`
+}
+
+// Health is how a running skiff is, and what it takes of the machine.
+type Health struct {
+	// Healthy: it is Ready, and all of its parts are well.
+	Healthy bool    `json:"healthy"`
+	Process Process `json:"process"`
+	Parts   []Part  `json:"parts,omitempty"`
+}
+
+// Process is what the process takes.
+type Process struct {
+	// Memory is all that is resident, Private what is no page of a file among it,
+	// Heap what Go's objects take, bytes.
+	Memory  int64 `json:"memoryBytes"`
+	Private int64 `json:"privateBytes"`
+	Heap    int64 `json:"heapBytes"`
+	// CPU is the share of one CPU in the last half to whole minute, CPUSeconds what
+	// was used since the start.
+	CPU        float64 `json:"cpu"`
+	CPUSeconds float64 `json:"cpuSeconds"`
+	Goroutines int     `json:"goroutines"`
 }
 
 // Part is one part of a process.
 type Part struct {
-	Name  string `json:"name"`
+	Name    string `json:"name"`
+	Healthy bool   `json:"healthy"`
+	// State is "ok", or what is wrong.
 	State string `json:"state"`
+	// Goroutines that the part began. Memory and CPU of one process cannot be told
+	// apart by its parts: the figures say what makes them grow.
+	Goroutines int      `json:"goroutines"`
+	Figures    []Figure `json:"figures,omitempty"`
+}
+
+// Figure is a measure of a part.
+type Figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	// Unit is "bytes" or "days"; empty for a plain number.
+	Unit string `json:"unit,omitempty"`
+}
+
+// Add adds a figure.
+func (p *Part) Add(name string, value float64, unit string) {
+	p.Figures = append(p.Figures, Figure{name, value, unit})
 }
 
 // Host is what the door opens to; the app implements it.
 type Host interface {
 	Status(ctx context.Context) (Status, error)
+	// Health asks every part how it is; that takes a moment.
+	Health(ctx context.Context) (Health, error)
 	// Stop ends the process; with pods, all pods of this node first.
 	Stop(pods bool)
+	// RenewCertificates issues certificates anew, all where none is named, and
+	// returns the names of those.
+	RenewCertificates(ctx context.Context, names []string) ([]string, error)
 	// Images handles /images and /build; nil while there are none.
 	Images() http.Handler
 	Containers
@@ -79,18 +131,20 @@ func Listen(path string) (net.Listener, error) {
 // Serve answers on l until ctx ends.
 func Serve(ctx context.Context, l net.Listener, h Host) error {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		st, err := h.Status(r.Context())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(st)
-	})
+	mux.HandleFunc("GET /status", answer(h.Status))
+	mux.HandleFunc("GET /health", answer(h.Health))
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
 		h.Stop(r.URL.Query().Get("pods") != "false")
+	})
+	mux.HandleFunc("POST /certs/renew", func(w http.ResponseWriter, r *http.Request) {
+		issued, err := h.RenewCertificates(r.Context(), r.URL.Query()["name"])
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(issued)
 	})
 	images := func(w http.ResponseWriter, r *http.Request) {
 		if i := h.Images(); i != nil {
@@ -119,6 +173,19 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 	}
 }
 
+// answer serves what get returns, as JSON.
+func answer[T any](get func(context.Context) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := get(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
 // Client talks to a running skiff.
 type Client struct{ http *http.Client }
 
@@ -137,14 +204,19 @@ func Dial(path string) *Client {
 var ErrNotRunning = errors.New("skiff is not running")
 
 // Status asks for the status.
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	var st Status
-	resp, err := c.Do(ctx, http.MethodGet, "/status", nil, nil)
+func (c *Client) Status(ctx context.Context) (Status, error) { return ask[Status](ctx, c, "/status") }
+
+// Health asks every part how it is.
+func (c *Client) Health(ctx context.Context) (Health, error) { return ask[Health](ctx, c, "/health") }
+
+func ask[T any](ctx context.Context, c *Client, path string) (T, error) {
+	var v T
+	resp, err := c.Do(ctx, http.MethodGet, path, nil, nil)
 	if err != nil {
-		return st, err
+		return v, err
 	}
 	defer resp.Body.Close()
-	return st, json.NewDecoder(resp.Body).Decode(&st)
+	return v, json.NewDecoder(resp.Body).Decode(&v)
 }
 
 // Stop ends the process and returns at once.
@@ -154,6 +226,45 @@ func (c *Client) Stop(ctx context.Context, pods bool) error {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// RenewCertificates issues certificates anew, all where none is named, and returns
+// the names of those.
+func (c *Client) RenewCertificates(ctx context.Context, names []string) ([]string, error) {
+	resp, err := c.Do(ctx, http.MethodPost, "/certs/renew", url.Values{"name": names}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var issued []string
+	return issued, json.NewDecoder(resp.Body).Decode(&issued)
+}
+
+// End is Stop, and waits until the process is gone. It returns ErrNotRunning where
+// there is none.
+func (c *Client) End(ctx context.Context, pods bool) error {
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(st.PID, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", st.PID, err)
+	}
+	defer unix.Close(fd)
+	if err := c.Stop(ctx, pods); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", st.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
 }
 
 // Do sends a request. An answer of 400 or more is an error with its text.

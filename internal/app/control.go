@@ -51,6 +51,7 @@ func (s *server) startControl(ctx context.Context) error {
 	if err := s.bootstrap(ctx, all); err != nil {
 		return err
 	}
+	s.controllers = all
 	close(s.bootstrapped)
 	if err := control.Register(s.metrics, all); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/pprof"
 	"sync"
 )
 
@@ -36,7 +37,9 @@ func (g *group) start(name string, run func(ctx context.Context) error) {
 	g.mu.Unlock()
 	go func() {
 		defer close(p.done)
-		err := run(ctx)
+		var err error
+		// What it starts is its own, for who looks where goroutines and time go.
+		pprof.Do(ctx, pprof.Labels(partLabel, name), func(ctx context.Context) { err = run(ctx) })
 		if ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) {
 				g.log.Warn("stopped with an error", "part", name, "err", err)

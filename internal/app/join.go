@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -125,10 +126,11 @@ type join struct {
 	// node acts as the node, services as what serves Services and DNS on it.
 	node, services *client.Client
 	serving        *tls.Config
+	own            *nodeCertificate
 }
 
 // openJoin reads the kubeconfig of a node named name.
-func openJoin(file, name string) (*join, error) {
+func openJoin(file, name string, log *slog.Logger) (*join, error) {
 	cfg, err := client.LoadKubeconfig(file)
 	if err != nil {
 		return nil, err
@@ -153,8 +155,11 @@ func openJoin(file, name string) (*join, error) {
 	if leaf.VerifyHostname(name) != nil {
 		return nil, fmt.Errorf("kubeconfig %s: its certificate is not for a kubelet of the name %s: `skiff kubeconfig --node %s` makes one", file, name, name)
 	}
-	j := &join{server: cfg.Server, serving: &tls.Config{
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair, nil },
+	own := &nodeCertificate{file: file, now: time.Now, log: log, pair: pair, leaf: leaf}
+	own.changed() // what is read from now on is compared with this
+	cfg.Certificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own.get(), nil }
+	j := &join{server: cfg.Server, own: own, serving: &tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own.get(), nil },
 		ClientCAs:      cfg.CA, MinVersion: tls.VersionTLS12,
 	}}
 	for _, c := range []struct {

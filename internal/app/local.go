@@ -3,11 +3,14 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"k8s.io/klog/v2"
 
 	"skiff/internal/admin"
@@ -106,12 +109,35 @@ func (Local) Run(ctx context.Context, st cli.Start) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	// Libraries of the field log through klog.
 	klog.SetSlogLogger(log)
-	p := NewProcess(set, log, st.Progress)
+	sd := notifier{log: log, send: daemon.SdNotify}
+	p := NewProcess(set, log, func(step string, took time.Duration) {
+		sd.tell("STATUS=Starting: " + step + " is done")
+		if st.Progress != nil {
+			st.Progress(step, took)
+		}
+	})
+	// systemd knows then that the end was asked for.
+	stop := context.AfterFunc(ctx, func() { sd.tell(daemon.SdNotifyStopping) })
+	defer stop()
 	return p.Run(ctx, st.Role != cli.ServerOnly, func() {
+		sd.tell(daemon.SdNotifyReady + "\nSTATUS=Ready at " + reached(set).Server)
 		if st.Ready != nil {
 			st.Ready(reached(set))
 		}
 	})
+}
+
+// notifier tells systemd how far a start is (sd_notify(3)), where systemd waits
+// for that.
+type notifier struct {
+	log  *slog.Logger
+	send func(unsetEnvironment bool, state string) (bool, error)
+}
+
+func (n notifier) tell(state string) {
+	if _, err := n.send(false, state); err != nil {
+		n.log.Warn("systemd could not be told", "state", state, "err", err)
+	}
 }
 
 // startSettings are the settings of a start: a node alone takes from its
@@ -152,7 +178,7 @@ func (Local) NodeKubeconfig(i host.Instance, node, server string) ([]byte, error
 }
 
 func reached(s *Settings) cli.Reached {
-	return cli.Reached{Name: s.Name, Server: s.ServerURL(), Kubeconfig: s.KubeconfigPath(), LogFile: s.Instance.Run("skiff.log")}
+	return cli.Reached{Name: s.Name, Server: s.ServerURL(), Kubeconfig: s.KubeconfigPath(), LogFile: s.Instance.Run(host.LogFile)}
 }
 
 // Resolve implements cli.Local.
@@ -216,4 +242,7 @@ func (Local) Reset(ctx context.Context, i host.Instance, say func(string)) error
 }
 
 // Version implements cli.Local.
-func (Local) Version() string { return version().GitVersion }
+func (Local) Version() string {
+	self := identity()
+	return fmt.Sprintf("%s (Kubernetes %s, build %s)", self.Release, version().GitVersion, self.Build)
+}

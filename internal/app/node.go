@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,7 @@ type node struct {
 	events   *control.Recorder
 	sockets  *sockets
 	data     *dataPlane
+	dns      netip.AddrPort // where this node's pods look up names
 	endPods  atomic.Bool
 }
 
@@ -64,6 +66,7 @@ func (n *node) open(ctx context.Context) error {
 	n.runtime, err = runtime.New(ctx, runtime.Deps{
 		Instance: i, Journal: n.journal, Images: n.images.store, Snapshots: n.images.snapshots, Network: n.network,
 		Programs: n.programs, Log: n.log, Now: time.Now, Socket: i.Run("cri.sock"),
+		Step: killAt(os.Getenv(killAtEnv)),
 	})
 	if err != nil {
 		return err
@@ -163,6 +166,7 @@ func (n *node) run(ctx context.Context) error {
 		}
 		local = append(local, at)
 	}
+	n.dns = local
 	events := control.NewRecorder(control.RecorderDeps{Client: n.services, Component: "kube-proxy", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("service events", events.Run)
 	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, events, local); err != nil {

@@ -99,14 +99,8 @@ func checkDisk(dir string) error {
 	return nil
 }
 
-// dataFormat is the version of what is in a data directory; the file formatFile
-// there says it.
-const (
-	dataFormat = "1"
-	formatFile = "format"
-)
-
-// foreignDir refuses a data directory that holds something else.
+// foreignDir refuses a data directory that holds something else, or what this skiff
+// cannot use.
 func foreignDir(i host.Instance) error {
 	entries, err := os.ReadDir(i.DataDir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
@@ -115,12 +109,8 @@ func foreignDir(i host.Instance) error {
 	if err != nil {
 		return &StartError{fmt.Sprintf("data directory %s: %v", i.DataDir, err), "choose another --data-dir"}
 	}
-	b, err := os.ReadFile(i.Data(formatFile))
-	if format := strings.TrimSpace(string(b)); err == nil && format != dataFormat {
-		return &StartError{
-			fmt.Sprintf("%s was written by another version of skiff (data format %.20q, this one knows %q)", i.DataDir, format, dataFormat),
-			"use that version, or choose another --data-dir",
-		}
+	if err := theseFormats().check(i); err != nil {
+		return err
 	}
 	for _, e := range entries {
 		switch e.Name() {
@@ -146,7 +136,11 @@ func claimDir(i host.Instance) error {
 	if _, err := os.Stat(i.Data(formatFile)); err == nil {
 		return nil
 	}
-	return writeFile(i.Data(formatFile), []byte(dataFormat+"\n"), 0o600)
+	// One that holds data and does not say is of the first format.
+	if _, err := os.Stat(i.Data("etcd")); err == nil {
+		return writeFormat(i, 1)
+	}
+	return writeFormat(i, dataFormat)
 }
 
 // kernelFeatures checks what containers and their network need.

@@ -62,7 +62,7 @@ func TestPreflight(t *testing.T) {
 		}, "this kernel has no virtual links (veth): operation not supported; load it (modprobe veth) or use a kernel that has it"},
 		{"a file", plain, func(*machineFacts) {}, plain + " is not a directory; choose another --data-dir"},
 		{"below a file", plain + "/data", func(*machineFacts) {}, plain + " is not a directory; choose another --data-dir"},
-		{"a newer skiff's", newer, func(*machineFacts) {}, newer + ` was written by another version of skiff (data format "2", this one knows "1"); use that version, or choose another --data-dir`},
+		{"a newer skiff's", newer, func(*machineFacts) {}, newer + ` was written by a newer skiff (its data have format 2, this skiff knows formats up to 1); use that skiff, or choose another --data-dir`},
 	} {
 		if tt.dir == "" {
 			tt.dir = filepath.Join(t.TempDir(), "a", "b")

@@ -110,6 +110,9 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if err := machine().Remove(i); err != nil {
 		return err
 	}
+	if _, err := os.Stat(host.UnitPath("/", i)); err == nil {
+		say(i.Unit() + " stays and would start it anew; skiff uninstall" + nameArg(i) + " removes it")
+	}
 	// The parents are skiff's too, once the last instance is gone.
 	for _, dir := range []string{filepath.Dir(i.RunDir), host.StateDir} {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,6 +40,7 @@ type Process struct {
 	join     *join
 	images   atomic.Pointer[images]
 	running  atomic.Pointer[node] // once it runs containers
+	cpu      cpuMeter
 }
 
 // NewProcess returns a process that Run starts.
@@ -75,6 +75,12 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	defer unlock()
+	switch from, err := theseFormats().migrate(ctx, inst); {
+	case err != nil:
+		return err
+	case from != dataFormat:
+		p.step(fmt.Sprintf("data of format %d migrated to %d", from, dataFormat))
+	}
 	if p.journal, err = host.OpenJournal(inst.JournalPath()); err != nil {
 		return err
 	}
@@ -108,11 +114,14 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	}
 	g.start("admin", func(ctx context.Context) error { return admin.Serve(ctx, l, p) })
 	g.start("memory", tendMemory)
+	g.start("CPU meter", p.cpu.run)
+	g.start("log", tendLog(inst))
 	if p.set.Kubeconfig != "" {
-		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName); err != nil {
+		if p.join, err = openJoin(p.set.Kubeconfig, p.set.NodeName, p.log); err != nil {
 			return err
 		}
 		g.atStop("connections to the server", p.join.close)
+		g.start("certificates", p.join.own.tend)
 	} else if err := p.startServer(ctx, g); err != nil {
 		return err
 	}
@@ -125,6 +134,7 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 	if ready != nil {
 		ready()
 	}
+	p.pruneHelpers()
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -145,6 +155,17 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 			}()
 		}
 		return nil
+	}
+}
+
+// pruneHelpers removes the programs of other releases that no pod runs from.
+func (p *Process) pruneHelpers() {
+	used := map[string]bool{}
+	for _, path := range helpers(p.programs.Pod) {
+		used[path] = true
+	}
+	if err := programs.Prune(p.set.Instance.Data("bin"), p.programs, func(path string) bool { return used[path] }); err != nil {
+		p.log.Warn("programs of other releases stay", "err", err)
 	}
 }
 
@@ -180,6 +201,7 @@ func (p *Process) startServer(ctx context.Context, g *group) error {
 	if err := p.writeKubeconfigs(); err != nil {
 		return err
 	}
+	g.start("certificates", p.tendCertificates)
 	p.step("API server")
 	if err := s.startControl(ctx); err != nil {
 		return err
@@ -249,18 +271,6 @@ func (p *Process) contextName() string {
 		return "skiff"
 	}
 	return "skiff-" + p.set.Name
-}
-
-// Status implements admin.Host.
-func (p *Process) Status(context.Context) (admin.Status, error) {
-	server := p.set.ServerURL()
-	if p.join != nil {
-		server = p.join.server
-	}
-	return admin.Status{
-		Name: p.set.Name, PID: os.Getpid(), Version: version().GitVersion, Started: p.started, Ready: p.ready.Load(),
-		Server: server, NodeName: p.set.NodeName, NodeIP: p.set.NodeIP, DataDir: p.set.DataDir,
-	}, nil
 }
 
 // Stop implements admin.Host.

@@ -39,6 +39,7 @@ import (
 	"skiff/internal/apiserver/openapi"
 	"skiff/internal/apiserver/policy"
 	"skiff/internal/client"
+	"skiff/internal/control"
 	"skiff/internal/metrics"
 	"skiff/internal/pki"
 	"skiff/internal/store"
@@ -63,7 +64,8 @@ type server struct {
 	// metrics are those of all parts of the control plane.
 	metrics *prometheus.Registry
 	// tokens signs and knows service account tokens.
-	tokens *authn.Tokens
+	tokens      *authn.Tokens
+	controllers []*control.Controller
 	// bootstrapped is closed when the objects that every cluster has are there.
 	bootstrapped chan struct{}
 }

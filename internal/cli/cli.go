@@ -85,6 +85,9 @@ type Reached struct {
 
 // Local is what runs in this process.
 type Local interface {
+	Installer
+	Certificates
+	Upgrader
 	// Run starts a process and blocks until ctx ends or it fails.
 	Run(ctx context.Context, s Start) error
 	// Find returns the instance that name and data directory mean, each found by
@@ -168,7 +171,7 @@ controllers, kubelet, container runtime, pod network, services and DNS.
 	f := root.PersistentFlags()
 	f.StringVar(&c.set.Name, "name", "", "name of the cluster on this machine; several run side by side (default \"default\")")
 	f.StringVar(&c.set.DataDir, "data-dir", "", "directory of everything durable (default /var/lib/skiff/NAME)")
-	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain())
+	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain(), c.install(), c.uninstall(), c.certs())
 	root.AddCommand(c.containers()...)
 	c.completions(root)
 	return root
@@ -240,44 +243,6 @@ func (c *command) node() *cobra.Command {
 	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the server, with credentials of a node")
 	_ = cmd.MarkFlagRequired("kubeconfig")
 	return cmd
-}
-
-func (c *command) status() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Tell whether the cluster runs, and how its parts are", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, i, known, err := c.find()
-			if err != nil {
-				return err
-			}
-			if !known {
-				fmt.Fprintln(c.out, c.local.Unknown(i))
-				return exitCode(3)
-			}
-			st, err := a.Status(cmd.Context())
-			if errors.Is(err, admin.ErrNotRunning) {
-				fmt.Fprintf(c.out, "skiff %q is not running. Start it with: skiff up%s\n", i.Name, nameFlag(i))
-				return exitCode(3)
-			}
-			if err != nil {
-				return err
-			}
-			state := "starting"
-			if st.Ready {
-				state = "Ready"
-			}
-			fmt.Fprintf(c.out, "Cluster  %s, %s since %s (pid %d, %s)\n", st.Name, state, st.Started.Format(time.DateTime), st.PID, st.Version)
-			fmt.Fprintf(c.out, "Server   %s\n", st.Server)
-			if st.NodeName != "" {
-				fmt.Fprintf(c.out, "Node     %s, %s\n", st.NodeName, st.NodeIP)
-			}
-			fmt.Fprintf(c.out, "Data     %s\n", st.DataDir)
-			for _, p := range st.Parts {
-				fmt.Fprintf(c.out, "  %-12s %s\n", p.Name, p.State)
-			}
-			return nil
-		},
-	}
 }
 
 func nameFlag(i host.Instance) string {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -177,67 +176,6 @@ func printRows(w io.Writer, rows []run.Row, form psForm) error {
 var heads = run.Row{
 	ID: "CONTAINER ID", Image: "IMAGE", Command: "COMMAND", CreatedAt: "CREATED AT", RunningFor: "CREATED", Ports: "PORTS",
 	State: "STATE", Status: "STATUS", Names: "NAMES", Namespace: "NAMESPACE", Pod: "POD", Labels: "LABELS",
-}
-
-func (c *command) logs() *cobra.Command {
-	var ns, tail, since string
-	var follow, stamps, previous bool
-	cmd := &cobra.Command{
-		Use: "logs [CONTAINER]", Short: "Print the log of a container, or skiff's own", Args: cobra.MaximumNArgs(1),
-		Long: `Print what a container has written; without one, the log of skiff itself. Any pod's
-log is NAMESPACE/POD[/CONTAINER].`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if tail != "all" && strings.Trim(tail, "0123456789") != "" {
-				return fmt.Errorf("--tail %q: must be a number or all", tail)
-			}
-			if len(args) == 0 {
-				return c.ownLog(cmd.Context(), follow, tail)
-			}
-			q := url.Values{}
-			for name, on := range map[string]bool{"follow": follow, "timestamps": stamps, "previous": previous} {
-				if on {
-					q.Set(name, "true")
-				}
-			}
-			if tail != "all" {
-				q.Set("tailLines", tail)
-			}
-			if since != "" {
-				at, err := moment(since, time.Now())
-				if err != nil {
-					return fmt.Errorf("--since %w", err)
-				}
-				q.Set("sinceTime", at.UTC().Format(time.RFC3339Nano))
-			}
-			return c.with(cmd.Context(), ns, func(p *pods) error {
-				pod, container, err := p.find(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				if container != "" {
-					q.Set("container", container)
-				}
-				body, err := p.http.Follow(cmd.Context(), podPath(pod)+"/log", q)
-				if err != nil {
-					return err
-				}
-				defer body.Close()
-				if _, err = io.Copy(c.out, body); err != nil && cmd.Context().Err() != nil {
-					return nil // ^C ends what is followed
-				}
-				return err
-			})
-		},
-		ValidArgsFunction: c.completeContainers(false),
-	}
-	f := cmd.Flags()
-	namespaceFlag(cmd, &ns)
-	f.BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on")
-	f.StringVarP(&tail, "tail", "n", "all", "the last N lines alone")
-	f.BoolVarP(&stamps, "timestamps", "t", false, "with the time of each line")
-	f.StringVar(&since, "since", "", "what was written since then: 10m ago, or a time of RFC 3339")
-	f.BoolVar(&previous, "previous", false, "of the run before the last restart")
-	return cmd
 }
 
 func (c *command) inspect() *cobra.Command {

@@ -212,14 +212,6 @@ func TestRows(t *testing.T) {
 	}
 }
 
-func TestLastLines(t *testing.T) {
-	for n, want := range map[int]string{0: "", 1: "c\n", 2: "b\nc\n", 3: "a\nb\nc\n", 9: "a\nb\nc\n"} {
-		if got := lastLines([]byte("a\nb\nc\n"), n); string(got) != want {
-			t.Errorf("%d lines: %q, want %q", n, got, want)
-		}
-	}
-}
-
 // TestWrapped: a directory and variables of exec are set by a shell.
 func TestWrapped(t *testing.T) {
 	got, err := wrapped([]string{"ls", "-l"}, "/etc", []string{"A=it's"})

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
@@ -34,36 +33,67 @@ const progressFD = 3
 
 func (c *command) up() *cobra.Command {
 	var foreground, child bool
+	var up upgrade
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a cluster on this machine", Args: cobra.NoArgs,
 		Long: `Start a cluster on this machine, in the background, and return when it is Ready:
 when a pod that is created starts and is reachable by its service's name.
 
-A cluster that runs already is left alone. Pods that ran when skiff was killed
-are taken over as they are.`,
+Pods that ran when skiff was killed are taken over as they are. A cluster that
+runs already with this very program is left alone.
+
+One that runs with another skiff is upgraded in place: this skiff looks whether it
+can run, the other one ends, and this one takes over. Pods go on; requests wait
+for a moment; watches are resumed by their clients. Where this one fails to start,
+the other one is started again. It does not take over from a newer release unless
+--downgrade says so. docs/upgrade.md tells more.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			i, r, err := c.instance()
 			if err != nil {
 				return err
 			}
 			if !child {
-				if st, err := admin.Dial(i.AdminSocket()).Status(cmd.Context()); err == nil {
-					fmt.Fprintf(c.out, "Cluster %q is running already (pid %d). Nothing was changed.\n", st.Name, st.PID)
-					c.goOn(i, r)
-					return nil
+				a := admin.Dial(i.AdminSocket())
+				if st, err := a.Status(cmd.Context()); err == nil {
+					do, says := up.decide(st, c.local.Identity(), c.local.Older)
+					switch do {
+					case refuse:
+						return errors.New(says)
+					case leave:
+						fmt.Fprintln(c.out, says)
+						c.goOn(i, r)
+						return nil
+					}
+					fmt.Fprintln(c.out, says)
+					return c.takeOver(cmd.Context(), a, i, st, func() (came bool, err error) {
+						if foreground {
+							return c.upForeground(cmd.Context())
+						}
+						err = c.upBackground(cmd.Context(), i)
+						return err == nil, err
+					})
 				}
 			}
 			switch {
 			case child:
 				return c.upChild(cmd.Context())
 			case foreground:
-				return c.upForeground(cmd.Context(), i)
+				_, err := c.upForeground(cmd.Context())
+				return err
+			}
+			if started, err := c.local.StartService(cmd.Context(), i, c.say); started || err != nil {
+				if err == nil {
+					c.goOn(i, r)
+				}
+				return err
 			}
 			return c.upBackground(cmd.Context(), i)
 		},
 	}
 	c.startFlags(cmd)
 	cmd.Flags().BoolVar(&foreground, "foreground", false, "stay in the foreground and log to standard error")
+	cmd.Flags().BoolVar(&up.newer, "upgrade", true, "take over from another skiff that runs the cluster")
+	cmd.Flags().BoolVar(&up.older, "downgrade", false, "take over also from a newer release")
 	cmd.Flags().BoolVar(&child, "report", false, "report progress on file descriptor 3 (used by up itself)")
 	_ = cmd.Flags().MarkHidden("report")
 	return cmd
@@ -81,15 +111,18 @@ func (c *command) goOn(i host.Instance, r Reached) {
 `, r.Kubeconfig, nameFlag(i), nameFlag(i), nameFlag(i))
 }
 
-func (c *command) upForeground(ctx context.Context, i host.Instance) error {
+// upForeground returns when the cluster ends; came tells that it was Ready before.
+func (c *command) upForeground(ctx context.Context) (came bool, err error) {
 	start := time.Now()
-	return c.local.Run(ctx, Start{
+	err = c.local.Run(ctx, Start{
 		Role: AllInOne, Settings: c.set, ConfigFile: c.conf, Progress: c.printStep,
 		Ready: func(r Reached) {
+			came = true
 			fmt.Fprintf(c.out, "Cluster %q is Ready after %.2f s.\n", r.Name, time.Since(start).Seconds())
-			c.goOn(i, r)
+			c.goOn(host.Instance{Name: r.Name}, r)
 		},
 	})
+	return came, err
 }
 
 // upChild is the process in the background.
@@ -130,34 +163,46 @@ func (c *command) upBackground(ctx context.Context, i host.Instance) error {
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(c.out, "Starting cluster %q\n", i.Name)
+	r, err := c.spawn(ctx, self, i, c.flags())
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.out, "Cluster %q is Ready after %.2f s.\n", i.Name, time.Since(start).Seconds())
+	c.goOn(i, r)
+	return nil
+}
+
+// spawn starts program in the background as the skiff of i, with these flags of up,
+// and returns when it is Ready.
+func (c *command) spawn(ctx context.Context, program string, i host.Instance, flags []string) (Reached, error) {
 	if err := os.MkdirAll(i.RunDir, 0o700); err != nil {
 		if os.Geteuid() != 0 {
-			return errors.New("skiff needs root to run containers; run it with sudo")
+			return Reached{}, errors.New("skiff needs root to run containers; run it with sudo")
 		}
-		return fmt.Errorf("run directory: %w", err)
+		return Reached{}, fmt.Errorf("run directory: %w", err)
 	}
-	logPath := i.Run("skiff.log")
+	logPath := i.Run(host.LogFile)
 	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("log file: %w", err)
+		return Reached{}, fmt.Errorf("log file: %w", err)
 	}
 	defer logFile.Close()
 	pr, pw, err := os.Pipe()
 	if err != nil {
-		return err
+		return Reached{}, err
 	}
 	defer pr.Close()
-	cmd := exec.Command(self, append([]string{"up", "--report"}, c.flags()...)...)
+	cmd := exec.Command(program, append([]string{"up", "--report"}, flags...)...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{pw}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		pw.Close()
-		return fmt.Errorf("start in the background: %w", err)
+		return Reached{}, fmt.Errorf("start in the background: %w", err)
 	}
 	pw.Close()
-	fmt.Fprintf(c.out, "Starting cluster %q\n", i.Name)
 	lines := bufio.NewScanner(pr)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -168,17 +213,15 @@ func (c *command) upBackground(ctx context.Context, i host.Instance) error {
 		switch {
 		case r.Error != "":
 			_ = cmd.Wait()
-			return errors.New(r.Error)
+			return Reached{}, errors.New(r.Error)
 		case r.Ready != nil:
-			fmt.Fprintf(c.out, "Cluster %q is Ready after %.2f s.\n", i.Name, time.Since(start).Seconds())
-			c.goOn(i, *r.Ready)
-			return cmd.Process.Release()
+			return *r.Ready, cmd.Process.Release()
 		default:
 			c.printStep(r.Step, time.Duration(r.MS*float64(time.Millisecond)))
 		}
 	}
 	err = cmd.Wait()
-	return fmt.Errorf("skiff ended before it was Ready (%v); its log ends with:\n%s", err, tail(logPath, 2000))
+	return Reached{}, fmt.Errorf("skiff ended before it was Ready (%v); its log ends with:\n%s", err, tail(logPath, 2000))
 }
 
 // flags are the flags that this command was called with, for the one in the
@@ -242,33 +285,6 @@ func tail(path string, n int64) string {
 	return string(b)
 }
 
-// stop ends a running skiff and waits until its process is gone. It returns
-// admin.ErrNotRunning where there is none.
-func stop(ctx context.Context, a *admin.Client, pods bool) error {
-	st, err := a.Status(ctx)
-	if err != nil {
-		return err
-	}
-	fd, err := unix.PidfdOpen(st.PID, 0)
-	if err != nil {
-		return fmt.Errorf("process %d: %w", st.PID, err)
-	}
-	defer unix.Close(fd)
-	if err := a.Stop(ctx, pods); err != nil {
-		return err
-	}
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process %d: %w", st.PID, err)
-		}
-		if n > 0 {
-			return nil
-		}
-	}
-	return ctx.Err()
-}
-
 func (c *command) down() *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
@@ -282,7 +298,7 @@ func (c *command) down() *cobra.Command {
 				fmt.Fprintln(c.out, c.local.Unknown(i)+".")
 				return nil
 			}
-			err = stop(cmd.Context(), a, !keep)
+			err = a.End(cmd.Context(), !keep)
 			if errors.Is(err, admin.ErrNotRunning) {
 				fmt.Fprintf(c.out, "skiff %q is not running.\n", i.Name)
 				return nil
@@ -314,7 +330,7 @@ func (c *command) reset() *cobra.Command {
 			if !yes {
 				return fmt.Errorf("this removes cluster %q and all its data in %s; say so with --yes", i.Name, i.DataDir)
 			}
-			if err := stop(cmd.Context(), a, true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
+			if err := a.End(cmd.Context(), true); err != nil && !errors.Is(err, admin.ErrNotRunning) {
 				return err
 			}
 			if err := c.local.Reset(cmd.Context(), i, func(s string) { fmt.Fprintln(c.out, " ", s) }); err != nil {

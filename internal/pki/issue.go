@@ -201,14 +201,19 @@ func ensureLeaf(base string, l Leaf, ca *Authority, now time.Time) (made bool, e
 	if key != nil && cert != nil && samePublic(cert.PublicKey, key.Public()) && fits(cert, l, ca, now) {
 		return false, nil
 	}
+	return true, issueLeaf(base, l, ca, now)
+}
+
+// issueLeaf puts a new key and its certificate at base.
+func issueLeaf(base string, l Leaf, ca *Authority, now time.Time) error {
 	certPEM, keyPEM, err := ca.NewPair(l, now)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if err := writeFile(keyFile, keyPEM); err != nil {
-		return false, err
+	if err := writeFile(base+".key", keyPEM); err != nil {
+		return err
 	}
-	return true, writeFile(certFile, certPEM)
+	return writeFile(base+".crt", certPEM)
 }
 
 // fits tells whether cert is what l asks for, is signed by ca, and has at least a

@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,7 +47,11 @@ const (
 	leafLife = 365 * 24 * time.Hour
 	skew     = 5 * time.Minute
 	// renewCheck is how often Run looks.
-	renewCheck = time.Hour
+	renewCheck = 6 * time.Hour
+	// warnBefore is how long before its end an authority is told of, and warnEvery
+	// how often.
+	warnBefore = 365 * 24 * time.Hour
+	warnEvery  = 24 * time.Hour
 )
 
 // The authorities, by the base name of their files.
@@ -227,7 +232,11 @@ func (p *PKI) renew() ([]string, error) {
 
 // Renew issues anew what has less than a third of its life left. Key pairs that
 // were handed out take up what is new.
-func (p *PKI) Renew(ctx context.Context) ([]string, error) {
+func (p *PKI) Renew(ctx context.Context) ([]string, error) { return p.locked(ctx, p.renew) }
+
+// locked runs issue, alone on the directory, and has the pairs of what it issued
+// taken up.
+func (p *PKI) locked(ctx context.Context, issue func() ([]string, error)) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	unlock, err := lockDir(ctx, p.dir)
@@ -235,18 +244,28 @@ func (p *PKI) Renew(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer unlock()
-	issued, err := p.renew()
+	issued, err := issue()
+	slices.Sort(issued)
 	for _, name := range issued {
 		err = errors.Join(err, p.pairs[name].Reload())
 	}
 	return issued, err
 }
 
-// Run renews until ctx ends. What fails is logged and tried again.
-func (p *PKI) Run(ctx context.Context) error {
+// Run renews until ctx ends, and tells renewed, which may be nil, what was. What
+// fails is logged and tried again, by both: renewed gets the names until it returns
+// no error.
+func (p *PKI) Run(ctx context.Context, renewed func(names []string) error) error {
 	t := time.NewTicker(renewCheck)
 	defer t.Stop()
+	var untold []string
+	var warned time.Time
 	for {
+		now := p.deps.Now()
+		if now.Sub(warned) >= warnEvery {
+			warned = now
+			p.warn(now)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -258,6 +277,23 @@ func (p *PKI) Run(ctx context.Context) error {
 		}
 		if len(issued) > 0 {
 			p.deps.Log.Info("certificates renewed", "names", strings.Join(issued, " "))
+		}
+		if untold = append(untold, issued...); len(untold) == 0 || renewed == nil {
+			continue
+		}
+		if err := renewed(untold); err != nil {
+			p.deps.Log.Error("renewed certificates could not be handed on", "err", err)
+			continue
+		}
+		untold = nil
+	}
+}
+
+// warn tells of authorities whose end is near: nobody renews them.
+func (p *PKI) warn(now time.Time) {
+	for name, ca := range p.cas {
+		if left := ca.Cert.NotAfter.Sub(now); left < warnBefore {
+			p.deps.Log.Warn("a certificate authority ends; what it signed ends with it: see skiff certs --help", "authority", name, "ends", ca.Cert.NotAfter.Format(time.DateOnly))
 		}
 	}
 }

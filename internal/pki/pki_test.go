@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -479,9 +480,22 @@ func TestRunRenews(t *testing.T) {
 		first := p.Pair("apiserver").Certificate().Leaf
 		done := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
-		go func() { done <- p.Run(ctx) }()
-		time.Sleep(leafLife/3*2 + 2*time.Hour)
+		var told []string
+		tries := 0
+		go func() {
+			done <- p.Run(ctx, func(names []string) error {
+				if tries++; tries == 1 {
+					return errors.New("not now")
+				}
+				told = append(told, names...)
+				return nil
+			})
+		}()
+		time.Sleep(leafLife/3*2 + 2*renewCheck)
 		synctest.Wait()
+		if !slices.Equal(told, []string{"apiserver"}) || tries != 2 {
+			t.Errorf("told of %q in %d tries", told, tries)
+		}
 		second := p.Pair("apiserver").Certificate().Leaf
 		if first.Equal(second) {
 			t.Error("certificate is not renewed")

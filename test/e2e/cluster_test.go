@@ -343,5 +343,8 @@ func TestMain(m *testing.M) {
 			os.RemoveAll(filepath.Dir(path))
 		}
 	}
+	if otherDir != "" {
+		os.RemoveAll(otherDir)
+	}
 	os.Exit(code)
 }

@@ -28,7 +28,11 @@ func apart(t *testing.T) bool {
 		t.Fatal("these tests need root: they run containers")
 	}
 	if os.Getenv(apartEnv) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=10m")
+		limit := os.Getenv("SKIFF_E2E_TIMEOUT")
+		if limit == "" {
+			limit = "10m"
+		}
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout="+limit)
 		cmd.Env = append(os.Environ(), apartEnv+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 		out, err := cmd.CombinedOutput()

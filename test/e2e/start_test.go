@@ -67,7 +67,7 @@ func TestStartFaults(t *testing.T) {
 	if err := os.WriteFile(newer+"/format", []byte("7\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused(newer+` was written by another version of skiff (data format "7", this one knows "1"); use that version, or choose another --data-dir`, "--data-dir", newer, "up")
+	refused(newer+` was written by a newer skiff (its data have format 7, this skiff knows formats up to 1); use that skiff, or choose another --data-dir`, "--data-dir", newer, "up")
 	conf := filepath.Join(t.TempDir(), "c.yaml")
 	if err := os.WriteFile(conf, []byte("apiPort: 6500\npodRange: 10.0.0.0/8\n"), 0o600); err != nil {
 		t.Fatal(err)
