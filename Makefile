@@ -77,7 +77,7 @@ race: programs
 e2e: build
 	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 15m ./test/e2e/...
 
-include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk test/sim/sim.mk test/placement/placement.mk test/scale/scale.mk test/schedule/schedule.mk)
+include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk test/sim/sim.mk test/placement/placement.mk test/scale/scale.mk test/schedule/schedule.mk test/endure/endure.mk)
 
 clean:
 	rm -rf bin out $(BIN)/*.zst

@@ -157,6 +157,7 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 	mux.HandleFunc("/images/", images)
 	mux.HandleFunc("/build", images)
 	serveContainers(mux, h)
+	mux.HandleFunc("/build/", images)
 	// For those who look for where time and memory go:
 	// curl --unix-socket admin.sock http://skiff/debug/pprof/heap.
 	mux.HandleFunc("/debug/pprof/", pprof.Index)

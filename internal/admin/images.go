@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +13,7 @@ import (
 // Image is a line of the image list.
 type Image struct {
 	ID      string            `json:"id"`
+	Digest  string            `json:"digest,omitempty"` // the manifest's
 	Names   []string          `json:"names"`
 	Digests []string          `json:"digests,omitempty"`
 	Size    int64             `json:"size"`
@@ -77,64 +77,6 @@ func (o ImportOptions) Values() url.Values {
 		q.Set("user", o.User)
 	}
 	return q
-}
-
-// BuildRequest is a build; paths are absolute, on this host.
-type BuildRequest struct {
-	Context    string            `json:"context,omitempty"`
-	Dockerfile string            `json:"dockerfile,omitempty"`
-	Content    []byte            `json:"content,omitempty"`
-	Tags       []string          `json:"tags,omitempty"`
-	Target     string            `json:"target,omitempty"`
-	Args       map[string]string `json:"args,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-	NoCache    bool              `json:"noCache,omitempty"`
-	Pull       bool              `json:"pull,omitempty"`
-}
-
-// BuildEvent is one line of a build's progress. One of its fields is set.
-type BuildEvent struct {
-	Start  *BuildStart  `json:"start,omitempty"`
-	Output *BuildOutput `json:"output,omitempty"`
-	Done   *BuildDone   `json:"done,omitempty"`
-	Warn   *BuildWarn   `json:"warn,omitempty"`
-	Image  *Image       `json:"image,omitempty"`
-	Error  string       `json:"error,omitempty"`
-}
-
-// BuildStart begins step N.
-type BuildStart struct {
-	N, Total int
-	Name     string
-}
-
-// BuildOutput is what a step's command wrote.
-type BuildOutput struct {
-	N    int
-	Data []byte
-}
-
-// BuildDone ends step N.
-type BuildDone struct {
-	N      int
-	Cached bool
-	Error  string
-}
-
-// BuildWarn tells of something doubtful.
-type BuildWarn struct {
-	File string
-	Line int
-	Text string
-}
-
-// BuildProgress hears what a build does.
-type BuildProgress interface {
-	Start(n, total int, name string)
-	Output(n int, data []byte)
-	Done(n int, cached bool, err error)
-	Warn(file string, line int, text string)
-	Close() error
 }
 
 // Images lists the images.
@@ -211,7 +153,8 @@ func get[T any](resp *http.Response, err error) (T, error) {
 		return out, err
 	}
 	defer resp.Body.Close()
-	return out, json.NewDecoder(resp.Body).Decode(&out)
+	err = json.NewDecoder(resp.Body).Decode(&out)
+	return out, err
 }
 
 // Tag gives an image a further name.
@@ -221,47 +164,4 @@ func (c *Client) Tag(ctx context.Context, ref, name string) error {
 		return err
 	}
 	return resp.Body.Close()
-}
-
-// Build builds an image and reports to p.
-func (c *Client) Build(ctx context.Context, req BuildRequest, p BuildProgress) (*Image, error) {
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(json.NewEncoder(pw).Encode(req)) }()
-	resp, err := c.Do(ctx, http.MethodPost, "/build", nil, pr)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewReader(resp.Body)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("skiff ended during the build")
-		}
-		if err != nil {
-			return nil, err
-		}
-		var e BuildEvent
-		if err := json.Unmarshal(line, &e); err != nil {
-			return nil, err
-		}
-		switch {
-		case e.Start != nil:
-			p.Start(e.Start.N, e.Start.Total, e.Start.Name)
-		case e.Output != nil:
-			p.Output(e.Output.N, e.Output.Data)
-		case e.Done != nil:
-			var err error
-			if e.Done.Error != "" {
-				err = errors.New(e.Done.Error)
-			}
-			p.Done(e.Done.N, e.Done.Cached, err)
-		case e.Warn != nil:
-			p.Warn(e.Warn.File, e.Warn.Line, e.Warn.Text)
-		case e.Image != nil:
-			return e.Image, nil
-		default:
-			return nil, errors.New(e.Error)
-		}
-	}
 }

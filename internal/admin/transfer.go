@@ -81,15 +81,8 @@ func (c *Client) transfer(ctx context.Context, path string, req TransferRequest,
 	defer resp.Body.Close()
 	lines := bufio.NewReader(resp.Body)
 	for {
-		line, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("skiff ended during the transfer")
-		}
+		e, err := next[TransferEvent](lines, "transfer")
 		if err != nil {
-			return nil, err
-		}
-		var e TransferEvent
-		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, err
 		}
 		switch {
@@ -101,4 +94,17 @@ func (c *Client) transfer(ctx context.Context, path string, req TransferRequest,
 			return nil, errors.New(e.Error)
 		}
 	}
+}
+
+// next reads the next event of a stream of lines.
+func next[T any](lines *bufio.Reader, what string) (e T, err error) {
+	line, err := lines.ReadBytes('\n')
+	if errors.Is(err, io.EOF) {
+		return e, errors.New("skiff ended during the " + what)
+	}
+	if err != nil {
+		return e, err
+	}
+	err = json.Unmarshal(line, &e)
+	return e, err
 }

@@ -33,6 +33,8 @@ type dataPlane struct {
 	events *control.Recorder
 	// local is where this node's DNS listens, one of each family.
 	local []netip.AddrPort
+	// health answers balancers outside that ask for this node's endpoints.
+	health *balancerHealth
 	// refused are the node ports that another cluster on this host has, as told.
 	refused map[service.Refused]bool
 
@@ -73,6 +75,11 @@ func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *c
 		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
 		routed: map[string]map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
+	d.health = newBalancerHealth(set.NodeAddrs, log, func(svc *corev1.Service, port int32, err error) {
+		log.Error("open health check port", "ns", svc.Namespace, "service", svc.Name, "port", port, "err", err)
+		events.Event(svc, corev1.EventTypeWarning, "FailedToStartServiceHealthcheck", "node %s failed to start healthcheck %q on port %d: %v",
+			set.NodeName, svc.Namespace+"/"+svc.Name, port, err)
+	})
 	own := slices.Clone(set.DNSIPs)
 	for _, at := range local {
 		own = append(own, at.Addr())
@@ -121,6 +128,7 @@ func (d *dataPlane) run(ctx context.Context) error {
 	d.spaces.OnChange(func(c client.Change[*corev1.Namespace]) {
 		d.index.SetNamespace(c.Object().Name, !c.Deleted())
 	})
+	defer d.health.close()
 	synced := false
 	d.mark(nsName{}) // the first flush, though there be no service
 	var again <-chan time.Time
@@ -184,11 +192,13 @@ func (d *dataPlane) flush(ctx context.Context, full bool) error {
 		svc, ok := d.services.Get(k.ns, k.name)
 		if !ok {
 			d.index.Delete(k.ns, k.name)
+			d.health.remove(k)
 			remove = append(remove, k.String())
 			continue
 		}
 		eps := d.slices.ByIndex(byService, k.String())
 		d.index.Set(d.records(svc, eps))
+		d.health.set(svc, eps, d.set.NodeName)
 		if s, ok := d.rules(svc, eps); ok {
 			upsert = append(upsert, s)
 		} else {
@@ -201,9 +211,11 @@ func (d *dataPlane) flush(ctx context.Context, full bool) error {
 	} else {
 		err = d.proxy.Apply(ctx, upsert, remove)
 	}
-	if !errors.Is(err, service.ErrNotWritten) {
+	written := !errors.Is(err, service.ErrNotWritten)
+	if written {
 		d.note(upsert, remove)
 	}
+	d.health.written.Store(written)
 	d.tellRefused()
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -17,7 +16,6 @@ import (
 	"skiff/internal/runtime/build"
 	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/image/registry"
-	"skiff/internal/runtime/programs"
 	"skiff/internal/runtime/snapshot"
 )
 
@@ -42,11 +40,12 @@ func (h *imageHandler) handler() http.Handler {
 	mux.HandleFunc("GET /images/inspect", h.inspect)
 	mux.HandleFunc("GET /images/history", h.history)
 	mux.HandleFunc("POST /build", h.build)
+	mux.HandleFunc("POST /build/prune", h.pruneBuild)
 	return mux
 }
 
 func describe(i *image.Image) admin.Image {
-	out := admin.Image{ID: i.ID, Names: i.RepoTags, Digests: i.RepoDigests, Size: i.Size}
+	out := admin.Image{ID: i.ID, Digest: i.Digest.String(), Names: i.RepoTags, Digests: i.RepoDigests, Size: i.Size}
 	if i.Config != nil {
 		out.Created, out.Labels = i.Config.Created.Time, i.Config.Config.Labels
 		out.Platform = image.PlatformOf(i.Config).String()
@@ -138,63 +137,6 @@ func (h *imageHandler) export(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// buildStream sends progress as lines of JSON.
-type buildStream struct {
-	mu  sync.Mutex
-	enc *json.Encoder
-	f   http.Flusher
-}
-
-func (s *buildStream) send(e admin.BuildEvent) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	// The build goes on though its client is gone; its context tells it.
-	_ = s.enc.Encode(e)
-	if s.f != nil {
-		s.f.Flush()
-	}
-}
-
-func (s *buildStream) Start(n, total int, name string) {
-	s.send(admin.BuildEvent{Start: &admin.BuildStart{N: n, Total: total, Name: name}})
-}
-
-func (s *buildStream) Output(n int, data []byte) {
-	s.send(admin.BuildEvent{Output: &admin.BuildOutput{N: n, Data: data}})
-}
-
-func (s *buildStream) Done(n int, cached bool, err error) {
-	d := &admin.BuildDone{N: n, Cached: cached}
-	if err != nil {
-		d.Error = err.Error()
-	}
-	s.send(admin.BuildEvent{Done: d})
-}
-
-func (s *buildStream) Warn(file string, line int, text string) {
-	s.send(admin.BuildEvent{Warn: &admin.BuildWarn{File: file, Line: line, Text: text}})
-}
-
-func (h *imageHandler) build(w http.ResponseWriter, r *http.Request) {
-	var req admin.BuildRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		http.Error(w, "build request: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	f, _ := w.(http.Flusher)
-	s := &buildStream{enc: json.NewEncoder(w), f: f}
-	made, err := h.builder.Build(r.Context(), build.Request{
-		Context: req.Context, Dockerfile: req.Dockerfile, Content: req.Content, Tags: req.Tags, Target: req.Target,
-		Args: req.Args, Labels: req.Labels, NoCache: req.NoCache, Pull: req.Pull, Progress: s,
-	})
-	if err != nil {
-		s.send(admin.BuildEvent{Error: err.Error()})
-		return
-	}
-	i := describe(made)
-	s.send(admin.BuildEvent{Image: &i})
-}
-
 // images is the image half of a process.
 type images struct {
 	store     *image.Store
@@ -239,18 +181,6 @@ func registryDeps(c Config) registry.Deps {
 	return registry.Deps{
 		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries,
 		Certs: []string{"/etc/docker/certs.d", "/etc/containers/certs.d"},
-	}
-}
-
-// executor runs the commands of builds: with the default filter of containers,
-// and below a cgroup of the instance.
-func executor(i host.Instance) *build.NamespaceExecutor {
-	starter := func() (string, error) {
-		return programs.UnpackOne(programs.Embedded(), i.Data("bin"), "skiff-start")
-	}
-	return &build.NamespaceExecutor{
-		Filter: build.DefaultFilter(starter, i.Run("runtime", "filters")),
-		Cgroup: filepath.Join(i.CgroupParent, "build"),
 	}
 }
 

@@ -229,7 +229,9 @@ func (Local) Login(ctx context.Context, i host.Instance, domain string, a admin.
 func (Local) Logout(domain string) (bool, error) { return registry.Forget(domain) }
 
 // BuildProgress implements cli.Local.
-func (Local) BuildProgress(w io.Writer) admin.BuildProgress { return build.NewProgress(w) }
+func (Local) BuildProgress(w io.Writer, mode string) (admin.BuildProgress, error) {
+	return build.NewProgress(w, mode)
+}
 
 // Kubectl implements cli.Local.
 func (Local) Kubectl(i host.Instance) (string, error) {

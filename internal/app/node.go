@@ -166,7 +166,7 @@ func (n *node) run(ctx context.Context) error {
 		}
 		local = append(local, at)
 	}
-	n.dns = local
+	n.dns = local[0]
 	events := control.NewRecorder(control.RecorderDeps{Client: n.services, Component: "kube-proxy", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("service events", events.Run)
 	if n.data, err = newDataPlane(n.set, n.log, n.journal, informers, events, local); err != nil {

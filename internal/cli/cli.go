@@ -104,8 +104,6 @@ type Local interface {
 	NodeKubeconfig(i host.Instance, node, server string) ([]byte, error)
 	// Images serves /images and /build without a running skiff.
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
-	// BuildProgress shows a build's progress on w.
-	BuildProgress(w io.Writer) admin.BuildProgress
 	// Credentials are what the user keeps for the registry of an image; nil for none.
 	Credentials(ctx context.Context, ref string) (*admin.Auth, error)
 	// Login verifies credentials with a registry ("" is docker.io) and keeps them;
@@ -113,6 +111,9 @@ type Local interface {
 	Login(ctx context.Context, i host.Instance, registry string, a admin.Auth, insecure bool) (string, error)
 	// Logout forgets them; false where there were none.
 	Logout(registry string) (bool, error)
+	// BuildProgress shows a build's progress on w; mode is auto, plain, tty,
+	// rawjson or quiet.
+	BuildProgress(w io.Writer, mode string) (admin.BuildProgress, error)
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string

@@ -17,6 +17,9 @@ import (
 	"skiff/internal/admin"
 )
 
+// undoTime bounds how long a command waits for what it interrupted.
+const undoTime = time.Minute
+
 // withImages calls f with a client of the image half: the running skiff's, or one
 // that this command starts for as long as f takes.
 func (c *command) withImages(ctx context.Context, f func(*admin.Client) error) error {
@@ -50,8 +53,11 @@ func (c *command) withImages(ctx context.Context, f func(*admin.Client) error) e
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
 	err = f(admin.Dial(path))
-	if cerr := srv.Close(); err == nil {
-		err = cerr
+	// What was interrupted is undone before the store closes.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if cerr := srv.Shutdown(end); cerr != nil {
+		err = errors.Join(err, cerr, srv.Close())
 	}
 	<-done
 	return errors.Join(err, closeStore())
@@ -162,93 +168,4 @@ func (c *command) imageTag() *cobra.Command {
 			return c.withImages(cmd.Context(), func(a *admin.Client) error { return a.Tag(cmd.Context(), args[0], args[1]) })
 		},
 	}
-}
-
-func (c *command) build() *cobra.Command {
-	var req admin.BuildRequest
-	var file string
-	var buildArgs, labels []string
-	var quiet bool
-	cmd := &cobra.Command{
-		Use: "build [CONTEXT]", Short: "Build an image from a Dockerfile, into the store that pods run from",
-		Example: "  skiff build -t web:1 .", Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			dir := "."
-			if len(args) == 1 {
-				dir = args[0]
-			}
-			abs, err := filepath.Abs(dir)
-			if err != nil {
-				return err
-			}
-			if st, err := os.Stat(abs); err != nil || !st.IsDir() {
-				return fmt.Errorf("build context %q: must be a directory", dir)
-			}
-			req.Context = abs
-			if file == "-" {
-				if req.Content, err = io.ReadAll(os.Stdin); err != nil {
-					return err
-				}
-			} else if file != "" {
-				// As docker: relative to where the command runs.
-				if req.Content, err = os.ReadFile(file); err != nil {
-					return err
-				}
-				req.Dockerfile = filepath.Base(file)
-			}
-			if req.Args, err = pairs("--build-arg", buildArgs); err != nil {
-				return err
-			}
-			if req.Labels, err = pairs("--label", labels); err != nil {
-				return err
-			}
-			return c.withImages(cmd.Context(), func(a *admin.Client) error {
-				w := io.Writer(os.Stderr)
-				if quiet {
-					w = io.Discard
-				}
-				p := c.local.BuildProgress(w)
-				made, err := a.Build(cmd.Context(), req, p)
-				if cerr := p.Close(); err == nil {
-					err = cerr
-				}
-				if err != nil {
-					return err
-				}
-				if quiet {
-					fmt.Fprintln(c.out, made.ID)
-					return nil
-				}
-				fmt.Fprintf(c.out, "Built %s %s (%s)\n", shortID(made.ID), strings.Join(made.Names, " "), size(made.Size))
-				return nil
-			})
-		},
-	}
-	f := cmd.Flags()
-	f.StringArrayVarP(&req.Tags, "tag", "t", nil, "name of the image")
-	f.StringVarP(&file, "file", "f", "", "the Dockerfile (default: CONTEXT/Dockerfile; - is standard input)")
-	f.StringVar(&req.Target, "target", "", "stage to build")
-	f.StringArrayVar(&buildArgs, "build-arg", nil, "NAME=VALUE of an ARG")
-	f.StringArrayVar(&labels, "label", nil, "NAME=VALUE, a label of the image")
-	f.BoolVar(&req.NoCache, "no-cache", false, "run every instruction")
-	f.BoolVar(&req.Pull, "pull", false, "ask registries for base images even where they are stored")
-	f.BoolVarP(&quiet, "quiet", "q", false, "print the image's ID alone")
-	return cmd
-}
-
-func pairs(flag string, in []string) (map[string]string, error) {
-	out := map[string]string{}
-	for _, p := range in {
-		k, v, ok := strings.Cut(p, "=")
-		if k == "" {
-			return nil, fmt.Errorf("%s %q: must be NAME=VALUE", flag, p)
-		}
-		if !ok {
-			if v, ok = os.LookupEnv(k); !ok {
-				continue
-			}
-		}
-		out[k] = v
-	}
-	return out, nil
 }

@@ -246,6 +246,7 @@ func (w *cronWork) observe(ctx context.Context, jobs []*batchv1.Job) error {
 		if outcome == "" {
 			if !active {
 				w.tell(corev1.EventTypeWarning, "UnexpectedJob", "Saw a job that the controller did not create or forgot: %s", j.Name)
+				w.recall(j)
 			}
 			continue
 		}
@@ -271,6 +272,21 @@ func (w *cronWork) observe(ctx context.Context, jobs []*batchv1.Job) error {
 		}
 	}
 	return nil
+}
+
+// recall takes a job up that a controller made for a time of the schedule and had no
+// time to note, since it was killed: without that the next one would start beside it,
+// whatever the policy says. Jobs that users make of the template are not meant.
+func (w *cronWork) recall(j *batchv1.Job) {
+	at, err := time.Parse(time.RFC3339, j.Annotations[batchv1.CronJobScheduledTimestampAnnotation])
+	if err != nil || j.Name != scheduledName(w.cj, at) {
+		return
+	}
+	s := &w.cj.Status
+	s.Active = append(s.Active, control.Reference(j))
+	if s.LastScheduleTime == nil || s.LastScheduleTime.Time.Before(at) {
+		s.LastScheduleTime = &metav1.Time{Time: at}
+	}
 }
 
 func (w *cronWork) replaceActive(ctx context.Context) error {

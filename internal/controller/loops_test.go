@@ -151,6 +151,40 @@ func TestCronConcurrency(t *testing.T) {
 	}
 }
 
+// A job that was made by a controller which was killed before it could note that is
+// one of the schedule all the same; one that a user made of the template is not.
+func TestCronJobRecallsWhatItMade(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, func(d Deps) []*control.Controller { return []*control.Controller{newCronJob(d)} })
+			defer w.stop()
+			cj := &batchv1.CronJob{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "tick", UID: "c-uid", CreationTimestamp: metav1.NewTime(time.Now())},
+				Spec:       batchv1.CronJobSpec{Schedule: "* * * * *", ConcurrencyPolicy: batchv1.ForbidConcurrent},
+			}
+			left, err := scheduledJob(cj, time.Now().Truncate(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left.UID = "j-uid"; manual {
+				left.Name, left.Annotations = "by-hand", map[string]string{"cronjob.kubernetes.io/instantiate": "manual"}
+			}
+			w.api.Put(left)
+			w.api.Put(cj)
+			time.Sleep(3*time.Minute + 30*time.Second)
+			synctest.Wait()
+			want := 1
+			if manual {
+				want = 2
+			}
+			status := get[*batchv1.CronJob](w, "ns", "tick").Status
+			if n := len(list[*batchv1.Job](w, "ns")); n != want || len(status.Active) != 1 {
+				t.Errorf("by hand %v: %d jobs, want %d; status %+v", manual, n, want, status)
+			}
+		})
+	}
+}
+
 func TestJobsExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(d Deps) []*control.Controller { return []*control.Controller{newTTLAfterFinished(d)} })

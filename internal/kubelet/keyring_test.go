@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
@@ -81,4 +82,29 @@ func TestKeyringSources(t *testing.T) {
 	if got := nodeKeyring([]string{filepath.Join(dir, "none"), file}).lookup("a.example.com/app"); len(got) != 1 || got[0].Username != "node" {
 		t.Errorf("of the node: %v", got)
 	}
+}
+
+// No more images are pulled at once than may be; who gives up waiting takes no
+// place.
+func TestPullTurns(t *testing.T) {
+	k := &Kubelet{pulling: make(chan struct{}, 1)}
+	free, err := k.pullTurn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.pullTurn(gone); err == nil {
+		t.Error("a second turn while there is one place")
+	}
+	free()
+	if free, err = k.pullTurn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	free()
+	free, err = (&Kubelet{}).pullTurn(gone)
+	if err != nil {
+		t.Errorf("without a bound: %v", err)
+	}
+	free()
 }

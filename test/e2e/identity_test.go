@@ -187,6 +187,11 @@ func TestLoadBalancer(t *testing.T) {
 		out, err := ask()
 		return err == nil && strings.HasPrefix(out, "one "), fmt.Sprint(out, err)
 	})
+	health := c.kubectl("get", "service", "web", "-o", "jsonpath={.spec.healthCheckNodePort}")
+	c.eventually("a balancer is told of the node's endpoints", func() (bool, string) {
+		out, err := outside.fetch("http://" + node + ":" + health + "/healthz")
+		return err == nil && strings.Contains(out, `"localEndpoints": 2`), fmt.Sprint(out, err)
+	})
 	c.kubectl("patch", "service", "web", "-p", `{"spec":{"loadBalancerSourceRanges":["203.0.113.0/24"]}}`)
 	c.eventually("a client of no range is not served", func() (bool, string) {
 		out, err := ask()

@@ -17,22 +17,24 @@
 //
 // # Different from Docker
 //
-// ADD of a URL or a git repository, RUN --security, RUN --mount of ssh agents,
-// symbolic --chmod and other platforms than the machine's are refused by name. HEALTHCHECK's start interval is not stored.
-// Stages are built one after another.
+// docs/dockerfile.md lists every instruction and flag, and what is refused and
+// why. Stages are built one after another.
 package build
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/snapshot"
@@ -48,6 +50,8 @@ type Deps struct {
 	Dir string
 	// Now is the clock; time.Now where nil.
 	Now func() time.Time
+	// HTTP fetches what ADD names by URL; http.DefaultTransport where nil.
+	HTTP http.RoundTripper
 }
 
 // Builder builds images. Builds may run concurrently.
@@ -56,15 +60,35 @@ type Builder struct {
 	now  func() time.Time
 	refs string // directory of the cache records
 	stub string // an image's lowest layer while a command runs
+	tmp  string // what builds use while they run
+
+	caches *caches
+	steps  keyed // steps under way, by cache key
+	sums   *sums
+	http   *http.Client
+
+	tidyMu sync.Mutex
+	tidied time.Time
 }
 
 // New returns a builder.
 func New(d Deps) (*Builder, error) {
-	b := &Builder{deps: d, now: d.Now, stub: filepath.Join(d.Dir, "stub")}
+	b := &Builder{
+		deps: d, now: d.Now, stub: filepath.Join(d.Dir, "stub"), tmp: filepath.Join(d.Dir, "tmp"),
+		caches: &caches{dir: filepath.Join(d.Dir, "cache"), users: map[string]int{}}, sums: newSums(), http: &http.Client{Transport: d.HTTP},
+	}
 	if b.now == nil {
 		b.now = time.Now
 	}
-	var err error
+	// The store that the images are in is locked: what is here, a killed
+	// process left.
+	err := os.RemoveAll(b.tmp)
+	if err == nil {
+		err = os.MkdirAll(b.tmp, 0o700)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("build: %w", err)
+	}
 	if b.refs, err = d.Images.RefDir("build"); err != nil {
 		return nil, err
 	}
@@ -87,7 +111,12 @@ func New(d Deps) (*Builder, error) {
 type Request struct {
 	// Context is the directory that COPY and ADD see; none where empty.
 	Context string
-	// Dockerfile is its path, relative to Context; "Dockerfile" where empty.
+	// Contexts are further contexts by name, as --build-context gives them: a
+	// directory's absolute path, or docker-image://NAME. A name goes before
+	// stages and images of that name.
+	Contexts map[string]string
+	// Dockerfile is its path, relative to Context; "Dockerfile" where empty. An
+	// ignore file of its own is looked for beside it.
 	Dockerfile string
 	// Content is used in place of the Dockerfile where not nil.
 	Content []byte
@@ -95,16 +124,34 @@ type Request struct {
 	Tags []string
 	// Target is the stage to build, by name or number; the last where empty.
 	Target string
+	// Platform is that of the image, os/arch[/variant]; the machine's where empty.
+	Platform string
 	// Args are the --build-arg values.
 	Args map[string]string
 	// Secrets are what RUN --mount=type=secret shows to a command, by ID. They
 	// come into no layer and do not count for the cache.
 	Secrets map[string][]byte
-	// Labels are added to the image.
-	Labels map[string]string
-	// NoCache runs every instruction; Pull asks the registries for base images
-	// even where they are stored.
-	NoCache, Pull bool
+	// SSH are sockets of agents on this host that RUN --mount=type=ssh reaches,
+	// by ID.
+	SSH map[string]string
+	// Labels are added to the image, Annotations to its manifest.
+	Labels, Annotations map[string]string
+	// NoCache runs every instruction, NoCacheFilter those of the named stages;
+	// Pull asks the registries for base images even where they are stored.
+	NoCache       bool
+	NoCacheFilter []string
+	Pull          bool
+	// Insecure permits RUN --security=insecure.
+	Insecure bool
+	// Network is that of commands which do not say: "default" or "", "host",
+	// "none".
+	Network string
+	// Hosts are further lines of a command's /etc/hosts: name to address.
+	Hosts map[string]string
+	// ShmSize is the size of a command's /dev/shm, bytes; 64 MiB where 0.
+	ShmSize int64
+	// Output takes the result elsewhere than into the image store; may be nil.
+	Output *Output
 	// Auth gives credentials for a registry; may be nil.
 	Auth func(ref string) *image.Auth
 	// Progress hears what happens; may be nil.
@@ -134,6 +181,19 @@ func (e *Error) Unwrap() error { return e.Err }
 type ExitError struct {
 	Command string
 	Code    int
+	Step    string   // the instruction
+	Log     []string // the last lines that it wrote
+}
+
+// LogExcerpt is what stands above the error on a terminal: the instruction with
+// its last lines of output.
+func (e *ExitError) LogExcerpt() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "------\n > %s:\n", oneLine(e.Step))
+	for _, l := range e.Log {
+		fmt.Fprintln(&b, l)
+	}
+	return b.String() + "------\n"
 }
 
 func (e *ExitError) Error() string {
@@ -144,11 +204,16 @@ func (e *ExitError) Error() string {
 // refused.
 var ErrUnsupported = errors.New("not supported")
 
-// Build builds the image and returns it. An error in the Dockerfile or of one of
-// its instructions is an *Error.
+// Build builds the image and returns it; nil where Output takes the files alone.
+// An error in the Dockerfile or of one of its instructions is an *Error.
 func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) {
 	if req.Progress == nil {
 		req.Progress = silent{}
+	}
+	if req.Output != nil {
+		if err := req.Output.Check(); err != nil {
+			return nil, err
+		}
 	}
 	for _, t := range req.Tags {
 		n, err := image.ParseName(t)
@@ -159,19 +224,25 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 			return nil, fmt.Errorf("tag %q: %w: a digest cannot be given as a tag", t, image.ErrInvalidName)
 		}
 	}
-	file, err := readDockerfile(req)
+	r, err := b.start(req)
 	if err != nil {
 		return nil, err
 	}
-	lease := b.deps.Images.Lease()
-	defer lease.Release()
-	r := &run{b: b, req: req, file: file, lease: lease, stages: map[int]*stage{}, usedArgs: map[string]bool{}}
+	defer r.lease.Release()
 	defer r.close()
-	target, err := file.target(req.Target)
+	defer r.keepLease()()
+	epoch, err := epochOf(req.Args)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.plan(target); err != nil {
+	target, err := r.file.target(req.Target)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.plan(ctx, target); err != nil {
+		return nil, err
+	}
+	if err := r.check(); err != nil {
 		return nil, err
 	}
 	for _, i := range r.order {
@@ -187,101 +258,55 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 		}
 		st.config.Config.Labels[k] = v
 	}
-	img, err := b.deps.Images.Put(ctx, lease, req.Tags, st.finish(b.now()), st.layers, st.size)
+	if err := b.tidy(); err != nil {
+		return nil, err
+	}
+	if req.Output.filesOnly() {
+		return nil, r.writeFiles(ctx, st)
+	}
+	config, err := st.finish(b.now(), epoch)
+	if err != nil {
+		return nil, err
+	}
+	img, err := b.deps.Images.PutConfig(ctx, r.lease, image.Parts{
+		Names: req.Tags, Config: config, Layers: st.layers, Size: st.size, Annotations: req.Annotations,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("store image: %w", err)
 	}
-	return img, nil
+	return img, r.writeImage(ctx, img)
 }
 
-// stage is a stage under construction, or done: an image that is not stored.
-type stage struct {
-	config *v1.ConfigFile
-	layers []v1.Descriptor
-	size   int64
-	// chain identifies the layers, created is when the newest was made.
-	chain   string
-	created time.Time
-
-	args    []string // declared ARGs, "name=value", in order
-	cmdSet  bool     // CMD was given in this stage
-	history []v1.History
-}
-
-// image is the stage's layers as snapshots take them.
-func (s *stage) image() *image.Image {
-	return &image.Image{Config: s.config, DiffIDs: s.config.RootFS.DiffIDs, Layers: s.layers}
-}
-
-// finish completes the config.
-func (s *stage) finish(now time.Time) *v1.ConfigFile {
-	c := s.config.DeepCopy()
-	created := s.created
-	if created.IsZero() {
-		created = now
+// start reads the Dockerfile. The caller releases the lease and closes the run.
+func (b *Builder) start(req Request) (*run, error) {
+	file, err := readDockerfile(req)
+	if err != nil {
+		return nil, err
 	}
-	c.Created = v1.Time{Time: created.UTC()}
-	c.History = nil
-	for _, h := range s.history {
-		if h.Created.IsZero() {
-			h.Created = c.Created
+	r := &run{
+		b: b, req: req, file: file, platform: machinePlatform(), stages: map[int]*stage{}, usedArgs: map[string]bool{},
+		images: map[string]*image.Image{}, contexts: map[string]*tree{}, triggering: map[instructions.Command]bool{},
+	}
+	if req.Platform != "" {
+		if r.platform, err = parsePlatform(req.Platform); err != nil {
+			return nil, err
 		}
-		c.History = append(c.History, h)
 	}
-	return c
+	r.lease = b.deps.Images.Lease()
+	return r, nil
 }
 
-// defaultPath is the PATH of images that have none.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// scratch is the stage of FROM scratch.
-func scratch() *stage {
-	return &stage{
-		chain: "scratch",
-		config: &v1.ConfigFile{
-			Architecture: runtime.GOARCH, OS: "linux", RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}},
-			Config: v1.Config{Env: []string{"PATH=" + defaultPath}, WorkingDir: "/"},
-		},
+// epochOf is the time of SOURCE_DATE_EPOCH; zero where it is not given.
+func epochOf(args map[string]string) (time.Time, error) {
+	v := args[argEpoch]
+	if v == "" {
+		return time.Time{}, nil
 	}
-}
-
-// from is the stage of FROM an image.
-func from(img *image.Image) *stage {
-	c := img.Config.DeepCopy()
-	s := &stage{
-		config: c, layers: append([]v1.Descriptor{}, img.Layers...), size: img.Size,
-		chain: chainOf(img.DiffIDs), created: c.Created.Time, history: c.History,
+	sec, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("invalid SOURCE_DATE_EPOCH: %s: must be seconds since 1970", v)
 	}
-	c.Container, c.DockerVersion = "", ""
-	if c.Config.WorkingDir == "" {
-		c.Config.WorkingDir = "/"
-	}
-	if _, ok := lookupEnv(c.Config.Env, "PATH"); !ok {
-		c.Config.Env = append(c.Config.Env, "PATH="+defaultPath)
-	}
-	return s
-}
-
-// next is a stage that goes on where s ended.
-func (s *stage) next() *stage {
-	return &stage{
-		config: s.config.DeepCopy(), layers: append([]v1.Descriptor{}, s.layers...), size: s.size,
-		chain: s.chain, created: s.created, history: append([]v1.History{}, s.history...),
-	}
-}
-
-// add puts a layer on top; none where diffID is zero.
-func (s *stage) add(l record) {
-	if l.Created.After(s.created) {
-		s.created = l.Created
-	}
-	if l.Layer == nil {
-		return
-	}
-	s.config.RootFS.DiffIDs = append(s.config.RootFS.DiffIDs, l.Layer.Digest)
-	s.layers = append(s.layers, *l.Layer)
-	s.size += l.Layer.Size
-	s.chain = chainOf(s.config.RootFS.DiffIDs)
+	return time.Unix(sec, 0), nil
 }
 
 func chainOf(diffIDs []v1.Hash) string {

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -82,12 +83,44 @@ func (b *Builder) remember(key string, r record) error {
 	return nil
 }
 
-// Prune forgets what was not used for keep, and the longest unused beyond max
-// records. The blobs go with the next collection of the image store.
-func (b *Builder) Prune(keep time.Duration, max int) (removed int, err error) {
+// Pruned is what Prune removed.
+type Pruned struct {
+	// Steps and Caches are how many instructions' results and cache mounts.
+	Steps, Caches int
+	// Bytes of disk that are free again.
+	Bytes int64
+}
+
+// Prune removes what was not used for that long: results of instructions, cache
+// mounts, and the blobs and layers that only they kept. What a running build uses
+// stays.
+func (b *Builder) Prune(ctx context.Context, unused time.Duration) (Pruned, error) {
+	var gone Pruned
+	_, before, _, err := b.deps.Images.Usage(ctx)
+	if err != nil {
+		return gone, err
+	}
+	if gone, err = b.forget(unused, 0); err != nil {
+		return gone, err
+	}
+	if err := b.deps.Images.Collect(ctx); err != nil {
+		return gone, err
+	}
+	_, after, _, err := b.deps.Images.Usage(ctx)
+	if err != nil {
+		return gone, err
+	}
+	gone.Bytes += max(0, int64(before)-int64(after))
+	return gone, nil
+}
+
+// forget removes records and cache mounts that were not used for that long, and
+// the records longest unused beyond most; 0 is no such limit.
+func (b *Builder) forget(unused time.Duration, most int) (Pruned, error) {
+	var gone Pruned
 	entries, err := os.ReadDir(b.refs)
 	if err != nil {
-		return 0, fmt.Errorf("build cache: %w", err)
+		return gone, fmt.Errorf("build cache: %w", err)
 	}
 	type used struct {
 		path string
@@ -100,20 +133,42 @@ func (b *Builder) Prune(keep time.Duration, max int) (removed int, err error) {
 			continue
 		}
 		if err != nil {
-			return 0, fmt.Errorf("build cache: %w", err)
+			return gone, fmt.Errorf("build cache: %w", err)
 		}
 		all = append(all, used{filepath.Join(b.refs, e.Name()), fi.ModTime()})
 	}
 	sort.Slice(all, func(i, k int) bool { return all[i].at.After(all[k].at) })
-	limit := b.now().Add(-keep)
+	limit := b.now().Add(-unused)
 	for i, u := range all {
-		if i < max && !u.at.Before(limit) {
+		if (most == 0 || i < most) && u.at.After(limit) {
 			continue
 		}
 		if err := os.Remove(u.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return removed, fmt.Errorf("build cache: %w", err)
+			return gone, fmt.Errorf("build cache: %w", err)
 		}
-		removed++
+		gone.Steps++
 	}
-	return removed, nil
+	gone.Caches, gone.Bytes, err = b.caches.prune(limit)
+	return gone, err
+}
+
+// What is kept of the cache without anybody asking: as long as BuildKit keeps
+// what costs little, and not more steps than are quickly looked through.
+const (
+	keepUnused   = 60 * 24 * time.Hour
+	keepSteps    = 10_000
+	tidyInterval = time.Hour
+)
+
+// tidy forgets what is long unused, now and then.
+func (b *Builder) tidy() error {
+	b.tidyMu.Lock()
+	defer b.tidyMu.Unlock()
+	now := b.now()
+	if now.Sub(b.tidied) < tidyInterval {
+		return nil
+	}
+	b.tidied = now
+	_, err := b.forget(keepUnused, keepSteps)
+	return err
 }

@@ -16,30 +16,48 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/snapshot"
 )
 
 // change puts a layer on the stage that has what fn writes, or what the cache
 // has under key.
 func (s *step) change(ctx context.Context, key, text string, fn func(*writer) error) (cached bool, err error) {
-	return s.cachedOr(ctx, key, text, func(rootfs snapshot.Rootfs) error {
+	return s.cachedOr(ctx, key, text, s.image(), written(fn))
+}
+
+// linked is change for what does not depend on the layers below: neither their
+// directories nor their links count.
+func (s *step) linked(ctx context.Context, key, text string, fn func(*writer) error) (cached bool, err error) {
+	return s.cachedOr(ctx, key, text, scratch(s.platform).image(), written(fn))
+}
+
+// written is what fn writes into a rootfs.
+func written(fn func(*writer) error) func(snapshot.Rootfs) error {
+	return func(rootfs snapshot.Rootfs) error {
 		f, err := rootfs.Open()
 		if err != nil {
 			return err
 		}
-		w := &writer{root: fmt.Sprintf("/proc/self/fd/%d", f.Fd()), times: map[string]time.Time{}}
+		w := &writer{root: fdPath(f), times: map[string]time.Time{}}
 		err = fn(w)
 		if err == nil {
 			err = w.setTimes()
 		}
 		return errors.Join(err, f.Close())
-	})
+	}
 }
 
 // cachedOr puts the layer on the stage that the cache has under key, or else
-// what fn leaves in a rootfs's upper directory.
-func (s *step) cachedOr(ctx context.Context, key, text string, fn func(snapshot.Rootfs) error) (cached bool, err error) {
-	if !s.req.NoCache {
+// what fn leaves in the upper directory of a rootfs on top of below.
+func (s *step) cachedOr(ctx context.Context, key, text string, below *image.Image, fn func(snapshot.Rootfs) error) (cached bool, err error) {
+	if !s.noCache {
+		// A build that does the same now is waited for.
+		unlock, err := s.b.steps.lock(ctx, key)
+		if err != nil {
+			return false, err
+		}
+		defer unlock()
 		if rec, ok := s.b.lookup(s.lease, key); ok {
 			s.add(rec)
 			s.addHistory(text, rec.Layer == nil)
@@ -47,7 +65,7 @@ func (s *step) cachedOr(ctx context.Context, key, text string, fn func(snapshot.
 		}
 	}
 	id := snapshot.EphemeralPrefix + "build-" + rand.Text()
-	rootfs, err := s.b.deps.Snapshots.Prepare(ctx, id, s.image())
+	rootfs, err := s.b.deps.Snapshots.Prepare(ctx, id, below)
 	if err != nil {
 		return false, err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -23,55 +24,54 @@ func (s *step) runCommand(ctx context.Context, c *instructions.RunCommand, text 
 }
 
 func (s *step) execute(ctx context.Context, c *instructions.RunCommand, text string, n int) (bool, error) {
-	if sec := instructions.GetSecurity(c); sec != "" && sec != instructions.SecuritySandbox {
-		return false, fmt.Errorf("RUN --security=%s: %w", sec, ErrUnsupported)
+	insecure := instructions.GetSecurity(c) == instructions.SecurityInsecure
+	if insecure && !s.req.Insecure {
+		return false, errors.New("security.insecure is not allowed: the build must be given --allow security.insecure")
 	}
 	if len(instructions.GetDevices(c)) > 0 {
-		return false, fmt.Errorf("RUN --device: %w", ErrUnsupported)
+		return false, fmt.Errorf("RUN --device: %w: builds have no devices but those of /dev", ErrUnsupported)
+	}
+	if p := s.imagePlatform(); !p.runs() {
+		return false, fmt.Errorf("RUN on %s: %w: this machine runs %s, and binfmt_misc has no interpreter", p, ErrUnsupported, machinePlatform())
 	}
 	args, scripts, err := s.runArgs(c)
 	if err != nil {
 		return false, err
 	}
-	mounts, mountKey, err := s.mounts(ctx, instructions.GetMounts(c))
-	if err != nil {
+	m := &mounts{step: s}
+	defer m.close()
+	if err := m.plan(ctx, instructions.GetMounts(c)); err != nil {
 		return false, err
 	}
-	env := s.env()
-	secretMounts, secretEnv, err := s.secrets(instructions.GetMounts(c))
-	if err != nil {
-		return false, err
-	}
-	mounts = append(mounts, secretMounts...)
 	network := instructions.GetNetwork(c)
-	conf := s.config.Config
-	key := digestOf("run", s.chain, digestOf(args...), digestOf(env...), conf.WorkingDir, conf.User, string(network),
-		digestOf(mountKey...), fmt.Sprint(scripts))
-	for name, value := range s.req.Args {
-		if _, declared := lookupEnv(env, name); isProxyArg(name) && !declared {
-			env = append(env, name+"="+value)
-		}
+	if network == instructions.NetworkDefault && s.req.Network != "" {
+		network = s.req.Network
 	}
-	env = append(env, secretEnv...)
-	return s.cachedOr(ctx, key, text, func(rootfs snapshot.Rootfs) error {
-		u, stubs, err := s.inspect(rootfs, mounts)
+	conf := s.config.Config
+	key := digestOf("run", s.chain, digestOf(args...), digestOf(s.vars...), conf.WorkingDir, conf.User, network,
+		digestOf(m.key...), fmt.Sprint(scripts, insecure, s.req.Hosts, s.req.Args[argHostname]))
+	return s.cachedOr(ctx, key, s.historyOf(args), s.image(), func(rootfs snapshot.Rootfs) error {
+		// Waits for caches that others have locked, and for agents.
+		if err := m.open(ctx); err != nil {
+			return err
+		}
+		u, stubs, err := s.inspect(rootfs, m.list)
 		if err != nil {
 			return err
 		}
-		if _, ok := lookupEnv(env, "HOME"); !ok {
-			env = append(env, "HOME="+u.Home)
-		}
+		env := s.commandEnv(u, m.env)
 		rootfs.Lower = append(append([]string{}, rootfs.Lower...), s.b.stub)
-		out := stepOutput{s.req.Progress, n}
+		out := &stepOutput{p: s.req.Progress, n: n}
 		code, err := s.b.deps.Executor.Run(ctx, ExecSpec{
 			Rootfs: rootfs, Args: args, Env: env, Cwd: conf.WorkingDir, User: u, Stdout: out, Stderr: out,
-			NoNetwork: network == instructions.NetworkNone, Scripts: scripts, Mounts: mounts,
+			NoNetwork: network == instructions.NetworkNone, Scripts: scripts, Mounts: m.list, Insecure: insecure,
+			Hostname: s.req.Args[argHostname], Hosts: s.req.Hosts, ShmSize: s.req.ShmSize,
 		})
 		if err != nil {
 			return fmt.Errorf("process %q: %w", strings.Join(args, " "), err)
 		}
 		if code != 0 {
-			return &ExitError{Command: strings.Join(args, " "), Code: code}
+			return &ExitError{Command: strings.Join(args, " "), Code: code, Step: text, Log: out.last()}
 		}
 		// What was made only to mount on, deepest first; what is not empty stays.
 		for i := len(stubs) - 1; i >= 0; i-- {
@@ -81,15 +81,93 @@ func (s *step) execute(ctx context.Context, c *instructions.RunCommand, text str
 	})
 }
 
-// stepOutput passes a command's output to the progress.
-type stepOutput struct {
-	p Progress
-	n int
+func (s *step) imagePlatform() platform {
+	return platform{s.config.OS, s.config.Architecture, s.config.Variant}.normal()
 }
 
-func (o stepOutput) Write(b []byte) (int, error) {
-	o.p.Output(o.n, b)
+// historyOf is a command as image histories have it, with the arguments that it
+// saw.
+func (s *step) historyOf(args []string) string {
+	text := "RUN "
+	if len(s.args) > 0 {
+		text += fmt.Sprintf("|%d ", len(s.args))
+		for _, name := range s.args {
+			v, _ := lookupEnv(s.vars, name)
+			text += name + "=" + v + " "
+		}
+	}
+	return text + strings.Join(args, " ") + " # buildkit"
+}
+
+// commandEnv is a command's environment: proxies, which do not count for the
+// cache, have both their names.
+func (s *step) commandEnv(u User, secrets []string) []string {
+	env := slices.Clone(s.vars)
+	for name, value := range s.req.Args {
+		if !isProxyArg(name) {
+			continue
+		}
+		for _, n := range []string{name, strings.ToUpper(name), strings.ToLower(name)} {
+			if _, ok := lookupEnv(env, n); !ok {
+				env = append(env, n+"="+value)
+			}
+		}
+	}
+	for _, secret := range secrets {
+		k, v, _ := strings.Cut(secret, "=")
+		env = setEnv(env, k, v)
+	}
+	if _, ok := lookupEnv(env, "HOME"); !ok {
+		env = append(env, "HOME="+u.Home)
+	}
+	return env
+}
+
+// maxOutput is how much a command may write to the progress, bytes, as with
+// BuildKit; it goes on, and its last lines are kept for the error.
+const maxOutput = 2 << 20
+
+// stepOutput passes a command's output to the progress.
+type stepOutput struct {
+	p    Progress
+	n    int
+	sent int
+	tail []byte
+}
+
+func (o *stepOutput) Write(b []byte) (int, error) {
+	if room := maxOutput - o.sent; room > 0 {
+		part := b[:min(room, len(b))]
+		o.p.Output(o.n, part)
+		if o.sent += len(part); o.sent == maxOutput {
+			o.p.Output(o.n, fmt.Appendf(nil, "\n[output clipped, log limit %d MiB reached]\n", maxOutput>>20))
+		}
+	}
+	o.tail = append(o.tail, b[max(0, len(b)-maxTail):]...)
+	if len(o.tail) > 2*maxTail {
+		o.tail = append([]byte{}, o.tail[len(o.tail)-maxTail:]...)
+	}
 	return len(b), nil
+}
+
+// maxTail bounds what is kept of an output for the error, bytes; lastLines of it
+// are shown.
+const (
+	maxTail   = 8 << 10
+	lastLines = 10
+)
+
+// last are the output's last lines.
+func (o *stepOutput) last() []string {
+	lines := strings.Split(strings.TrimRight(string(o.tail[max(0, len(o.tail)-maxTail):]), "\n"), "\n")
+	if len(lines) == 1 && lines[0] == "" {
+		return nil
+	}
+	lines = lines[max(0, len(lines)-lastLines):]
+	for i, l := range lines {
+		lines[i] = clean([]byte(l))
+	}
+	return lines
 }
 
 // inspect looks into the image before a command runs: who its user is, and which
@@ -126,58 +204,6 @@ func (s *step) inspect(rootfs snapshot.Rootfs, mounts []Mount) (User, []string, 
 	return u, stubs, nil
 }
 
-// secrets are the files and variables of RUN --mount=type=secret.
-func (s *step) secrets(list []*instructions.Mount) (mounts []Mount, env []string, err error) {
-	for _, m := range list {
-		if m.Type != instructions.MountTypeSecret {
-			continue
-		}
-		id := m.CacheID
-		if m.Source != "" {
-			id = m.Source
-		}
-		if id == "" {
-			id = path.Base(m.Target)
-		}
-		value, ok := s.req.Secrets[id]
-		if !ok && m.Required {
-			return nil, nil, fmt.Errorf("secret %s: not found", id)
-		}
-		if !ok {
-			continue
-		}
-		if m.Env != nil {
-			name := *m.Env
-			if name == "" {
-				name = id
-			}
-			env = append(env, name+"="+string(value))
-		}
-		target := m.Target
-		if target == "" && m.Env == nil {
-			target = path.Join("/run/secrets", path.Base(id))
-		}
-		if target == "" {
-			continue
-		}
-		if !path.IsAbs(target) {
-			target = path.Join("/", s.config.Config.WorkingDir, target)
-		}
-		file := &MemoryFile{Content: value, Mode: 0o400}
-		if m.Mode != nil {
-			file.Mode = uint32(*m.Mode & 0o777)
-		}
-		if m.UID != nil {
-			file.UID = int(*m.UID)
-		}
-		if m.GID != nil {
-			file.GID = int(*m.GID)
-		}
-		mounts = append(mounts, Mount{Target: target, File: file})
-	}
-	return mounts, env, nil
-}
-
 // runArgs is the command line, and the scripts that it runs.
 func (s *step) runArgs(c *instructions.RunCommand) ([]string, map[string]string, error) {
 	args := append([]string{}, c.CmdLine...)
@@ -209,116 +235,4 @@ func (s *step) runArgs(c *instructions.RunCommand) ([]string, map[string]string,
 		return nil, nil, errors.New("RUN needs a command")
 	}
 	return args, nil, nil
-}
-
-// mounts are those of RUN --mount, and what of them counts for the cache.
-func (s *step) mounts(ctx context.Context, list []*instructions.Mount) ([]Mount, []string, error) {
-	var out []Mount
-	var key []string
-	for _, m := range list {
-		target := m.Target
-		if !path.IsAbs(target) {
-			target = path.Join("/", s.config.Config.WorkingDir, target)
-		}
-		key = append(key, string(m.Type), target, m.Source, fmt.Sprint(m.ReadOnly))
-		switch m.Type {
-		case instructions.MountTypeTmpfs:
-			out = append(out, Mount{Target: target, Size: m.SizeLimit})
-		case instructions.MountTypeCache:
-			if m.From != "" {
-				return nil, nil, fmt.Errorf("RUN --mount=type=cache,from: %w", ErrUnsupported)
-			}
-			dir, err := s.cacheMount(m, target)
-			if err != nil {
-				return nil, nil, err
-			}
-			out = append(out, Mount{Target: target, Source: dir, ReadOnly: m.ReadOnly})
-		case instructions.MountTypeBind:
-			mt, digest, err := s.bindMount(ctx, m, target)
-			if err != nil {
-				return nil, nil, err
-			}
-			out = append(out, mt)
-			key = append(key, digest)
-		case instructions.MountTypeSecret: // see secrets
-		default:
-			return nil, nil, fmt.Errorf("RUN --mount=type=%s: %w", m.Type, ErrUnsupported)
-		}
-	}
-	return out, key, nil
-}
-
-// cacheMount is the directory of a cache, which all builds share.
-func (s *step) cacheMount(m *instructions.Mount, target string) (string, error) {
-	id := m.CacheID
-	if id == "" {
-		id = path.Clean(target)
-	}
-	dir := filepath.Join(s.b.deps.Dir, "cache", digestOf(id)[:32])
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("cache mount: %w", err)
-	}
-	mode, uid, gid := uint64(0o755), uint64(0), uint64(0)
-	for from, to := range map[*uint64]*uint64{m.Mode: &mode, m.UID: &uid, m.GID: &gid} {
-		if from != nil {
-			*to = *from
-		}
-	}
-	return dir, errors.Join(os.Chmod(dir, os.FileMode(mode)&0o777), os.Chown(dir, int(uid), int(gid)))
-}
-
-// bindMount is a directory or file of the context, a stage or an image. It
-// cannot be written to: Docker's writes would be lost anyway.
-func (s *step) bindMount(ctx context.Context, m *instructions.Mount, target string) (Mount, string, error) {
-	t, err := s.open(ctx, m.From)
-	if err != nil {
-		return Mount{}, "", err
-	}
-	source := m.Source
-	if source == "" {
-		source = "/"
-	}
-	found, err := t.find(ctx, source, nil)
-	if err != nil {
-		return Mount{}, "", err
-	}
-	if len(found) != 1 {
-		return Mount{}, "", fmt.Errorf("RUN --mount source %q: matches %d files, must be one", source, len(found))
-	}
-	digest := t.digest(found[0])
-	mt := Mount{Target: target, Source: source, ReadOnly: true}
-	if m.From == "" {
-		// Not through links of the context, and whole: .dockerignore does not
-		// hide from a mount.
-		full, err := (&writer{root: t.root}).path(source)
-		if err != nil {
-			return Mount{}, "", err
-		}
-		mt.Source = full
-		return mt, digest, nil
-	}
-	rootfs, err := s.viewOf(ctx, m.From)
-	if err != nil {
-		return Mount{}, "", err
-	}
-	mt.Rootfs = rootfs
-	return mt, digest, nil
-}
-
-// viewOf is the read-only rootfs of a stage or image; its layers stay for as
-// long as the view that open made.
-func (s *step) viewOf(ctx context.Context, from string) (*snapshot.Rootfs, error) {
-	img, err := s.imageOf(ctx, from)
-	if err != nil {
-		return nil, err
-	}
-	rootfs, done, err := s.b.deps.Snapshots.View(ctx, img)
-	if err != nil {
-		return nil, err
-	}
-	done()
-	return &rootfs, nil
 }

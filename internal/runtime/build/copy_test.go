@@ -49,15 +49,13 @@ func TestCopy(t *testing.T) {
 		"out of the context":  {"COPY ../../../../../etc/shadow /c", "", "", `"../../../../../etc/shadow": not found`},
 		"missing":             {"COPY nothing /c", "", "", `"nothing": not found, or excluded by .dockerignore`},
 		"ignored":             {"COPY keep/not /c", "", "", `"keep/not": not found, or excluded`},
-		"no match":            {"COPY *.nothing /c", "", "", `"*.nothing": not found`},
 		"parents":             {"COPY --parents dir/sub a.txt dir/x /c", "/c", "/c/\n/c/a.txt = a\n/c/dir/\n/c/dir/sub/\n/c/dir/sub/y = y\n/c/dir/x = x", ""},
 		"parents from here":   {"COPY --parents ./dir/./sub/* /c/", "/c", "/c/\n/c/sub/\n/c/sub/y = y", ""},
 		"two to a file":       {"COPY a.txt b.txt /c", "", "", "the destination must be a directory and end with a /"},
 		"directory over file": {"COPY a.txt /c\nCOPY dir /c", "", "", "/c is not a directory"},
 		"below a file":        {"COPY dir /c\nCOPY a.txt /c/x/y", "", "", "/c/x is not a directory"},
-		"bad chmod":           {"COPY --chmod=u+x a.txt /c", "", "", "invalid chmod parameter"},
+		"bad chmod":           {"COPY --chmod=u*x a.txt /c", "", "", "invalid chmod parameter"},
 		"unknown user":        {"COPY --chown=nobody9 a.txt /c", "", "", "chown: user \"nobody9\""},
-		"url":                 {"ADD https://example.com/x /x", "", "", "not supported"},
 		"unknown stage":       {"COPY --from=nothing /x /y", "", "", "docker.io/library/nothing:latest"},
 	}
 	e := setup(t)
@@ -182,8 +180,5 @@ ADD --unpack=false a.tar /5
 		if _, err := e.build(t, "FROM scratch\nADD evil.tar /", map[string]string{"evil.tar": archive(name)}); !errors.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	if _, err := e.build(t, "FROM scratch\nADD --chown=1 a.tar /", map[string]string{"a.tar": archive("f")}); !errors.Is(err, ErrUnsupported) {
-		t.Error(err)
 	}
 }

@@ -46,6 +46,14 @@ type ExecSpec struct {
 	// Scripts are executable files, by name, in the directory ScriptDir.
 	Scripts map[string]string
 	Mounts  []Mount
+	// Insecure gives all capabilities, without a filter, and a writable /sys.
+	Insecure bool
+	// Hostname is "skiff-build" where empty; Hosts are further names with their
+	// addresses.
+	Hostname string
+	Hosts    map[string]string
+	// ShmSize is the size of /dev/shm, bytes; 64 MiB where 0.
+	ShmSize int64
 }
 
 // ScriptDir is where a command finds ExecSpec.Scripts.
@@ -66,6 +74,9 @@ type Mount struct {
 	Source   string
 	Rootfs   *snapshot.Rootfs
 	ReadOnly bool
+	// Scratch lets the command write to what Source and Rootfs name, and forgets
+	// what it wrote.
+	Scratch bool
 	// Size limits a tmpfs, bytes; 0 is no limit of its own.
 	Size int64
 	// File makes it a file, in memory alone.
@@ -119,7 +130,7 @@ func (e *NamespaceExecutor) Run(ctx context.Context, spec ExecSpec) (int, error)
 	if conf, err := os.ReadFile("/etc/resolv.conf"); err == nil && !spec.NoNetwork {
 		hs.ResolvConf = string(conf)
 	}
-	if e.Filter != nil {
+	if e.Filter != nil && !spec.Insecure {
 		var err error
 		if hs.Filter, err = e.Filter(ctx); err != nil {
 			return 0, err

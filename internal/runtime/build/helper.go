@@ -4,14 +4,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"golang.org/x/sys/unix"
+
+	"skiff/internal/runtime/snapshot"
 )
 
 // Helper does nothing, unless the program was started as HelperName: then it
@@ -49,19 +53,28 @@ func becomeCommand(specFile *os.File) error {
 	// The overlay covers the directory that holds its own parts: it has them
 	// open already.
 	root := filepath.Dir(spec.Rootfs.Work)
-	if err := spec.Rootfs.Mount(root, unix.MOUNT_ATTR_NODEV); err != nil {
+	flags := unix.MOUNT_ATTR_NODEV
+	if spec.Insecure {
+		flags = 0
+	}
+	if err := spec.Rootfs.Mount(root, flags); err != nil {
 		return err
+	}
+	if spec.Hostname == "" {
+		spec.Hostname = hostName
 	}
 	m := mounter{root: root}
 	m.system(&spec)
 	for _, mt := range spec.Mounts {
 		m.extra(mt)
 	}
-	m.finish()
+	if !spec.Insecure {
+		m.finish()
+	}
 	if m.err != nil {
 		return m.err
 	}
-	if err := unix.Sethostname([]byte(hostName)); err != nil {
+	if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	if err := unix.Chdir(root); err != nil {
@@ -85,7 +98,7 @@ func becomeCommand(specFile *os.File) error {
 	if err := loadFilter(spec.Filter); err != nil {
 		return err
 	}
-	if err := dropPrivileges(spec.User); err != nil {
+	if err := dropPrivileges(spec.User, spec.Insecure); err != nil {
 		return err
 	}
 	if err := os.Chdir(spec.Cwd); err != nil {
@@ -171,10 +184,18 @@ func (m *mounter) do(what string, err error) {
 func (m *mounter) system(spec *helperSpec) {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	m.mount("proc", "/proc", "proc", quiet, "")
-	m.mount("sysfs", "/sys", "sysfs", quiet|unix.MS_RDONLY, "")
+	sysFlags := uintptr(quiet | unix.MS_RDONLY)
+	if spec.Insecure {
+		sysFlags = quiet
+	}
+	m.mount("sysfs", "/sys", "sysfs", sysFlags, "")
 	m.mount("tmpfs", "/dev", "tmpfs", unix.MS_NOSUID|unix.MS_STRICTATIME, "mode=755,size=65536k")
 	m.mount("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5")
-	m.mount("tmpfs", "/dev/shm", "tmpfs", quiet, "mode=1777,size=65536k")
+	shm := spec.ShmSize
+	if shm == 0 {
+		shm = 64 << 20
+	}
+	m.mount("tmpfs", "/dev/shm", "tmpfs", quiet, fmt.Sprintf("mode=1777,size=%d", shm))
 	if m.err != nil {
 		return
 	}
@@ -194,8 +215,11 @@ func (m *mounter) system(spec *helperSpec) {
 	}
 	m.scripts(spec.Scripts)
 	files := map[string]string{
-		"hosts":    "127.0.0.1\tlocalhost " + hostName + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-		"hostname": hostName + "\n",
+		"hosts":    "127.0.0.1\tlocalhost " + spec.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"hostname": spec.Hostname + "\n",
+	}
+	for _, name := range slices.Sorted(maps.Keys(spec.Hosts)) {
+		files["hosts"] += spec.Hosts[name] + "\t" + name + "\n"
 	}
 	if spec.ResolvConf != "" {
 		files["resolv.conf"] = spec.ResolvConf
@@ -226,15 +250,13 @@ func (m *mounter) extra(mt Mount) {
 	}
 	switch {
 	case mt.Rootfs != nil:
-		// By way of a place that nobody sees afterwards.
-		tmp := filepath.Join(m.target("/dev"), ".build-mount")
-		m.do("mount "+mt.Target, os.Mkdir(tmp, 0o700))
-		m.do("mount "+mt.Target, mt.Rootfs.Mount(tmp, unix.MOUNT_ATTR_NODEV))
-		source, err := securejoin.SecureJoin(tmp, mt.Source)
-		m.do("mount "+mt.Target, err)
-		m.bind(source, mt.Target, mt.ReadOnly)
-		m.do("mount "+mt.Target, unix.Unmount(tmp, unix.MNT_DETACH))
-		m.do("mount "+mt.Target, os.Remove(tmp))
+		m.part(*mt.Rootfs, mt.Source, mt)
+	case mt.Source != "" && mt.Scratch:
+		lower, part := mt.Source, "/"
+		if fi, err := os.Stat(mt.Source); err == nil && !fi.IsDir() {
+			lower, part = filepath.Split(mt.Source)
+		}
+		m.part(snapshot.Rootfs{Lower: []string{filepath.Clean(lower)}}, part, mt)
 	case mt.File != nil:
 		tmp := filepath.Join(m.target("/dev"), ".build-file")
 		m.do("mount "+mt.Target, os.WriteFile(tmp, mt.File.Content, 0o600))
@@ -250,6 +272,40 @@ func (m *mounter) extra(mt Mount) {
 			data += fmt.Sprintf(",size=%d", mt.Size)
 		}
 		m.mount("tmpfs", mt.Target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data)
+	}
+}
+
+// part mounts a path of a rootfs, by way of places that nobody sees afterwards.
+// What is written to a scratch mount goes to memory.
+func (m *mounter) part(rootfs snapshot.Rootfs, path string, mt Mount) {
+	what := "mount " + mt.Target
+	tmp := filepath.Join(m.target("/dev"), ".build-mount")
+	mem := filepath.Join(m.target("/dev"), ".build-scratch")
+	m.do(what, os.Mkdir(tmp, 0o700))
+	if mt.Scratch {
+		rootfs.Upper, rootfs.Work = filepath.Join(mem, "upper"), filepath.Join(mem, "work")
+		m.do(what, os.Mkdir(mem, 0o700))
+		m.do(what, unix.Mount("tmpfs", mem, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700"))
+		m.do(what, errors.Join(os.Mkdir(rootfs.Upper, 0o755), os.Mkdir(rootfs.Work, 0o700)))
+		if fi, err := os.Stat(rootfs.Lower[0]); err == nil {
+			m.do(what, os.Chmod(rootfs.Upper, fi.Mode().Perm()))
+			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+				m.do(what, os.Chown(rootfs.Upper, int(st.Uid), int(st.Gid)))
+			}
+		}
+	}
+	if m.err != nil {
+		return
+	}
+	m.do(what, rootfs.Mount(tmp, unix.MOUNT_ATTR_NODEV))
+	source, err := securejoin.SecureJoin(tmp, path)
+	m.do(what, err)
+	m.bind(source, mt.Target, mt.ReadOnly)
+	m.do(what, unix.Unmount(tmp, unix.MNT_DETACH))
+	m.do(what, os.Remove(tmp))
+	if mt.Scratch {
+		m.do(what, unix.Unmount(mem, unix.MNT_DETACH))
+		m.do(what, os.Remove(mem))
 	}
 }
 
@@ -279,9 +335,9 @@ var allowedCaps = map[uintptr]string{
 	unix.CAP_AUDIT_WRITE: "CAP_AUDIT_WRITE",
 }
 
-// dropPrivileges becomes the user with the default capabilities.
-func dropPrivileges(u User) error {
-	for c := uintptr(0); ; c++ {
+// dropPrivileges becomes the user with the default capabilities, or all of them.
+func dropPrivileges(u User, insecure bool) error {
+	for c := uintptr(0); !insecure; c++ {
 		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
 			break // past the last one
 		}

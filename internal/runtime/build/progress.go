@@ -2,6 +2,8 @@ package build
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,19 +33,84 @@ func (silent) Start(int, int, string)   {}
 func (silent) Output(int, []byte)       {}
 func (silent) Done(int, bool, error)    {}
 func (silent) Warn(string, int, string) {}
+func (silent) Close() error             { return nil }
 
-// NewProgress writes to w: live with the time of each step where w is a
-// terminal, plain lines otherwise. Close must be called after the build.
-func NewProgress(w io.Writer) ProgressCloser {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		width, _, err := term.GetSize(int(f.Fd()))
-		if err != nil || width < 20 {
-			width = 80
+// NewProgress writes to w. Mode "tty" keeps a terminal up to date, with the time
+// of each step; "plain" writes lines; "rawjson" an object of JSON a line; "quiet"
+// nothing; "auto" and "" are tty where w is a terminal, else plain. Close must be
+// called after the build.
+func NewProgress(w io.Writer, mode string) (ProgressCloser, error) {
+	f, ok := w.(*os.File)
+	terminal := ok && term.IsTerminal(int(f.Fd()))
+	switch mode {
+	case "quiet", "none":
+		return silent{}, nil
+	case "rawjson":
+		return &raw{enc: json.NewEncoder(w)}, nil
+	case "plain":
+		return &plain{w: w, now: time.Now}, nil
+	case "auto", "":
+		if !terminal {
+			return &plain{w: w, now: time.Now}, nil
 		}
-		return newLive(w, width)
+	case "tty":
+		if !terminal {
+			return nil, errors.New("progress tty: standard error is not a terminal")
+		}
+	default:
+		return nil, fmt.Errorf("progress %q: must be auto, plain, tty, quiet or rawjson", mode)
 	}
-	return &plain{w: w, now: time.Now}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || width < 20 {
+		width = 80
+	}
+	return newLive(w, width), nil
 }
+
+// raw writes what happens as lines of JSON.
+type raw struct {
+	mu  sync.Mutex
+	enc *json.Encoder
+	err error
+}
+
+// rawEvent is a line: its fields are those of Progress's methods.
+type rawEvent struct {
+	Event  string `json:"event"`
+	Step   int    `json:"step,omitempty"`
+	Total  int    `json:"total,omitempty"`
+	Name   string `json:"name,omitempty"`
+	Data   []byte `json:"data,omitempty"`
+	Cached bool   `json:"cached,omitempty"`
+	Error  string `json:"error,omitempty"`
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Text   string `json:"text,omitempty"`
+}
+
+func (r *raw) write(e rawEvent) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.enc.Encode(e); err != nil && r.err == nil {
+		r.err = err
+	}
+}
+
+func (r *raw) Start(n, total int, name string) {
+	r.write(rawEvent{Event: "start", Step: n, Total: total, Name: name})
+}
+func (r *raw) Output(n int, data []byte) { r.write(rawEvent{Event: "output", Step: n, Data: data}) }
+func (r *raw) Done(n int, cached bool, err error) {
+	e := rawEvent{Event: "done", Step: n, Cached: cached}
+	if err != nil {
+		e.Error = err.Error()
+	}
+	r.write(e)
+}
+func (r *raw) Warn(file string, line int, text string) {
+	r.write(rawEvent{Event: "warn", File: file, Line: line, Text: text})
+}
+func (r *raw) Close() error { return r.err }
 
 // ProgressCloser is a Progress that must be closed.
 type ProgressCloser interface {

@@ -4,160 +4,70 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"golang.org/x/sys/unix"
-
-	"skiff/internal/runtime/image"
 )
 
-// run is one build.
-type run struct {
-	b     *Builder
-	req   Request
-	file  *dockerfile
-	lease *image.Lease
-
-	globals map[string]string // ARGs before the first FROM
-	bases   []base
-	order   []int // stages to build
-	stages  map[int]*stage
-	images  map[string]*image.Image // that COPY --from named
-	views   []view
-	context *tree // lazily
-
-	step, total int
-	usedArgs    map[string]bool
-}
-
-// view is a mounted rootfs that lives as long as the build.
-type view struct {
-	chain string
-	root  *os.File
-	done  func()
-}
-
-func (r *run) close() {
-	for _, v := range r.views {
-		v.root.Close()
-		v.done()
-	}
-}
-
-func (r *run) warnUnusedArgs() {
-	var unused []string
-	for name := range r.req.Args {
-		if _, platform := platformArgs()[name]; !r.usedArgs[name] && !isProxyArg(name) && !platform {
-			unused = append(unused, name)
-		}
-	}
-	if len(unused) > 0 {
-		sort.Strings(unused)
-		r.req.Progress.Warn(r.file.name, 0, fmt.Sprintf("one or more build-args %v were not consumed", unused))
-	}
-}
-
-// baseImage finds an image that FROM or --from names.
-func (r *run) baseImage(ctx context.Context, name string) (*image.Image, error) {
-	if img := r.images[name]; img != nil {
-		return img, nil
-	}
-	var img *image.Image
-	var err error
-	if !r.req.Pull {
-		img, err = r.b.deps.Images.Resolve(ctx, name)
-	}
-	if r.req.Pull || errors.Is(err, image.ErrNotFound) {
-		var auth *image.Auth
-		if r.req.Auth != nil {
-			auth = r.req.Auth(name)
-		}
-		img, err = r.b.deps.Images.Pull(ctx, name, auth)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range img.Layers {
-		r.lease.Hold(l.Digest)
-	}
-	if r.images == nil {
-		r.images = map[string]*image.Image{}
-	}
-	r.images[name] = img
-	return img, nil
+// step applies instructions to a stage.
+type step struct {
+	*run
+	*stage
+	index   int
+	noCache bool
 }
 
 func (r *run) buildStage(ctx context.Context, i int) error {
-	def := r.file.stages[i]
-	n := r.begin("FROM " + r.bases[i].name)
-	var st *stage
-	switch b := r.bases[i]; {
+	def, b := r.file.stages[i], r.bases[i]
+	st := scratch(b.platform)
+	switch {
 	case b.stage >= 0:
 		st = r.stages[b.stage].next()
-	case b.name == "scratch":
-		st = scratch()
-	default:
-		img, err := r.baseImage(ctx, b.name)
-		if err != nil {
-			r.req.Progress.Done(n, false, err)
-			return r.file.at(def.Location, fmt.Errorf("%s: %w", b.name, err))
+	case b.image != nil:
+		var err error
+		if st, err = r.from(b.image); err != nil {
+			return r.file.at(def.Location, err)
 		}
-		st = from(img)
+		if def.Platform != "" || r.req.Platform != "" {
+			st.config.Architecture, st.config.Variant = b.platform.arch, b.platform.variant
+		}
 	}
-	r.req.Progress.Done(n, false, nil)
 	r.stages[i] = st
-	s := &step{run: r, stage: st, index: i}
-	triggers, err := r.triggers(st)
-	if err != nil {
-		return r.file.at(def.Location, err)
+	s := &step{run: r, stage: st, index: i, noCache: r.req.NoCache || r.noCacheFilter(i)}
+	if b.image == nil {
+		n := r.begin("FROM " + b.name)
+		cached, err := false, error(nil)
+		if b.dir != "" {
+			cached, err = s.wholeContext(ctx, b.dir)
+		}
+		r.req.Progress.Done(n, cached, err)
+		if err != nil {
+			return r.file.at(def.Location, err)
+		}
 	}
-	r.total += countSteps(triggers)
-	for _, cmd := range append(triggers, def.Commands...) {
+	if b.replaced {
+		return nil
+	}
+	for _, cmd := range append(slices.Clone(b.triggers), def.Commands...) {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		location := cmd.Location()
-		if len(location) == 0 {
-			location = def.Location // an ONBUILD trigger
-		}
 		if err := s.dispatch(ctx, cmd); err != nil {
-			return r.file.at(location, err)
+			return r.file.at(r.place(i, cmd), err)
 		}
 	}
 	return nil
 }
 
-// triggers are the base image's ONBUILD instructions, which end with it.
-func (r *run) triggers(st *stage) ([]instructions.Command, error) {
-	var out []instructions.Command
-	for _, expr := range st.config.Config.OnBuild {
-		ast, err := parser.Parse(strings.NewReader(expr))
-		if err != nil {
-			return nil, fmt.Errorf("ONBUILD %s: %w", expr, err)
-		}
-		for _, node := range ast.AST.Children {
-			cmd, err := instructions.ParseCommand(node)
-			if err != nil {
-				return nil, fmt.Errorf("ONBUILD %s: %w", expr, err)
-			}
-			for _, name := range sourcesOf(cmd) {
-				if _, ok := r.file.stageBefore(0, name, false); ok {
-					return nil, fmt.Errorf("ONBUILD %s: %w: --from of a stage", expr, ErrUnsupported)
-				}
-			}
-			out = append(out, cmd)
-		}
-	}
-	st.config.Config.OnBuild = nil
-	return out, nil
+func (r *run) noCacheFilter(i int) bool {
+	name := r.file.stages[i].Name
+	return slices.ContainsFunc(r.req.NoCacheFilter, func(f string) bool { return name != "" && strings.EqualFold(f, name) })
 }
 
 // begin tells the progress of a step and returns its number.
@@ -167,37 +77,20 @@ func (r *run) begin(name string) int {
 	return r.step
 }
 
-// step applies instructions to a stage.
-type step struct {
-	*run
-	*stage
-	index int
-}
-
-// env is what expansion sees: ENV wins over ARG.
-func (s *step) env() []string {
-	env := append([]string{}, s.args...)
-	for _, e := range s.config.Config.Env {
-		k, v, _ := strings.Cut(e, "=")
-		env = setEnv(env, k, v)
-	}
-	return env
-}
-
 func (s *step) dispatch(ctx context.Context, cmd instructions.Command) error {
-	env := shell.EnvsFromSlice(s.env())
-	expand := func(word string) (string, error) {
-		v, _, err := s.file.lex.ProcessWord(word, env)
-		return v, err
+	env := shell.EnvsFromSlice(s.vars)
+	if c, ok := cmd.(*instructions.ArgCommand); ok {
+		return s.arg(c)
 	}
 	if c, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
-		if err := c.Expand(expand); err != nil {
+		if err := c.Expand(func(word string) (string, error) { v, _, err := s.file.lex.ProcessWord(word, env); return v, err }); err != nil {
 			return err
 		}
 	}
 	if c, ok := cmd.(instructions.SupportsSingleWordExpansionRaw); ok {
-		raw := shell.NewLex(s.file.escape)
-		raw.RawQuotes, raw.RawEscapes = true, true
+		// Quotes in a here document are text.
+		raw := shell.NewLex('\\')
+		raw.SkipProcessQuotes = true
 		if err := c.ExpandRaw(func(w string) (string, error) { v, _, err := raw.ProcessWord(w, env); return v, err }); err != nil {
 			return err
 		}
@@ -210,57 +103,66 @@ func (s *step) dispatch(ctx context.Context, cmd instructions.Command) error {
 	case *instructions.CopyCommand:
 		return s.copyCommand(ctx, copySpec{
 			name: "COPY", text: text, SourcesAndDest: c.SourcesAndDest, from: c.From, chown: c.Chown, chmod: c.Chmod,
-			exclude: c.ExcludePatterns, parents: c.Parents,
+			exclude: c.ExcludePatterns, parents: c.Parents, link: c.Link,
 		})
 	case *instructions.AddCommand:
-		if c.Checksum != "" || c.KeepGitDir != nil && *c.KeepGitDir {
-			return fmt.Errorf("ADD --checksum, --keep-git-dir: %w: remote sources are not fetched", ErrUnsupported)
-		}
 		return s.copyCommand(ctx, copySpec{
 			name: "ADD", text: text, SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
-			exclude: c.ExcludePatterns, unpack: c.Unpack == nil || *c.Unpack,
+			exclude: c.ExcludePatterns, link: c.Link, unpack: c.Unpack, checksum: c.Checksum, keepGitDir: c.KeepGitDir,
 		})
 	case *instructions.WorkdirCommand:
 		return s.workdir(ctx, c, text)
+	case *instructions.OnbuildCommand:
+		conf.OnBuild = append(conf.OnBuild, c.Expression)
+		return nil
 	case *instructions.EnvCommand:
+		text = "ENV"
 		for _, kv := range c.Env {
 			conf.Env = setEnv(conf.Env, kv.Key, kv.Value)
+			s.vars = setEnv(s.vars, kv.Key, kv.Value)
+			text += " " + kv.String()
 		}
-	case *instructions.ArgCommand:
-		return s.arg(c, text)
 	case *instructions.LabelCommand:
 		if conf.Labels == nil {
 			conf.Labels = map[string]string{}
 		}
+		text = "LABEL"
 		for _, kv := range c.Labels {
 			conf.Labels[kv.Key] = kv.Value
+			text += " " + kv.String()
 		}
 	case *instructions.MaintainerCommand:
 		s.config.Author = c.Maintainer
+		text = "MAINTAINER " + c.Maintainer
 	case *instructions.UserCommand:
 		conf.User = c.User
+		text = "USER " + c.User
 	case *instructions.CmdCommand:
 		conf.Cmd = s.commandLine(c.ShellDependantCmdLine)
 		s.cmdSet = true
+		text = fmt.Sprintf("CMD %q", conf.Cmd)
 	case *instructions.EntrypointCommand:
 		conf.Entrypoint = s.commandLine(c.ShellDependantCmdLine)
 		if !s.cmdSet {
 			conf.Cmd = nil // the base image's command was for its entrypoint
 		}
+		text = fmt.Sprintf("ENTRYPOINT %q", conf.Entrypoint)
 	case *instructions.ShellCommand:
 		conf.Shell = c.Shell
+		text = fmt.Sprintf("SHELL %v", c.Shell)
 	case *instructions.HealthCheckCommand:
 		conf.Healthcheck = &v1.HealthConfig{
 			Test: c.Health.Test, Interval: c.Health.Interval, Timeout: c.Health.Timeout,
 			StartPeriod: c.Health.StartPeriod, Retries: c.Health.Retries,
 		}
-	case *instructions.OnbuildCommand:
-		conf.OnBuild = append(conf.OnBuild, c.Expression)
+		s.startInterval = c.Health.StartInterval
+		text = fmt.Sprintf("HEALTHCHECK %+v", *c.Health)
 	case *instructions.StopSignalCommand:
 		if _, err := parseSignal(c.Signal); err != nil {
 			return err
 		}
 		conf.StopSignal = c.Signal
+		text = "STOPSIGNAL " + c.Signal
 	case *instructions.VolumeCommand:
 		if conf.Volumes == nil {
 			conf.Volumes = map[string]struct{}{}
@@ -271,24 +173,18 @@ func (s *step) dispatch(ctx context.Context, cmd instructions.Command) error {
 			}
 			conf.Volumes[v] = struct{}{}
 		}
+		text = fmt.Sprintf("VOLUME %v", c.Volumes)
 	case *instructions.ExposeCommand:
-		if err := s.expose(c, env); err != nil {
+		ports, err := s.expose(c, env)
+		if err != nil {
 			return err
 		}
+		text = fmt.Sprintf("EXPOSE %v", ports)
 	default:
 		return fmt.Errorf("%s: %w", strings.ToUpper(cmd.Name()), ErrUnsupported)
 	}
 	s.addHistory(text, true)
 	return nil
-}
-
-func (s *step) addHistory(text string, empty bool) {
-	s.history = append(s.history, v1.History{
-		Created: v1.Time{Time: s.created.UTC()}, CreatedBy: text, EmptyLayer: empty,
-	})
-	if s.created.IsZero() {
-		s.history[len(s.history)-1].Created = v1.Time{}
-	}
 }
 
 // commandLine is an exec form, or the shell form with its shell.
@@ -306,34 +202,47 @@ func (s *step) shell() []string {
 	return []string{"/bin/sh", "-c"}
 }
 
-func (s *step) arg(c *instructions.ArgCommand, text string) error {
+// arg declares arguments: each sees those before it.
+func (s *step) arg(c *instructions.ArgCommand) error {
+	text := "ARG"
 	for _, a := range c.Args {
 		value, given := s.req.Args[a.Key]
-		if given {
+		switch {
+		case given:
 			s.usedArgs[a.Key] = true
-		} else if a.Value != nil {
-			value, given = *a.Value, true
-		} else {
+		case a.Value != nil:
+			v, _, err := s.file.lex.ProcessWord(*a.Value, shell.EnvsFromSlice(s.vars))
+			if err != nil {
+				return err
+			}
+			value, given = v, true
+		default:
 			value, given = s.globals[a.Key]
 		}
+		text += " " + a.Key
 		if given {
-			s.args = setEnv(s.args, a.Key, value)
+			s.vars = setEnv(s.vars, a.Key, value)
+			text += "=" + value
+		}
+		if !slices.Contains(s.args, a.Key) {
+			s.args = append(s.args, a.Key)
 		}
 	}
 	s.addHistory(text, true)
 	return nil
 }
 
-func (s *step) expose(c *instructions.ExposeCommand, env shell.EnvGetter) error {
+func (s *step) expose(c *instructions.ExposeCommand, env shell.EnvGetter) ([]string, error) {
+	var all []string
 	for _, word := range c.Ports {
 		words, err := s.file.lex.ProcessWords(word, env)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, spec := range words {
 			ports, err := parsePorts(spec)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			for _, p := range ports {
 				if s.config.Config.ExposedPorts == nil {
@@ -341,15 +250,21 @@ func (s *step) expose(c *instructions.ExposeCommand, env shell.EnvGetter) error 
 				}
 				s.config.Config.ExposedPorts[p] = struct{}{}
 			}
+			all = append(all, ports...)
 		}
 	}
-	return nil
+	return all, nil
 }
 
-// parsePorts reads "80", "80/udp", "8000-8010/tcp".
+// parsePorts reads "80", "80/udp", "8000-8010/tcp". An address or a port of the
+// host before it says nothing to an image.
 func parsePorts(spec string) ([]string, error) {
-	rng, proto, ok := strings.Cut(spec, "/")
-	if !ok {
+	own := spec
+	if i := strings.LastIndexByte(spec, ':'); i >= 0 {
+		own = spec[i+1:]
+	}
+	rng, proto, _ := strings.Cut(own, "/")
+	if proto == "" {
 		proto = "tcp"
 	}
 	proto = strings.ToLower(proto)
@@ -400,6 +315,7 @@ func parseSignal(s string) (unix.Signal, error) {
 	return 0, fmt.Errorf("invalid signal: %s", s)
 }
 
+// workdir makes the directory, as the user that the stage has.
 func (s *step) workdir(ctx context.Context, c *instructions.WorkdirCommand, text string) error {
 	dir := c.Path
 	if dir == "" {
@@ -411,8 +327,16 @@ func (s *step) workdir(ctx context.Context, c *instructions.WorkdirCommand, text
 	dir = path.Clean(dir)
 	s.config.Config.WorkingDir = dir
 	n := s.begin(text)
-	cached, err := s.change(ctx, digestOf("workdir", s.chain, dir), text, func(w *writer) error {
-		_, err := w.mkdirAll(dir)
+	user := s.config.Config.User
+	cached, err := s.change(ctx, digestOf("workdir", s.chain, dir, user), "WORKDIR "+dir, func(w *writer) error {
+		var u User
+		if user != "" {
+			var err error
+			if u, err = w.user(user); err != nil {
+				return err
+			}
+		}
+		_, err := w.mkdirAllAs(dir, u.UID, u.GID)
 		return err
 	})
 	s.req.Progress.Done(n, cached, err)

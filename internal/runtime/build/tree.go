@@ -2,15 +2,13 @@ package build
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -26,28 +24,40 @@ type tree struct {
 	root   string
 	ignore *patternmatcher.PatternMatcher // of .dockerignore; nil for none
 	owners bool                           // whether owners are copied
+	sums   *sums                          // of files that may be read again; nil for none
 }
 
-// contextTree opens the build context with its .dockerignore.
+// contextTree opens the build context.
 func (r *run) contextTree() (*tree, error) {
-	if r.context != nil {
-		return r.context, nil
-	}
 	if r.req.Context == "" {
 		return nil, errors.New("there is no build context to copy from")
 	}
-	fi, err := os.Stat(r.req.Context)
+	return r.dirTree(r.req.Context)
+}
+
+// dirTree opens a directory with its .dockerignore; the main context may have one
+// that belongs to the Dockerfile.
+func (r *run) dirTree(dir string) (*tree, error) {
+	if t := r.contexts[dir]; t != nil {
+		return t, nil
+	}
+	fi, err := os.Stat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("build context: %w", err)
 	}
 	if !fi.IsDir() {
-		return nil, fmt.Errorf("build context: %s is not a directory", r.req.Context)
+		return nil, fmt.Errorf("build context: %s is not a directory", dir)
 	}
-	t := &tree{root: r.req.Context}
-	for _, name := range []string{r.file.name + ".dockerignore", ".dockerignore"} {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(r.req.Context, name)
+	t := &tree{root: dir, sums: r.b.sums}
+	names := []string{filepath.Join(dir, ".dockerignore")}
+	if dir == r.req.Context {
+		own := r.file.name + ".dockerignore"
+		if !filepath.IsAbs(own) {
+			own = filepath.Join(dir, own)
 		}
+		names = append([]string{own}, names...)
+	}
+	for _, name := range names {
 		f, err := os.Open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -57,7 +67,7 @@ func (r *run) contextTree() (*tree, error) {
 		}
 		patterns, err := ignorefile.ReadAll(f)
 		f.Close()
-		if err == nil {
+		if err == nil && len(patterns) > 0 {
 			t.ignore, err = patternmatcher.New(patterns)
 		}
 		if err != nil {
@@ -65,7 +75,7 @@ func (r *run) contextTree() (*tree, error) {
 		}
 		break
 	}
-	r.context = t
+	r.contexts[dir] = t
 	return t, nil
 }
 
@@ -75,6 +85,11 @@ type source struct {
 	keep  string // the path below the destination; "" for the ordinary rules
 	dir   bool
 	files []file // of a directory: its content, parents first; of a file: itself
+	key   string // what of it counts for the cache
+	// unpack tells that it is unpacked if it is an archive.
+	unpack bool
+	// fetch brings the files of a remote source, when they are needed.
+	fetch func(context.Context, *source) error
 }
 
 // file is one file of a source.
@@ -92,8 +107,8 @@ func errNoSource(name string) error {
 }
 
 // find returns what a source path of an instruction means: itself, or what it
-// matches.
-func (t *tree) find(ctx context.Context, pattern string, exclude *patternmatcher.PatternMatcher) ([]source, error) {
+// matches. A pattern may match nothing. With deep, "**" matches any directories.
+func (t *tree) find(ctx context.Context, pattern string, exclude *patternmatcher.PatternMatcher, deep bool) ([]source, error) {
 	clean := strings.TrimPrefix(path.Clean("/"+filepath.ToSlash(pattern)), "/")
 	if clean == "" {
 		clean = "."
@@ -102,7 +117,7 @@ func (t *tree) find(ctx context.Context, pattern string, exclude *patternmatcher
 	wild := strings.ContainsAny(clean, `*?[\`)
 	if wild {
 		var err error
-		if names, err = t.glob(clean); err != nil {
+		if names, err = t.glob(clean, deep); err != nil {
 			return nil, fmt.Errorf("%q: %w", pattern, err)
 		}
 	}
@@ -120,14 +135,11 @@ func (t *tree) find(ctx context.Context, pattern string, exclude *patternmatcher
 		}
 		out = append(out, *s)
 	}
-	if len(out) == 0 {
-		return nil, errNoSource(pattern)
-	}
 	return out, nil
 }
 
 // glob matches component by component.
-func (t *tree) glob(pattern string) ([]string, error) {
+func (t *tree) glob(pattern string, deep bool) ([]string, error) {
 	names := []string{"."}
 	for _, comp := range strings.Split(pattern, "/") {
 		var next []string
@@ -139,6 +151,14 @@ func (t *tree) glob(pattern string) ([]string, error) {
 			full, err := securejoin.SecureJoin(t.root, n)
 			if err != nil {
 				return nil, err
+			}
+			if deep && comp == "**" {
+				below, err := dirsBelow(full, n)
+				if err != nil {
+					return nil, err
+				}
+				next = append(next, below...)
+				continue
 			}
 			entries, err := os.ReadDir(full)
 			if err != nil {
@@ -157,7 +177,24 @@ func (t *tree) glob(pattern string) ([]string, error) {
 		names = next
 	}
 	sort.Strings(names)
-	return names, nil
+	return slices.Compact(names), nil
+}
+
+// dirsBelow are name, which is at full, and all directories below it.
+func dirsBelow(full, name string) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(full, func(p string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(full, p)
+		out = append(out, path.Join(name, rel))
+		return err
+	})
+	return out, err
 }
 
 func ignored(m *patternmatcher.PatternMatcher, name string) (bool, error) {
@@ -173,6 +210,9 @@ func (t *tree) source(ctx context.Context, name string, exclude *patternmatcher.
 	full, err := securejoin.SecureJoin(t.root, name)
 	if err != nil {
 		return nil, err
+	}
+	if full == filepath.Clean(t.root) {
+		full += "/." // the root may be named by a link of /proc
 	}
 	fi, err := os.Lstat(full)
 	if err != nil {
@@ -264,33 +304,17 @@ func (t *tree) file(ctx context.Context, rel, full string, fi fs.FileInfo) (*fil
 	var err error
 	switch {
 	case fi.Mode().IsRegular():
-		f.sum, err = fileSum(ctx, full)
+		f.sum, err = t.sums.of(ctx, full, fi)
 	case fi.Mode()&fs.ModeSymlink != 0:
 		f.link, err = os.Readlink(full)
 	}
 	return f, err
 }
 
-func fileSum(ctx context.Context, full string) (string, error) {
-	if err := ctx.Err(); err != nil {
-		return "", context.Cause(ctx)
-	}
-	f, err := os.OpenFile(full, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
 // digest identifies a source by names, kinds, modes and contents, and by owners
 // where they are copied.
 func (t *tree) digest(s source) string {
-	parts := []string{path.Base(s.name), s.keep}
+	parts := []string{path.Base(s.name)}
 	for _, f := range s.files {
 		owner := ""
 		st, ok := f.info.Sys().(*syscall.Stat_t)

@@ -63,16 +63,16 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(br), nil
 }
 
-// room is how much may be unpacked: what the disk has, save a twentieth of it that
-// everything else on it needs. What a compressed layer unpacks to is known only
+// room is how much may be unpacked: what the disk has, save a twentieth of it, and
+// no more than a GiB, that everything else on it needs. What a compressed layer unpacks to is known only
 // when it is unpacked; a bomb is stopped there.
 func (s *Store) room() int64 {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return math.MaxInt64 - 1
 	}
-	free := int64(st.Bavail) - int64(st.Blocks)/20
-	return max(free, 0) * st.Bsize
+	spare := min(int64(st.Blocks)/20*st.Bsize, 1<<30)
+	return max(int64(st.Bavail)*st.Bsize-spare, 0)
 }
 
 // verifyLayer checks that the stored blob is the layer with that diff ID and

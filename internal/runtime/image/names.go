@@ -100,31 +100,11 @@ func (s *Store) withEntry(e v1.Descriptor, name, pulled string) []v1.Descriptor 
 // config.RootFS must have the layers' diff IDs. size is that of the layers
 // unpacked.
 func (s *Store) Put(ctx context.Context, lease *Lease, names []string, config *v1.ConfigFile, layers []v1.Descriptor, size int64) (*Image, error) {
-	if len(config.RootFS.DiffIDs) != len(layers) {
-		return nil, fmt.Errorf("image config has %d layers, got %d", len(config.RootFS.DiffIDs), len(layers))
-	}
 	rawConfig, err := json.Marshal(config)
 	if err != nil {
 		return nil, err
 	}
-	configDesc, err := s.putJSON(ctx, lease, rawConfig, types.OCIConfigJSON)
-	if err != nil {
-		return nil, err
-	}
-	if layers == nil {
-		layers = []v1.Descriptor{}
-	}
-	rawManifest, err := json.Marshal(v1.Manifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: configDesc, Layers: layers,
-	})
-	if err != nil {
-		return nil, err
-	}
-	desc, err := s.putJSON(ctx, lease, rawManifest, types.OCIManifestSchema1)
-	if err != nil {
-		return nil, err
-	}
-	return s.publish(lease, desc, names, publication{size: size})
+	return s.PutConfig(ctx, lease, Parts{Names: names, Config: rawConfig, Layers: layers, Size: size})
 }
 
 type publication struct {

@@ -349,3 +349,37 @@ func TestConcurrentPull(t *testing.T) {
 		t.Errorf("%d blobs were fetched for an image of 4", n)
 	}
 }
+
+// A mirror that has an image's manifest and not its layers is helped out by the
+// registry; one of "*" is for registries that have none of their own, and is told
+// which of them is meant.
+func TestMirrorOfAll(t *testing.T) {
+	home, mirror := serve(t), serve(t)
+	img, layer := bigImage(t, 100_000)
+	home.push(t, "team/app:1", img)
+	mirror.push(t, "team/app:1", img)
+	var asked atomic.Pointer[string]
+	mirror.set(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if kind(r) == "manifests" {
+			ns := r.URL.Query().Get("ns")
+			asked.Store(&ns)
+		}
+		if isLayer(r, layer) {
+			w.WriteHeader(http.StatusNotFound)
+			return true
+		}
+		return false
+	})
+	s, err := image.Open(t.TempDir(), image.Options{Registry: client(t, Deps{Mirrors: map[string][]string{"*": {"http://" + mirror.host}}})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	home.forget()
+	if _, err := s.Pull(t.Context(), home.host+"/team/app:1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if home.requests("GET manifests") != 0 || home.requests("GET blobs") != 1 || *asked.Load() != home.host {
+		t.Errorf("the registry was asked %v; the mirror for %q", home.seen, *asked.Load())
+	}
+}

@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// skiff build as its users run it, without a cluster: an image, its files, a
+// failure, ^C, and what is left afterwards.
+func TestBuild(t *testing.T) {
+	c := reserve(t, "build")
+	c.importBusybox()
+	dir := t.TempDir()
+	file := func(name, body string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file("f", "f\n")
+	file("Dockerfile", "FROM busybox:1\nARG WHO\nRUN --mount=type=secret,id=s,env=S echo $WHO $S > /out\nCOPY f /f\nCMD [\"/bin/cat\", \"/out\"]\n")
+	t.Setenv("S", "secret")
+	out, err := c.skiff("build", "--progress", "plain", "--build-arg", "WHO=world", "--secret", "id=s,env=S", "-t", "app:1", "-t", "app:2", "--iidfile", dir+"/iid", dir)
+	if err != nil || !strings.Contains(out, "docker.io/library/app:1 docker.io/library/app:2") {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	if out, err := c.skiff("build", "--progress", "plain", "--build-arg", "WHO=world", "--secret", "id=s,env=S", "-t", "app:1", dir); err != nil || strings.Count(out, "CACHED") != 2 {
+		t.Errorf("again: %v\n%s", err, out)
+	}
+	if out, err := c.skiff("build", "-q", "--build-arg", "WHO=world", "--secret", "id=s,env=S", "-o", dir+"/files", dir); err != nil {
+		t.Errorf("-o: %v\n%s", err, out)
+	}
+	if b, err := os.ReadFile(dir + "/files/out"); err != nil || string(b) != "world secret\n" {
+		t.Errorf("files: %q %v", b, err)
+	}
+	file("Dockerfile", "FROM busybox:1\nRUN echo some words; exit 5\n")
+	if out, err := c.skiff("build", "-q", dir); err == nil || !strings.Contains(out, "some words\n------\nDockerfile:2\n") || !strings.Contains(out, "exit code: 5") {
+		t.Errorf("failure: %v\n%s", err, out)
+	}
+	file("Dockerfile", "FROM busybox:1\nMAINTAINER x\n")
+	if out, err := c.skiff("build", "--check", "--progress", "plain", dir); err == nil || !strings.Contains(out, "MaintainerDeprecated") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+	interrupted(t, c, dir)
+	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 2 steps and 1 cache mounts") {
+		t.Errorf("prune: %v\n%s", err, out)
+	}
+}
+
+// interrupted presses ^C in the middle of a command that has daemons.
+func interrupted(t *testing.T, c *cluster, dir string) {
+	word := fmt.Sprintf("4321%d", os.Getpid())
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM busybox:1\nRUN --mount=type=cache,target=/c (sleep "+word+" &); echo running; sleep "+word+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := c.command("build", "--progress", "plain", dir)
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(said)
+	for lines.Scan() && !strings.HasSuffix(lines.Text(), " running") {
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	var rest bytes.Buffer
+	for lines.Scan() {
+		fmt.Fprintln(&rest, lines.Text())
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Errorf("an interrupted build ended well:\n%s", &rest)
+	}
+	running, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range running {
+		if b, err := os.ReadFile(p); err == nil && bytes.HasPrefix(b, []byte("sleep\x00"+word)) {
+			t.Errorf("still running: %s", p)
+		}
+	}
+	for _, pattern := range []string{"/snapshots/keys/*", "/snapshots/tmp/*", "/images/ingest/*", "/build/tmp/*"} {
+		if left, _ := filepath.Glob(c.data + pattern); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + c.name, "/sys/fs/cgroup/*/*" + c.name + "*/build/*", "/sys/fs/cgroup/*" + c.name + "*/build/*"} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("cgroups are left: %v", left)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(c.data)) {
+		t.Errorf("mounts are left: %v", err)
+	}
+}
