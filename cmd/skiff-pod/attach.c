@@ -1,6 +1,7 @@
 /* Clients that watch a container's output while it is logged. A client that
  * does not read holds the container for at most ATTACH_SECONDS, then it is cut
- * off; a dead one costs nothing. */
+ * off; one that came with the start holds it for as long as it is there, since it
+ * was promised all. A dead one costs nothing. */
 #include "pod.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +13,12 @@
 static int stuck;              /* clients with a rest */
 static struct attach *leaving; /* clients with a rest whose stream has ended */
 
-int attach_add(struct stream *s, int fd)
+static int64_t until(struct attach *a)
+{
+	return a->patient ? INT64_MAX : mono_ns() + ATTACH_SECONDS * 1000000000LL;
+}
+
+int attach_add(struct stream *s, int fd, int patient)
 {
 	struct attach *a = calloc(1, sizeof *a);
 	if (!a)
@@ -21,6 +27,7 @@ int attach_add(struct stream *s, int fd)
 	a->src.kind = K_ATTACH;
 	a->src.fd = fd;
 	a->stream = s;
+	a->patient = patient;
 	if (watch(&a->src, 0)) { /* only for EPOLLERR: the reader left */
 		free(a);
 		return -1;
@@ -101,7 +108,7 @@ void attach_feed(struct stream *s, const char *p, size_t n)
 		memcpy(a->rest, p + w, n - w);
 		a->off = 0;
 		a->len = n - w;
-		a->deadline = mono_ns() + ATTACH_SECONDS * 1000000000LL;
+		a->deadline = until(a);
 		stuck++;
 		if (s->paused++ == 0)
 			rewatch(&s->src, 0);
@@ -123,7 +130,7 @@ void attach_ready(struct attach *a)
 		return;
 	}
 	a->off += w;
-	a->deadline = mono_ns() + ATTACH_SECONDS * 1000000000LL;
+	a->deadline = until(a);
 	if (a->off < a->len)
 		return;
 	release(a);
@@ -165,6 +172,8 @@ int attach_timeout_ms(void)
 	if (!stuck)
 		return -1;
 	each(nearest, &t);
+	if (t == 0 || t == INT64_MAX)
+		return -1;
 	t -= mono_ns();
 	return t <= 0 ? 0 : (int)(t / 1000000) + 1;
 }

@@ -396,6 +396,16 @@ void ct_start(struct conn *cn, struct msg *m, const char *seq)
 	c->procs_path = dup_or_null(msg_get(m, "procs"));
 	c->waiter = cn;
 	snprintf(c->seq, sizeof c->seq, "%s", seq);
+	/* Clients that are to miss nothing come with the start; whether the program
+	 * has a terminal or pipes, what it writes passes through these streams. */
+	for (int w = 0, i = 0; w < 2; w++) {
+		struct stream *s = w ? &c->err : &c->out;
+		if (!msg_int(m, w ? "err" : "out", 0))
+			continue;
+		int fd = msg_take_fd(m, i++);
+		if (fd >= 0 && attach_add(s, fd, 1))
+			close(fd);
+	}
 	log_open(c);
 	if (c->log_path && c->log < 0) {
 		c->msg_len = snprintf(c->msg, sizeof c->msg, "open log %s: %s", c->log_path, strerror(errno));

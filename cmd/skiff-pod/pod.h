@@ -31,6 +31,7 @@ struct attach {
 	struct stream *stream;
 	char *rest; /* what did not fit into its pipe */
 	size_t len, off;
+	int patient;      /* never cut off */
 	int64_t deadline; /* monotonic ns */
 	struct attach *next;
 };
@@ -105,7 +106,7 @@ void stream_close(struct stream *s);
 void stream_drain(struct stream *s);
 
 /* attach.c */
-int attach_add(struct stream *s, int fd);
+int attach_add(struct stream *s, int fd, int patient);
 void attach_feed(struct stream *s, const char *p, size_t n);
 void attach_ready(struct attach *a);
 void attach_drop_all(struct stream *s);

@@ -134,7 +134,7 @@ static void attach(struct conn *cn, struct ct *c, const char *seq)
 		if (!msg_int(&in, w ? "err" : "out", 0))
 			continue;
 		int fd = msg_take_fd(&in, i++);
-		if (fd >= 0 && (s->src.fd < 0 || attach_add(s, fd)))
+		if (fd >= 0 && (s->src.fd < 0 || attach_add(s, fd, 0)))
 			close(fd); /* ended already: the client reads its end */
 	}
 	reply_ok(&o, seq);

@@ -101,6 +101,7 @@ type Host interface {
 	RenewCertificates(ctx context.Context, names []string) ([]string, error)
 	// Images handles /images and /build; nil while there are none.
 	Images() http.Handler
+	Containers
 }
 
 // Listen opens the socket. A socket that nobody answers on is left over from a
@@ -155,6 +156,7 @@ func Serve(ctx context.Context, l net.Listener, h Host) error {
 	mux.HandleFunc("/images", images)
 	mux.HandleFunc("/images/", images)
 	mux.HandleFunc("/build", images)
+	serveContainers(mux, h)
 	mux.HandleFunc("/build/", images)
 	// For those who look for where time and memory go:
 	// curl --unix-socket admin.sock http://skiff/debug/pprof/heap.

@@ -39,6 +39,7 @@ type Process struct {
 	node     *node
 	join     *join
 	images   atomic.Pointer[images]
+	running  atomic.Pointer[node] // once it runs containers
 	cpu      cpuMeter
 }
 
@@ -226,6 +227,7 @@ func (p *Process) startNode(ctx context.Context, g *group) error {
 		return err
 	}
 	p.images.Store(n.images)
+	p.running.Store(n)
 	p.step("container runtime")
 	if err := n.run(ctx); err != nil {
 		return err

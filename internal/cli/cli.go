@@ -17,6 +17,7 @@ import (
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
+	"skiff/internal/run"
 )
 
 // Settings are what flags and the config file can say. The fields are those of
@@ -121,10 +122,12 @@ type Local interface {
 
 type command struct {
 	local Local
-	out   io.Writer
-	err   io.Writer
-	set   Settings
-	conf  string
+	// here is what flags of run refer to, this machine where nil.
+	here *run.Machine
+	out  io.Writer
+	err  io.Writer
+	set  Settings
+	conf string
 }
 
 // Execute runs the command line and returns the exit code.
@@ -164,12 +167,15 @@ controllers, kubelet, container runtime, pod network, services and DNS.
   skiff down               stop it; the data stays
   skiff reset              remove it and everything it put on this machine`,
 		SilenceUsage: true, SilenceErrors: true, Version: c.local.Version(),
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		// What stands before a command is skiff's: skiff --name CLUSTER run --name CONTAINER.
+		TraverseChildren: true,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&c.set.Name, "name", "", "name of the cluster on this machine; several run side by side (default \"default\")")
 	f.StringVar(&c.set.DataDir, "data-dir", "", "directory of everything durable (default /var/lib/skiff/NAME)")
-	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain(), c.install(), c.uninstall(), c.logs(), c.certs())
+	root.AddCommand(c.up(), c.server(), c.node(), c.down(), c.reset(), c.status(), c.kubeconfig(), c.kubectl(), c.build(), c.image(), c.explain(), c.install(), c.uninstall(), c.certs())
+	root.AddCommand(c.containers()...)
+	c.completions(root)
 	return root
 }
 

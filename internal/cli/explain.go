@@ -100,7 +100,7 @@ func (c *command) apiServer(kubeconfig string) (*client.HTTPS, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.UserAgent = "skiff-explain"
+	cfg.UserAgent = "skiff"
 	return client.NewHTTPS(cfg)
 }
 

@@ -37,7 +37,7 @@ type serverLog struct {
 func (o *serverLog) flags(f *pflag.FlagSet) {
 	f.BoolVarP(&o.Follow, "follow", "f", false, "show what is logged from now on, too")
 	f.StringVar(&o.Since, "since", "", "leave out what is older: a duration (10m) or a time (2026-01-02T15:04:05Z)")
-	f.IntVar(&o.Tail, "tail", -1, "show the last lines only; -1 for all")
+	f.IntVarP(&o.Tail, "tail", "n", -1, "show the last lines only; -1 for all")
 	f.StringVar(&o.Level, "level", "", "leave out what is below this level: debug, info, warn or error")
 }
 

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,21 +21,7 @@ const maxRaw = 256 << 20
 // Raw gets a path of the server: what has no kind (a log, discovery), or one that
 // this program does not know. accept is the form wanted, anything where it is empty.
 func (h *HTTPS) Raw(ctx context.Context, p string, q url.Values, accept string) ([]byte, error) {
-	u := *h.base
-	u.Path = path.Join(u.Path, p)
-	u.RawQuery = q.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), bytes.NewReader(nil))
-	if err != nil {
-		return nil, apierrors.NewInternalError(err)
-	}
-	if accept != "" {
-		req.Header.Set("Accept", accept)
-	}
-	req.Header.Set("User-Agent", h.cfg.UserAgent)
-	if h.cfg.Token != "" {
-		req.Header.Set("Authorization", "Bearer "+h.cfg.Token)
-	}
-	resp, err := h.http.Do(req)
+	resp, err := h.get(ctx, p, q, accept)
 	if err != nil {
 		return nil, err
 	}
@@ -53,4 +38,23 @@ func (h *HTTPS) Raw(ctx context.Context, p string, q url.Values, accept string) 
 		return nil, apierrors.NewGenericServerResponse(resp.StatusCode, "get", schema.GroupResource{}, "", strings.TrimSpace(string(b)), 0, true)
 	}
 	return b, nil
+}
+
+// get asks for a path; the answer may be an error's.
+func (h *HTTPS) get(ctx context.Context, p string, q url.Values, accept string) (*http.Response, error) {
+	u := *h.base
+	u.Path = path.Join(u.Path, p)
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	req.Header.Set("User-Agent", h.cfg.UserAgent)
+	if h.cfg.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+h.cfg.Token)
+	}
+	return h.http.Do(req)
 }

@@ -24,7 +24,8 @@ const (
 
 // podGC removes pods that nobody else removes: those whose node is gone, those
 // that are to be deleted before they ever had a node, those that terminate on a
-// node that is out of service, and ended ones where there are too many.
+// node that is out of service, ended ones of skiff run --rm, and other ended ones where
+// there are too many.
 type podGC struct {
 	*control.Controller
 	now   func() time.Time
@@ -42,7 +43,15 @@ func newPodGC(d Deps) *control.Controller {
 		g.keep = d.TerminatedPods
 	}
 	g.nodes = control.Watch[*corev1.Node](c, nil)
-	g.pods = control.Watch[*corev1.Pod](c, nil)
+	g.pods = control.Watch(c, func(ch client.Change[*corev1.Pod]) {
+		if ch.Deleted() {
+			return
+		}
+		if _, wanted := runRemoval(ch.New); wanted {
+			c.Queue.Add(control.KeyOf(ch.New))
+		}
+	})
+	c.Reconcile = g.reconcile
 	c.Writes = append(c.Writes,
 		control.Rule("", []string{"pods"}, "list", "watch", "delete"),
 		control.Rule("", []string{"nodes"}, "get", "list"),

@@ -16,6 +16,12 @@ import (
 	criclient "k8s.io/cri-client/pkg"
 )
 
+// AnnotationAttached, with the value "true", stands in the status of a container that
+// is created, not started, and has a client attached already: skiff's runtime takes
+// such clients, who see what the process writes from its first byte on. Other
+// runtimes refuse them.
+const AnnotationAttached = "cri.skiff.io/attached"
+
 // RuntimeService is CRI's runtime half as a kubelet calls it.
 type RuntimeService = internalapi.RuntimeService
 

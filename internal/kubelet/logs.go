@@ -9,6 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/api/runpod"
 )
 
 // podByName finds a pod of this node.
@@ -175,8 +178,9 @@ func (k *Kubelet) noteExits(o *observed) {
 
 var errLogEnd = errors.New("end of log")
 
-// runningContainer finds a running container by name, for exec and attach.
-func (k *Kubelet) runningContainer(ctx context.Context, ns, name, uid, container string) (string, error) {
+// runningContainer finds a running container by name, for exec and attach; with held,
+// also one whose start waits for a client.
+func (k *Kubelet) runningContainer(ctx context.Context, ns, name, uid, container string, held bool) (string, error) {
 	pod, _, err := k.podByName(ns, name)
 	if err != nil {
 		return "", err
@@ -191,7 +195,8 @@ func (k *Kubelet) runningContainer(ctx context.Context, ns, name, uid, container
 	if container == "" && len(pod.Spec.Containers) > 0 {
 		container = pod.Spec.Containers[0].Name
 	}
-	if c := o.latest(container); c != nil && c.running() {
+	held = held && pod.Annotations[runpod.AnnotationStart] == runpod.StartAttached
+	if c := o.latest(container); c != nil && (c.running() || held && c.state == runtimeapi.ContainerState_CONTAINER_CREATED) {
 		return c.id, nil
 	}
 	return "", apierrors.NewInternalError(fmt.Errorf("container not found (%q)", container))

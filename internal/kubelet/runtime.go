@@ -19,6 +19,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/cri"
 )
 
 // Runtime is what the kubelet uses of a CRI runtime service. The remote client of
@@ -110,6 +112,8 @@ type container struct {
 	// was made with, where its resizePolicy needs them.
 	resources *runtimeapi.LinuxContainerResources
 	made      *corev1.ResourceRequirements
+	// attached: it is not started yet and has a client.
+	attached bool
 }
 
 func (c *container) running() bool {
@@ -232,6 +236,7 @@ func (k *Kubelet) toContainer(s *runtimeapi.ContainerStatus, sandboxID string) c
 		user: s.User, logPath: s.LogPath, resources: s.GetResources().GetLinux(),
 	}
 	c.hash, _ = strconv.ParseUint(s.Annotations[annotationHash], 16, 64)
+	c.attached = s.Annotations[cri.AnnotationAttached] == "true"
 	c.restarts, _ = strconv.Atoi(s.Annotations[annotationRestartCount])
 	c.deletionGrace = intAnnotation(s.Annotations, annotationDeletionGrace)
 	c.terminateGra = intAnnotation(s.Annotations, annotationTerminationGrace)
@@ -377,7 +382,7 @@ func (k *Kubelet) watchRuntime(ctx context.Context) error {
 			return nil
 		case e := <-ch:
 			// Who made or started a container looks at it by itself.
-			if t := e.ContainerEventType; t == runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT || t == runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT {
+			if t := e.ContainerEventType; t == runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT && !attachedTo(e) || t == runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT {
 				continue
 			}
 			uid := types.UID(e.GetPodSandboxStatus().GetMetadata().GetUid())

@@ -248,7 +248,7 @@ func param(q url.Values, names ...string) bool {
 var errNoStream = apierrors.NewBadRequest("you must specify at least 1 of stdin, stdout, stderr")
 
 func (k *Kubelet) serveExec(w http.ResponseWriter, r *http.Request) {
-	id, err := k.runningContainer(r.Context(), r.PathValue("ns"), r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"))
+	id, err := k.runningContainer(r.Context(), r.PathValue("ns"), r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"), false)
 	if err != nil {
 		writeError(w, err)
 		return
@@ -278,7 +278,7 @@ func (k *Kubelet) serveExec(w http.ResponseWriter, r *http.Request) {
 }
 
 func (k *Kubelet) serveAttach(w http.ResponseWriter, r *http.Request) {
-	id, err := k.runningContainer(r.Context(), r.PathValue("ns"), r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"))
+	id, err := k.runningContainer(r.Context(), r.PathValue("ns"), r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"), true)
 	if err != nil {
 		writeError(w, err)
 		return

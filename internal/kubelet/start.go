@@ -123,6 +123,9 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, o *observed, s star
 		}
 		w.containerEvent(pod, c.Name, corev1.EventTypeNormal, "Created", "Container created")
 	}
+	if w.awaitsClient(pod, o, c, id) {
+		return
+	}
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
 	defer cancel()
 	if err := w.k.d.Runtime.StartContainer(cctx, id); err != nil {

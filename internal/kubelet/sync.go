@@ -57,7 +57,7 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 	if !a.newSandbox && len(a.start) == 0 {
 		return acted, next
 	}
-	starts, at := w.due(a, now)
+	starts, at := w.due(o, a, now)
 	next = earliest(next, at)
 	if now.Before(w.blocked[sandboxKey]) || !w.volumes.ready && now.Before(w.volumes.retry) {
 		return acted, earliest(next, earliest(w.blocked[sandboxKey], w.volumes.retry))
@@ -80,9 +80,9 @@ func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions
 
 // due returns the starts that are not held back, and when the first of the others
 // may be tried.
-func (w *worker) due(a actions, now time.Time) (starts []start, next time.Time) {
+func (w *worker) due(o *observed, a actions, now time.Time) (starts []start, next time.Time) {
 	for _, s := range a.start {
-		if at := w.blocked[s.container.Name]; now.Before(at) {
+		if at := w.blocked[s.container.Name]; now.Before(at) && !o.attachedFirst(s.id) {
 			next = earliest(next, at)
 			continue
 		}

@@ -21,7 +21,7 @@ var levels = []map[string]bool{
 	set("codec", "store", "pki", "cri", "host", "metrics"),
 	set("cache", "api", "client", "control"),
 	set("apiserver", "scheduler", "controller", "kubelet", "runtime", "volume", "network", "dns", "cluster", "admin", "usage"),
-	set("explain"),
+	set("explain", "run"),
 	set("cli"),
 	set("app"),
 	set("testcluster"),

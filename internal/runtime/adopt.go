@@ -126,7 +126,7 @@ func (r *Runtime) adoptContainers(ctx context.Context, s *sandbox, known map[str
 	for _, e := range entries {
 		c := &container{
 			id: e.Name(), sb: s, dir: filepath.Join(top, e.Name()), config: &runtimeapi.ContainerConfig{},
-			state: runtimeapi.ContainerState_CONTAINER_CREATED, ended: make(chan struct{}),
+			state: runtimeapi.ContainerState_CONTAINER_CREATED, ended: make(chan struct{}), begun: make(chan struct{}),
 		}
 		err := readRecord(c.dir, containerFile, &c.rec)
 		if err == nil {

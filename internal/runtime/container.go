@@ -21,7 +21,7 @@ import (
 )
 
 // container is a container. op serialises start, stop and remove; state, proc,
-// removed and rec.Resources are guarded by Runtime.mu; the rest never changes.
+// first and rec.Resources are guarded by Runtime.mu; the rest never changes.
 type container struct {
 	id     string
 	sb     *sandbox
@@ -32,8 +32,11 @@ type container struct {
 
 	state runtimeapi.ContainerState
 	proc  pod.Process
-	// ended is closed when the container is no longer running.
-	ended chan struct{}
+	// ended is closed when the container is no longer running, begun when it is no
+	// longer only created.
+	ended, begun chan struct{}
+	// first is who is attached before the start, nil for nobody.
+	first *firstClient
 	// layer is what it wrote, when that was measured last.
 	layer     *runtimeapi.FilesystemUsage
 	layerTook time.Duration
@@ -72,7 +75,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}
 	c := &container{
 		id: id, sb: s, dir: filepath.Join(s.dir, "containers", id), config: config,
-		state: runtimeapi.ContainerState_CONTAINER_CREATED, ended: make(chan struct{}),
+		state: runtimeapi.ContainerState_CONTAINER_CREATED, ended: make(chan struct{}), begun: make(chan struct{}),
 		rec: containerRecord{
 			ID: id, SandboxID: s.id, ImageID: img.ID, ImageRef: imageRef(img), Created: r.Now(),
 			StopSignal: img.Config.Config.StopSignal,
@@ -192,8 +195,13 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	if !c.ownPID() {
 		start.ProcsFile = r.cg.ProcsFile(c.rec.Cgroup)
 	}
+	first := r.takeFirst(c)
+	if err := first.into(c, &start); err != nil {
+		return nil, err
+	}
 	// Not the caller's time: a start that was asked for is carried through.
 	p, err := client.Start(context.WithoutCancel(ctx), start)
+	first.close()
 	r.Step("container-started")
 	if errors.Is(err, syscall.EEXIST) {
 		// An earlier runtime asked for it just before it died: that start counts.
@@ -273,9 +281,11 @@ func (r *Runtime) processChanged(s *sandbox, p pod.Process) {
 			r.mu.Unlock()
 			return
 		}
+		c.begin()
 		c.state, event = runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
 	case pod.Exited, pod.Failed:
 		c.state, event = runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
+		c.begin()
 		close(c.ended)
 		r.background(func() { r.dropCgroup(c) })
 	default:

@@ -127,12 +127,16 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 	r.Step("remove-removed")
 	r.mu.Lock()
 	delete(r.conts, c.id)
+	first := c.first
+	c.first = nil
+	c.begin()
 	for name, id := range r.names {
 		if id == c.id {
 			delete(r.names, name)
 		}
 	}
 	r.mu.Unlock()
+	first.close() // it waited in vain
 	r.notify(c.sb, c.id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

@@ -272,15 +272,19 @@ func (r *Runtime) terminal(master *os.File, in io.Reader, resize <-chan remoteco
 				if !ok {
 					return
 				}
-				rc, err := master.SyscallConn()
-				if err != nil {
-					return
-				}
-				_ = rc.Control(func(fd uintptr) {
-					_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Height, Col: s.Width})
-				})
+				setSize(master, s)
 			}
 		}
+	})
+}
+
+func setSize(master *os.File, s remotecommand.TerminalSize) {
+	rc, err := master.SyscallConn()
+	if err != nil {
+		return // it is closed
+	}
+	_ = rc.Control(func(fd uintptr) {
+		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Height, Col: s.Width})
 	})
 }
 

@@ -54,7 +54,7 @@ func (c *container) status() *runtimeapi.ContainerStatus {
 	st := &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.config.GetMetadata(), State: c.state, CreatedAt: c.rec.Created.UnixNano(),
 		Image: c.image(), ImageRef: c.rec.ImageRef, ImageId: c.rec.ImageID,
-		Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(), Mounts: c.config.GetMounts(),
+		Labels: c.config.GetLabels(), Annotations: c.annotations(), Mounts: c.config.GetMounts(),
 		LogPath: c.rec.LogPath, StopSignal: signalOf(c.stopSignal()),
 		Resources: &runtimeapi.ContainerResources{Linux: c.resources()},
 	}

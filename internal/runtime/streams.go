@@ -43,9 +43,10 @@ func (s streams) Exec(ctx context.Context, id string, cmd []string, in io.Reader
 }
 
 // Attach connects the client to the container's own streams until the container
-// ends or the client leaves.
+// ends or the client leaves. A container that is only created is waited for, and its
+// client sees all that it writes.
 func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
-	c, client, err := s.r.running(id)
+	c, err := s.r.attachable(id)
 	if err != nil {
 		return err
 	}
@@ -64,14 +65,17 @@ func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOu
 			return errors.Join(err, g.Wait())
 		}
 	}
-	input, err := client.Attach(ctx, c.id, in != nil, ow, ew)
-	for _, f := range []*os.File{ow, ew} {
-		if f != nil {
-			f.Close()
-		}
-	}
 	stop := make(chan struct{})
 	defer close(stop)
+	// Before the start already: who waits for it must be able to leave.
+	s.r.onEnd(ctx, stop, func() {
+		for _, f := range []*os.File{or, er} {
+			if f != nil {
+				_ = f.SetReadDeadline(time.Now())
+			}
+		}
+	})
+	input, err := s.join(ctx, c, in != nil, ow, ew, resize)
 	if err == nil && input != nil {
 		switch {
 		case c.config.GetTty():
@@ -81,7 +85,7 @@ func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOu
 			s.r.background(func() {
 				_, _ = io.Copy(input, in)
 				input.Close()
-				if c.config.GetStdinOnce() {
+				if _, client, err := s.r.running(c.id); err == nil && c.config.GetStdinOnce() {
 					ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 					defer cancel()
 					_ = client.CloseStdin(ctx, c.id) // it ends with the container
@@ -98,14 +102,42 @@ func (s streams) Attach(ctx context.Context, id string, in io.Reader, out, errOu
 		case <-s.r.stopping:
 		}
 	}
-	s.r.onEnd(ctx, stop, func() {
-		for _, f := range []*os.File{or, er} {
-			if f != nil {
-				_ = f.SetReadDeadline(time.Now())
-			}
-		}
-	})
 	return errors.Join(err, g.Wait())
+}
+
+// join connects the writing ends of the client's pipes with a container that runs,
+// or is started while it waits, and returns its input where that is wanted. The files
+// are closed.
+func (s streams) join(ctx context.Context, c *container, in bool, ow, ew *os.File, resize <-chan remotecommand.TerminalSize) (*os.File, error) {
+	first := &firstClient{out: ow, err: ew}
+	attached, err := s.r.attachFirst(ctx, c, first, resize)
+	if err != nil {
+		return nil, err
+	}
+	out, errOut := ow, ew
+	if attached {
+		out, errOut = nil, nil
+	} else {
+		defer first.close()
+	}
+	_, client, err := s.r.running(c.id)
+	if err != nil {
+		if attached {
+			return nil, nil // it has ended; what it wrote is on its way
+		}
+		return nil, err
+	}
+	if attached && !in && !c.config.GetTty() {
+		return nil, nil
+	}
+	input, err := client.Attach(ctx, c.id, in, out, errOut)
+	switch {
+	case attached && err != nil:
+		return nil, nil
+	case err == nil && input != nil && !attached && first.size != nil:
+		setSize(input, *first.size) // read for a start that came before it
+	}
+	return input, err
 }
 
 // onEnd calls f when the client leaves or the runtime stops, unless stop is
@@ -132,7 +164,7 @@ func (r *Runtime) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*runtime
 
 // Attach prepares a stream.
 func (r *Runtime) Attach(_ context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	c, _, err := r.running(req.GetContainerId())
+	c, err := r.attachable(req.GetContainerId())
 	if err != nil {
 		return nil, err
 	}

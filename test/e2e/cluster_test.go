@@ -290,7 +290,7 @@ func (c *cluster) importBusybox() {
 		add(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(&tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for _, a := range []string{"sh", "echo", "sleep", "cat", "wget", "nslookup", "ls", "kill", "true", "false", "id", "httpd", "hostname", "touch", "rm", "stat", "nc", "env", "seq", "head", "test"} {
+	for _, a := range []string{"sh", "echo", "sleep", "cat", "wget", "nslookup", "ls", "kill", "true", "false", "id", "httpd", "hostname", "touch", "rm", "stat", "stty", "nc", "env", "seq", "head", "test"} {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	load, err := os.ReadFile(loadProgram(c.t))

@@ -61,6 +61,22 @@ func (c *cluster) background(args ...string) *session {
 // onTerminal starts kubectl on a terminal of a size.
 func (c *cluster) onTerminal(rows, cols uint16, args ...string) *session {
 	c.t.Helper()
+	return c.commandOnTerminal(rows, cols, func(ctx context.Context) *exec.Cmd { return c.kubectlCmd(ctx, args...) })
+}
+
+// skiffOnTerminal starts skiff on a terminal of a size.
+func (c *cluster) skiffOnTerminal(rows, cols uint16, args ...string) *session {
+	c.t.Helper()
+	return c.commandOnTerminal(rows, cols, func(ctx context.Context) *exec.Cmd {
+		cmd := c.command(args...)
+		bound := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
+		bound.Env = os.Environ()
+		return bound
+	})
+}
+
+func (c *cluster) commandOnTerminal(rows, cols uint16, command func(context.Context) *exec.Cmd) *session {
+	c.t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		c.t.Fatal(err)
@@ -77,7 +93,7 @@ func (c *cluster) onTerminal(rows, cols uint16, args ...string) *session {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &session{t: c.t, cmd: c.kubectlCmd(ctx, args...), pty: master, done: make(chan struct{})}
+	s := &session{t: c.t, cmd: command(ctx), pty: master, done: make(chan struct{})}
 	// When a terminal's session ends, the kernel throws away what was not read yet.
 	// So the session is a shell's, which says where the output ends and stays until
 	// that was read.

@@ -94,7 +94,11 @@ func (n *Network) mapHostPorts(name string, ips []netip.Addr, ports []HostPort) 
 			}
 		}
 	}
-	err := n.nft.Do(func(t *nft.Txn) {
+	err := n.localPorts(name, want)
+	if err != nil {
+		return fmt.Errorf("map host ports: %w", err)
+	}
+	err = n.nft.Do(func(t *nft.Txn) {
 		for _, f := range n.families {
 			r := n.rules(f)
 			p, h := r.elements(have)

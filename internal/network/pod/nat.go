@@ -41,7 +41,7 @@ func (n *Network) rules(f nft.Family) rules {
 }
 
 // rulesVersion is part of the mark that rules carry; another layout gets another.
-const rulesVersion = "1"
+const rulesVersion = "2"
 
 // mark names what the rules are made from. It is the name of a chain, so that a
 // restart which would write the same rules leaves them alone: a connection made
@@ -102,13 +102,19 @@ func (n *Network) writeRules(c Config) error {
 				addr, port := 2+w, 2+w+w // where the lookup's value goes
 				match := func() nft.Rule { return nft.Rule{}.DstLocal(0).L4Proto(0).DPort(1) }
 				t.Rule(ch, match().DAddr(f, 2).Map(r.ports, 0, addr).DNAT(f, addr, port))
-				t.Rule(ch, match().DAddr(f, 2).NotInPrefix(f, 2, loopback(f)).
-					Imm(2, f.Any().AsSlice()).Map(r.ports, 0, addr).DNAT(f, addr, port))
+				anywhere := match()
+				if f.AddrLen != 4 { // the kernel routes nothing from ::1 to elsewhere
+					anywhere = anywhere.DAddr(f, 2).NotInPrefix(f, 2, loopback(f))
+				}
+				t.Rule(ch, anywhere.Imm(2, f.Any().AsSlice()).Map(r.ports, 0, addr).DNAT(f, addr, port))
 			}
 			ch := &nftables.Chain{Table: r.table, Name: "postrouting", Type: nftables.ChainTypeNAT,
 				Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}
 			t.AddChain(ch)
 			t.Rule(ch, nft.Rule{}.CTStatus(nft.DNATed).SAddr(f, 0).DAddr(f, f.Words).In(r.hairpin, 0).Masquerade())
+			if f.AddrLen == 4 {
+				n.fromLoopback(t, r, ch)
+			}
 			for _, p := range f.Only(c.PodCIDRs) {
 				if n.leaves(c) {
 					break
@@ -128,6 +134,28 @@ func (n *Network) writeRules(c Config) error {
 		return fmt.Errorf("write pod network rules: %w%s", err, nft.Hint(err))
 	}
 	return nil
+}
+
+// fromLoopback lets host ports be reached by loopback addresses: a pod sees the host
+// itself. The links of such pods may carry those addresses (localPorts), so nothing
+// that comes from a pod is addressed to them.
+func (n *Network) fromLoopback(t *nft.Txn, r rules, postrouting *nftables.Chain) {
+	t.Rule(postrouting, nft.Rule{}.CTStatus(nft.DNATed).SAddr(r.f, 0).InPrefix(r.f, 0, loopback(r.f)).
+		DAddr(r.f, 0).NotInPrefix(r.f, 0, loopback(r.f)).Masquerade())
+	ch := &nftables.Chain{Table: r.table, Name: "from-pods", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw}
+	t.AddChain(ch)
+	t.Rule(ch, nft.Rule{}.DAddr(r.f, 0).InPrefix(r.f, 0, loopback(r.f)).
+		IfName(0).Eq(0, []byte(n.deps.Instance.LinkPrefix())).Drop())
+}
+
+// localPorts has a link carry packets from loopback addresses, where its pod has host
+// ports; the kernel drops them otherwise. It goes with the link.
+func (n *Network) localPorts(link string, want []mapping) error {
+	if !slices.ContainsFunc(want, func(m mapping) bool { return m.to.Addr().Is4() }) {
+		return nil
+	}
+	return n.ns.SetSysctl("net.ipv4.conf."+link+".route_localnet", "1")
 }
 
 func loopback(f nft.Family) netip.Prefix {

@@ -95,7 +95,7 @@ type Sandbox struct {
 type HostPort struct {
 	Protocol string // TCP, UDP, SCTP
 	// HostIP limits the mapping to one address of the host; invalid or
-	// unspecified means all but those of loopback.
+	// unspecified means all of them, but for loopback's of IPv6.
 	HostIP        netip.Addr
 	HostPort      uint16
 	ContainerPort uint16

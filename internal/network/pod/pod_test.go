@@ -307,7 +307,8 @@ func TestHostPorts(t *testing.T) {
 	a, _ := tn.attach("a",
 		HostPort{Protocol: "TCP", HostPort: 8081, ContainerPort: 80},
 		HostPort{Protocol: "UDP", HostPort: 8081, ContainerPort: 80},
-		HostPort{Protocol: "TCP", HostIP: nettest.NodeIP, HostPort: 8082, ContainerPort: 80})
+		HostPort{Protocol: "TCP", HostIP: nettest.NodeIP, HostPort: 8082, ContainerPort: 80},
+		HostPort{Protocol: "TCP", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8083, ContainerPort: 80})
 	a.ServeTCP(":80", "a")
 	a.ServeUDP(":80", "a")
 	b, _ := tn.attach("b")
@@ -323,11 +324,17 @@ func TestHostPorts(t *testing.T) {
 		{"from the host", tn.node, "tcp", at(nettest.NodeIP, 8081)},
 		{"from a pod", b, "tcp", at(nettest.NodeIP, 8081)},
 		{"from itself", a, "tcp", at(nettest.NodeIP, 8081)},
+		{"from the host, by loopback", tn.node, "tcp", at(netip.MustParseAddr("127.0.0.1"), 8081)},
+		{"from the host, by loopback, UDP", tn.node, "udp", at(netip.MustParseAddr("127.0.0.1"), 8081)},
+		{"loopback alone", tn.node, "tcp", at(netip.MustParseAddr("127.0.0.1"), 8083)},
 	} {
 		name, _, err := c.from.Ask(c.network, c.to, 10*time.Second)
 		if err != nil || name != "a" {
 			t.Errorf("%s: %q, %v", c.what, name, err)
 		}
+	}
+	if _, _, err := tn.outside.Ask("tcp", at(nettest.NodeIP, 8083), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port of loopback, from outside: %v; want refused", err)
 	}
 	if _, _, err := tn.outside.Ask("tcp", at(nettest.NodeIP6, 8082), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a port of one address, on another: %v; want refused", err)

@@ -215,15 +215,35 @@ type Start struct {
 	// OOMFile is a cgroup file with a line "oom_kill N". ProcsFile lists the
 	// container's processes where they do not end with its first one.
 	OOMFile, ProcsFile string
+	// Stdout and Stderr are pipes for a client that is attached from the start, or
+	// nil. They may be closed once Start has returned.
+	Stdout, Stderr *os.File
 }
 
 // Start starts a container and returns when its program runs.
 func (c *Client) Start(ctx context.Context, s Start) (Process, error) {
-	m, _, err := c.w.Call(ctx, "start", map[string]string{
+	f := map[string]string{
 		"id": s.ID, "starter": s.Starter, "root": s.Root, "bundle": s.Bundle, "log": s.LogPath,
 		"tty": flag(s.TTY), "stdin": flag(s.Stdin), "stdinonce": flag(s.StdinOnce), "oom": s.OOMFile, "procs": s.ProcsFile,
-	})
+	}
+	for name, file := range map[string]*os.File{"out": s.Stdout, "err": s.Stderr} {
+		if file != nil {
+			f[name] = flag(true)
+		}
+	}
+	m, _, err := c.w.Call(ctx, "start", f, given(s.Stdout, s.Stderr)...)
 	return process(m), err
+}
+
+// given are those files that are not nil.
+func given(files ...*os.File) []*os.File {
+	var out []*os.File
+	for _, f := range files {
+		if f != nil {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 func flag(b bool) string {
@@ -304,13 +324,7 @@ func (c *Client) simple(ctx context.Context, verb, id string, more map[string]st
 // terminal.
 func (c *Client) Attach(ctx context.Context, id string, stdin bool, stdout, stderr *os.File) (*os.File, error) {
 	f := map[string]string{"id": id, "in": flag(stdin), "out": flag(stdout != nil), "err": flag(stderr != nil)}
-	var files []*os.File
-	for _, w := range []*os.File{stdout, stderr} {
-		if w != nil {
-			files = append(files, w)
-		}
-	}
-	m, _, err := c.w.Call(ctx, "attach", f, files...)
+	m, _, err := c.w.Call(ctx, "attach", f, given(stdout, stderr)...)
 	return m.File, err
 }
 

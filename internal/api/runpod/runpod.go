@@ -1,0 +1,30 @@
+// Package runpod has the labels and annotations of the Pods that are containers of
+// `skiff run`, which client, control plane and node agree on. docs/run.md tells what
+// each does.
+package runpod
+
+const (
+	// LabelName has the container's name; a pod with it is one of `skiff run`.
+	LabelName = "run.skiff.io/name"
+	// LabelRemove marks a pod that is removed once it has ended. Its value says who
+	// does it: RemoveAtEnd or RemoveByClient.
+	LabelRemove = "run.skiff.io/remove"
+	// AnnotationStart with the value StartAttached holds the process until a
+	// client is attached to its container.
+	AnnotationStart = "run.skiff.io/start"
+	// AnnotationRestart keeps the word of --restart.
+	AnnotationRestart = "run.skiff.io/restart"
+)
+
+// Values of LabelRemove and AnnotationStart.
+const (
+	// RemoveAtEnd: the control plane removes it at once.
+	RemoveAtEnd = "at-end"
+	// RemoveByClient: a client waits for the exit code and removes it then; the
+	// control plane, should the client have died.
+	RemoveByClient = "by-client"
+	StartAttached  = "attached"
+)
+
+// ReasonUnattached is why a container with StartAttached waits.
+const ReasonUnattached = "WaitingForAttach"

@@ -1,0 +1,313 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// docker runs skiff as its users type it: streams apart, and the exit code.
+func (c *cluster) docker(in io.Reader, args ...string) (out, errOut string, code int) {
+	c.t.Helper()
+	cmd := c.command(args...)
+	var o, e bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &o, &e
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	late := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	_ = cmd.Wait() // its code says it
+	return o.String(), e.String(), cmd.ProcessState.ExitCode()
+}
+
+// must is docker where only success will do.
+func (c *cluster) must(args ...string) string {
+	c.t.Helper()
+	out, errOut, code := c.docker(nil, args...)
+	if code != 0 {
+		c.t.Fatalf("skiff %s: code %d\n%s%s", strings.Join(args, " "), code, out, errOut)
+	}
+	return strings.TrimSuffix(out, "\n")
+}
+
+// saying starts skiff and returns when it has said something.
+func (c *cluster) saying(what string, args ...string) (*exec.Cmd, *lockedBuffer) {
+	c.t.Helper()
+	cmd, out := c.command(args...), &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.eventually("it says "+what, func() (bool, string) { return strings.Contains(out.String(), what), out.String() })
+	return cmd, out
+}
+
+// noneLeft waits until nothing of containers is there: no pod, no process of them, no
+// container's directory.
+func (c *cluster) noneLeft() {
+	c.t.Helper()
+	c.eventually("nothing is left", func() (bool, string) {
+		pods, err := c.kubectlErr("get", "pods", "-A", "-o", "name")
+		dirs, gerr := filepath.Glob("/run/skiff/" + c.name + "/runtime/pods/*")
+		logs, lerr := filepath.Glob(c.data + "/logs/*")
+		return err == nil && gerr == nil && lerr == nil && !strings.Contains(pods, "pod/") && len(dirs)+len(logs) == 0, fmt.Sprint(pods, dirs, logs)
+	})
+}
+
+// TestRun: single containers, as docker's users know them.
+func TestRun(t *testing.T) {
+	c := start(t, "run")
+	c.importBusybox()
+
+	t.Run("streams and codes", func(t *testing.T) {
+		for _, tc := range []struct {
+			name, in string
+			args     []string
+			out, err string // the latter is contained
+			code     int
+		}{
+			{"output", "", []string{"run", "--rm", "busybox:1", "echo", "hello"}, "hello\n", "", 0},
+			{"code", "", []string{"run", "--rm", "busybox:1", "sh", "-c", "echo out; echo err >&2; exit 7"}, "out\n", "err\n", 7},
+			{"killed", "", []string{"run", "--rm", "busybox:1", "sh", "-c", "kill -9 $$"}, "", "", 0}, // the first process of a namespace is not killed from within
+			{"input", "x\n", []string{"run", "-i", "--rm", "busybox:1", "cat"}, "x\n", "", 0},
+			{"no input", "x\n", []string{"run", "--rm", "busybox:1", "cat"}, "", "", 0},
+			{"environment", "", []string{"run", "--rm", "-e", "A=$(B) $$", "-w", "/etc", "busybox:1", "sh", "-c", "echo \"$A\"; echo '$(A)'; exec head -n1 passwd"}, "$(B) $$\n$(A)\nroot:x:0:0:root:/:/bin/sh\n", "", 0},
+			{"not there", "", []string{"run", "--rm", "busybox:1", "nonesuch"}, "", "not found", 127},
+			{"no program", "", []string{"run", "--rm", "busybox:1", "/etc/passwd"}, "", "permission denied", 126},
+			{"no image", "", []string{"run", "--rm", "--pull", "never", "nonesuch:1"}, "", "ErrImageNeverPull", 125},
+			{"bad flag", "", []string{"run", "--rm", "--restart", "often", "busybox:1"}, "", "--restart \"often\"", 125},
+		} {
+			out, errOut, code := c.docker(strings.NewReader(tc.in), tc.args...)
+			if out != tc.out || !strings.Contains(errOut, tc.err) || code != tc.code {
+				t.Errorf("%s: %q, %q, code %d; want %q, %q, code %d", tc.name, out, errOut, code, tc.out, tc.err, tc.code)
+			}
+		}
+		big := bytes.Repeat([]byte("0123456789abcde\n"), 1<<20) // 16 MiB: more than logs keep in a file
+		if out, errOut, code := c.docker(bytes.NewReader(big), "run", "-i", "--rm", "busybox:1", "cat"); out != string(big) || code != 0 {
+			t.Errorf("cat of %d bytes: %d came back, code %d, %s", len(big), len(out), code, errOut)
+		}
+		c.noneLeft()
+	})
+
+	t.Run("terminal", func(t *testing.T) {
+		s := c.skiffOnTerminal(33, 77, "run", "-it", "--name", "shell", "busybox:1", "sh", "-c", `stty size; read x; stty size; echo "got $x"; while read l; do echo "line $l"; done`)
+		s.says("33 77")
+		s.resize(44, 88)
+		s.types("one\r")
+		s.says("44 88")
+		s.says("got one")
+		s.types("\x10\x11")
+		s.says("skiff attach shell")
+		if code := s.exits(); code != 0 {
+			t.Errorf("detached: code %d", code)
+		}
+		if st := c.must("ps", "--format", "{{.Names}} {{.State}}"); st != "shell running" {
+			t.Errorf("after it was left: %q", st)
+		}
+		s = c.skiffOnTerminal(20, 60, "attach", "shell")
+		s.types("two\r")
+		s.says("line two")
+		s.types("\x04") // ^D ends the shell
+		if code := s.exits(); code != 0 {
+			t.Errorf("attach: code %d", code)
+		}
+		c.must("rm", "shell")
+		c.noneLeft()
+	})
+
+	t.Run("life", func(t *testing.T) {
+		c := c.of(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		dir := t.TempDir()
+		if err := os.WriteFile(dir+"/index.html", []byte("from the host\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out := c.must("run", "-d", "--name", "web", "--restart", "always", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", dir+":/www", "-v", "data:/data", "--stop-timeout", "1", "busybox:1",
+			"sh", "-c", "echo up; echo from the container > /www/made; echo kept >> /data/file; exec httpd -f -p 80 -h /www"); out != "web" {
+			t.Errorf("run -d says %q", out)
+		}
+		get := func(path string) string {
+			t.Helper()
+			var body string
+			c.eventually("the port answers", func() (bool, string) {
+				resp, err := (&http.Client{Timeout: 5 * time.Second}).Get(fmt.Sprintf("http://127.0.0.1:%d/%s", port, path))
+				if err != nil {
+					return false, err.Error()
+				}
+				defer resp.Body.Close()
+				b, err := io.ReadAll(resp.Body)
+				body = string(b)
+				return err == nil && resp.StatusCode == 200, body
+			})
+			return body
+		}
+		if got := get("index.html"); got != "from the host\n" {
+			t.Errorf("the published port has %q", got)
+		}
+		if b, err := os.ReadFile(dir + "/made"); err != nil || string(b) != "from the container\n" {
+			t.Errorf("on the host: %q, %v", b, err)
+		}
+		if out := c.must("logs", "web"); out != "up" {
+			t.Errorf("logs: %q", out)
+		}
+		if out := c.must("port", "web"); out != fmt.Sprintf("80/tcp -> 127.0.0.1:%d", port) {
+			t.Errorf("port: %q", out)
+		}
+		if out, _, code := c.docker(strings.NewReader("in"), "exec", "-i", "-e", "A=1", "-w", "/etc", "web", "sh", "-c", "cat; echo $A; [ -f passwd ]; exit 3"); out != "in1\n" || code != 3 {
+			t.Errorf("exec: %q, code %d", out, code)
+		}
+		if _, errOut, code := c.docker(nil, "run", "-d", "--name", "web", "busybox:1"); code != 125 || !strings.Contains(errOut, "taken") {
+			t.Errorf("a second of the name: %q, code %d", errOut, code)
+		}
+		if _, errOut, code := c.docker(nil, "rm", "web"); code != 1 || !strings.Contains(errOut, "is running") {
+			t.Errorf("rm of one that runs: %q, code %d", errOut, code)
+		}
+		c.must("stop", "web")
+		if out := c.must("ps", "-q"); out != "" {
+			t.Errorf("after stop there run %q", out)
+		}
+		if out := c.must("ps", "-a", "--format", "{{.Names}} {{.Status}}"); !strings.HasPrefix(out, "web Exited (137) ") {
+			t.Errorf("after stop: %q", out)
+		}
+		if out := c.must("logs", "web"); out != "up" {
+			t.Errorf("logs after stop: %q", out)
+		}
+		c.must("start", "web")
+		if got := get("index.html"); got != "from the host\n" {
+			t.Errorf("after start the port has %q", got)
+		}
+		if out := c.must("exec", "web", "cat", "/data/file"); out != "kept\nkept" {
+			t.Errorf("the volume has %q", out)
+		}
+		// It is restarted when it ends by itself.
+		c.must("kill", "-s", "KILL", "web")
+		c.eventually("it is restarted", func() (bool, string) {
+			out := c.kubectl("get", "pod", "web", "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.running}")
+			return strings.HasPrefix(out, "1 {"), out
+		})
+		if got := get("index.html"); got != "from the host\n" {
+			t.Errorf("after a restart the port has %q", got)
+		}
+
+		// Whatever happens to skiff, containers are there.
+		c.kill9()
+		if _, errOut, code := c.docker(nil, "ps"); code != 1 || !strings.Contains(errOut, "skiff up") {
+			t.Errorf("ps while skiff is down: %q, code %d", errOut, code)
+		}
+		c.up()
+		if out := c.must("ps", "--format", "{{.Names}} {{.State}}"); out != "web running" {
+			t.Errorf("after skiff came back: %q", out)
+		}
+		c.must("rm", "-f", "web")
+		c.kubectl("delete", "pvc", "data")
+		c.noneLeft()
+	})
+
+	t.Run("wait and stop", func(t *testing.T) {
+		c := c.of(t)
+		c.must("run", "-d", "--name", "job", "busybox:1", "sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done")
+		w := c.command("wait", "job")
+		var out bytes.Buffer
+		w.Stdout = &out
+		if err := w.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.must("stop", "job")
+		if err := w.Wait(); err != nil || out.String() != "4\n" {
+			t.Errorf("wait: %q, %v", out.String(), err)
+		}
+		if out := c.must("ps", "-a", "--format", "{{.Status}}"); !strings.HasPrefix(out, "Exited (4) ") {
+			t.Errorf("status: %q", out)
+		}
+		c.must("rm", "job")
+		c.noneLeft()
+	})
+
+	t.Run("signals", func(t *testing.T) {
+		c := c.of(t)
+		cmd, out := c.saying("ready", "run", "--rm", "--name", "sig", "busybox:1", "sh", "-c", "trap 'echo usr; exit 9' USR1; echo ready; while :; do sleep 0.1; done")
+		if err := cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 9 || out.String() != "ready\nusr\n" {
+			t.Errorf("a signal: %q, code %d", out.String(), code)
+		}
+		c.noneLeft()
+	})
+
+	t.Run("the client is killed", func(t *testing.T) {
+		c := c.of(t)
+		dir := t.TempDir()
+		cmd, _ := c.saying("ready", "run", "--rm", "--name", "left", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo ready; while [ ! -e /d/go ]; do sleep 0.1; done; exit 3")
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if out := c.must("ps", "--format", "{{.Names}} {{.State}}"); out != "left running" {
+			t.Errorf("without its client: %q", out)
+		}
+		if err := os.WriteFile(dir+"/go", nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c.noneLeft() // although nobody waits for its end
+	})
+
+	t.Run("skiff is killed", func(t *testing.T) {
+		c := c.of(t)
+		dir := t.TempDir()
+		cmd, out := c.saying("first", "run", "--rm", "--name", "stay", "-v", dir+":/d", "busybox:1", "sh", "-c", "echo first; while [ ! -e /d/go ]; do sleep 0.1; done; echo second; exit 5")
+		c.kill9()
+		c.up()
+		c.eventually("the client is attached again", func() (bool, string) {
+			return strings.Contains(out.String(), "attaching again"), out.String()
+		})
+		if err := os.WriteFile(dir+"/go", nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 5 {
+			t.Errorf("the end of a container that outlived skiff: %q, code %d", out.String(), code)
+		}
+		c.noneLeft()
+	})
+
+	t.Run("completion", func(t *testing.T) {
+		c := c.of(t)
+		c.must("run", "-d", "--name", "named", "--stop-timeout", "0", "busybox:1", "sleep", "1000")
+		for args, want := range map[string]string{"stop na": "named", "run busy": "busybox:1", "image rm docker.io/library/b": "docker.io/library/busybox:1", "ps --name ": c.name} {
+			out := c.must(append([]string{"__complete"}, strings.Split(args, " ")...)...)
+			if !strings.Contains("\n"+out, "\n"+want) {
+				t.Errorf("completion of %q: %q", args, out)
+			}
+		}
+		for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+			out, err := exec.Command(c.bin, "completion", shell).Output()
+			if err != nil || !strings.Contains(string(out), "__complete") {
+				t.Errorf("completion %s: %d bytes, %v", shell, len(out), err)
+			}
+		}
+		c.must("rm", "-f", "named")
+		c.noneLeft()
+	})
+}
+
+// of is the same cluster for another test.
+func (c *cluster) of(t *testing.T) *cluster {
+	d := *c
+	d.t = t
+	return &d
+}
