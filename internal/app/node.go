@@ -133,6 +133,10 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	volumes := volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log})
+	restartPeriod, err := n.set.restartPeriod()
+	if err != nil {
+		return err
+	}
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
 		Volumes: volumes, LocalVolumes: volumes, Sources: sources,
@@ -143,6 +147,8 @@ func (n *node) run(ctx context.Context) error {
 		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
 		Plugins: n.set.Instance.Data("kubelet", "plugins_registry"),
+
+		AllowedUnsafeSysctls: n.set.AllowedUnsafeSysctls, MaxRestartPeriod: restartPeriod,
 	})
 	if err != nil {
 		return err

@@ -146,6 +146,12 @@ type Deps struct {
 	// LogMaxSize and LogMaxFiles rule the rotation of container logs; 10 MiB and 5.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// AllowedUnsafeSysctls are sysctls, or prefixes of such that end in *, that pods
+	// may set beside the safe ones.
+	AllowedUnsafeSysctls []string
+	// MaxRestartPeriod is the longest back-off of a container that keeps ending
+	// (KEP-4603); 5 minutes by default.
+	MaxRestartPeriod time.Duration
 }
 
 // Kubelet is the node half. See New.
@@ -207,6 +213,9 @@ func New(d Deps) (*Kubelet, error) {
 	}
 	if d.PodLogDir == "" {
 		d.PodLogDir = d.Host.Data("logs")
+	}
+	if d.MaxRestartPeriod == 0 {
+		d.MaxRestartPeriod = backoffMax
 	}
 	if d.LogMaxSize == 0 {
 		d.LogMaxSize = 10 << 20

@@ -293,7 +293,12 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	if p, gone := w.current(); gone || p.DeletionTimestamp != nil {
 		return true, time.Time{}
 	}
-	a := plan(pod, o, w.probes)
+	var a actions
+	if c := condition(st.Conditions, corev1.AllContainersRestarting); c != nil && c.Status == corev1.ConditionTrue {
+		a.reset = planReset(pod, o)
+	} else {
+		a = plan(pod, o, w.probes)
+	}
 	acted, at := w.do(opctx, pod, o, a, &st)
 	if acted {
 		return true, time.Time{}
@@ -311,13 +316,13 @@ func (w *worker) admit(pod *corev1.Pod, o *observed) bool {
 	defer w.k.admission.Unlock()
 	if !w.k.ranBefore(pod, o) {
 		w.allocation = allocationOf(pod)
-		w.verdict = w.k.admit(pod)
+		if v := w.k.admit(pod); v != nil {
+			w.event(pod, corev1.EventTypeWarning, v.reason, v.message)
+			w.verdict = &verdict{v.reason, "Pod was rejected: " + v.message}
+		}
 	}
 	w.admitted = w.verdict == nil
 	w.status.set(w.generate(pod, o, !w.admitted))
-	if !w.admitted {
-		w.event(pod, corev1.EventTypeWarning, w.verdict.reason, w.verdict.message)
-	}
 	return w.admitted
 }
 

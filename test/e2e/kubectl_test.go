@@ -105,6 +105,11 @@ func TestKubectl(t *testing.T) {
 		{"delete", kubectlDelete}, {"explain", kubectlExplain}, {"wait", kubectlWait}, {"create", kubectlCreate},
 		{"run", kubectlRun}, {"auth", kubectlAuth}, {"discovery", kubectlDiscovery}, {"edit", kubectlEdit},
 		{"diff", kubectlDiff}, {"events", kubectlEvents}, {"forward", kubectlForward}, {"node", kubectlNode},
+		{"debug", kubectlDebug}, {"cp", kubectlCp}, {"expose", kubectlExpose}, {"set", kubectlSet}, {"autoscale", kubectlAutoscale},
+		{"top", kubectlTop}, {"certificate", kubectlCertificate}, {"drain", kubectlDrain}, {"lastapplied", kubectlLastApplied},
+		{"generators", kubectlGenerators}, {"kustomize", kubectlKustomize}, {"config", kubectlConfig}, {"plugin", kubectlPlugin},
+		{"completion", kubectlCompletion}, {"dump", kubectlDump}, {"proxy", kubectlProxy}, {"spdy", kubectlSPDY},
+		{"attach", kubectlAttach}, {"logflags", kubectlLogFlags}, {"skew", kubectlSkew}, {"table", kubectlTable},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(c.within(t, s.name)) })
 	}
