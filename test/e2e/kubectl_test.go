@@ -785,6 +785,20 @@ func kubectlForward(c *cluster) {
 			}
 		}
 	}
+	// A port where nobody listens fails; the forwarding goes on.
+	s := c.background("port-forward", "deployment/web", ":8080", ":8081")
+	s.says("-> 8081")
+	at := func(port string) string {
+		return "http://" + regexp.MustCompile(`(127\.0\.0\.1:\d+) -> ` + port).FindStringSubmatch(s.text())[1]
+	}
+	for range 2 {
+		if out, err := fetch(at("8081")); err == nil {
+			c.t.Errorf("where nobody listens: %q", out)
+		}
+		if out, err := fetch(at("8080")); err != nil || !strings.HasPrefix(out, "one web-") {
+			c.t.Errorf("after a connection that failed: %q, %v\n%s", out, err, s.text())
+		}
+	}
 	pod := c.jsonpath("pods", ".items[0].metadata.name")
 	if out := c.kubectl("get", "--raw", "/api/v1/namespaces/forward/pods/"+pod+":8080/proxy/"); !strings.HasPrefix(out, "one web-") {
 		c.t.Errorf("the pod's proxy says %q", out)
