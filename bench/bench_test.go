@@ -146,3 +146,37 @@ func TestAuthority(t *testing.T) {
 		t.Errorf("kubeconfig %+v, %v", cfg, err)
 	}
 }
+
+func TestMarkdown(t *testing.T) {
+	of := func(scenario string, better *float64) report {
+		return report{
+			Time: time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC), Host: hostFacts{CPUs: 2, Kernel: "6.1", Load: "0.10 0.20 0.30 1/2 3"},
+			Names: []string{"one", "other"}, Rounds: 2,
+			Results: []result{
+				{Scenario: scenario, Figure: "5000 waiting pods, bound", Unit: "1/s", Subject: summarize([]float64{10, 30, 20}), Peer: summarize([]float64{2}), Better: better},
+				{Scenario: scenario, Figure: "unknown", Peer: summarize([]float64{1.5})},
+			},
+		}
+	}
+	ten := 10.0
+	got := markdown([]report{of("bind", &ten), of("odd", nil)})
+	for _, want := range []string{
+		"# one beside other\n", "- bind: 2026-01-02 03:04 UTC, 2 processors, kernel 6.1, load average before 0.10 0.20 0.30, rounds: 2\n",
+		"    x-axis [\"bind\"]\n    y-axis \"times\"\n    bar [10]\n",
+		"## bind\n\n| figure | unit | one | other | times better |\n|---|---|---|---|---|\n| 5000 waiting pods, bound | 1/s | 20 (10..30) | 2 | 10 |\n| unknown |  | - | 1.50 | - |\n",
+		"\n## odd\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("it lacks\n%s\nin\n%s", want, got)
+		}
+	}
+}
+
+func TestParent(t *testing.T) {
+	if pid, err := parent("42 (odd) na(me) S 17 2 3"); err != nil || pid != 17 {
+		t.Errorf("parent %d, %v", pid, err)
+	}
+	if _, err := parent("42 (x"); err == nil {
+		t.Error("a stat without a parent has one")
+	}
+}

@@ -18,7 +18,7 @@ func (s *side) memory() (memory, error) {
 		m, err := memoryOf(pids)
 		// Between the two a process that starts a container may have ended.
 		gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
-		if !gone || s.DataDir == "" || try == 10 {
+		if !gone || s.DataDir == "" && s.Bin == "" || try == 10 {
 			return m, err
 		}
 	}

@@ -30,6 +30,7 @@ type options struct {
 	names            string
 	pids, peerPIDs   string
 	dataDir          string
+	peerBin          string
 	rounds           int
 	http2            bool
 	json             string
@@ -59,6 +60,7 @@ func flags(o *options, stderr io.Writer) *flag.FlagSet {
 	f.StringVar(&o.names, "names", "skiff,upstream", "what to call the two")
 	f.StringVar(&o.pids, "pid", "", "processes of the server, whose CPU and memory are reported (comma-separated)")
 	f.StringVar(&o.peerPIDs, "peer-pid", "", "the same of the peer (@FILE reads them from a file)")
+	f.StringVar(&o.peerBin, "peer-bin", "", "directory of the peer's programs: finds the processes of its node, pauses included")
 	f.StringVar(&o.dataDir, "data-dir", "", "data directory of a running skiff: finds its processes, those of pods included")
 	f.IntVar(&o.rounds, "rounds", 0, "rounds per scenario (default 5 with a peer, 1 alone)")
 	f.BoolVar(&o.http2, "http2", false, "speak HTTP/2 by Go's library instead of HTTP/1.1 by a lighter client")
@@ -85,7 +87,7 @@ func flags(o *options, stderr io.Writer) *flag.FlagSet {
 	f.DurationVar(&o.Window, "window", time.Minute, "idle: time over which CPU is measured")
 	f.DurationVar(&o.Patience, "patience", 5*time.Minute, "the longest that anything is waited for")
 	f.Usage = func() {
-		fmt.Fprint(stderr, "Usage: bench [flags] SCENARIO...\n       bench peer -h\n\nScenarios:\n")
+		fmt.Fprint(stderr, "Usage: bench [flags] SCENARIO...\n       bench peer -h\n       bench markdown FILE...\n\nScenarios:\n")
 		fmt.Fprintf(stderr, "  %-12s%s\n", "start", "exec of the programs on empty data to /readyz and to Ready")
 		for _, s := range scenarios {
 			fmt.Fprintf(stderr, "  %-12s%s\n", s.name, s.about)
@@ -143,6 +145,9 @@ func (o *options) parse(args []string, stderr io.Writer) ([]string, error) {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "peer" {
 		return peerCommand(ctx, args[1:], stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "markdown" {
+		return markdownCommand(args[1:], stdout, stderr)
 	}
 	var o options
 	chosen, err := o.parse(args, stderr)
@@ -232,7 +237,11 @@ func (o *options) sides(names []string) ([]*side, error) {
 		return nil, err
 	}
 	b, err := newSide(names[1], o.peer, pids, "", o.http2)
-	return []*side{a, b}, err
+	if err != nil {
+		return nil, err
+	}
+	b.Bin = o.peerBin
+	return []*side{a, b}, nil
 }
 
 func readPIDs(text string) ([]int, error) {

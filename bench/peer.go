@@ -29,6 +29,7 @@ type peer struct {
 	apiPort    int
 	ca         *authority
 	procs      []*process
+	node       *peerNode // nil where there is none
 }
 
 // process is a server that runs; exited is closed when it is gone.
@@ -41,14 +42,19 @@ type process struct {
 // spawn starts a program whose output goes to a file, in a process group of its
 // own: an interrupt at the terminal is for bench, which ends it in order.
 func spawn(path, logFile string, args ...string) (*process, error) {
+	return start(exec.Command(path, args...), logFile, 0)
+}
+
+// start is spawn in new namespaces.
+func start(cmd *exec.Cmd, logFile string, namespaces uintptr) (*process, error) {
 	f, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p := &process{cmd: exec.Command(path, args...), exited: make(chan struct{})}
+	p := &process{cmd: cmd, exited: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = f, f
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Cloneflags: namespaces}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -153,7 +159,8 @@ func (p *peer) start() error {
 		"--tls-cert-file="+f("server.crt"), "--tls-private-key-file="+f("server.key"), "--client-ca-file="+f("ca.crt"),
 		"--authorization-mode=Node,RBAC", "--service-cluster-ip-range=10.97.0.0/16", "--endpoint-reconciler-type=none",
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+f("accounts.key"), "--service-account-signing-key-file="+f("accounts.key"))
+		"--service-account-key-file="+f("accounts.key"), "--service-account-signing-key-file="+f("accounts.key"),
+		"--kubelet-client-certificate="+f("admin.crt"), "--kubelet-client-key="+f("admin.key"), "--kubelet-preferred-address-types=InternalIP")
 }
 
 // startControl starts the controller manager and the scheduler. Their limits on
@@ -231,10 +238,14 @@ func readyz(ctx context.Context, kubeconfig string, most time.Duration, procs []
 }
 
 // stop ends all, the one started last first.
-func (p *peer) stop() {
+func (p *peer) stop() error {
 	for i := len(p.procs) - 1; i >= 0; i-- {
 		p.procs[i].stop()
 	}
+	if p.node == nil {
+		return nil
+	}
+	return p.node.clean()
 }
 
 func (p *peer) pids() []int {
@@ -246,12 +257,13 @@ func (p *peer) pids() []int {
 }
 
 // peerCommand runs upstream's servers until it is interrupted, for --peer.
-func peerCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func peerCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("bench peer", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	bin := f.String("bin", "out/upstream", "directory with etcd, kube-apiserver and the others (test/conformance/build.sh makes them)")
 	dir := f.String("dir", "", "directory for data, logs, admin.kubeconfig and pids; must be empty or not exist")
 	control := f.Bool("control", true, "start the controller manager and the scheduler, too")
+	node := f.String("node", "", "start a node too: a kubelet with containerd and runc, with the images of this archive (pause:3.10.2 among them)")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -265,7 +277,7 @@ func peerCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
-	defer p.stop()
+	defer func() { err = errors.Join(err, p.stop()) }()
 	if err := p.start(); err != nil {
 		return err
 	}
@@ -274,6 +286,14 @@ func peerCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	}
 	if *control {
 		if err := p.startControl(); err != nil {
+			return err
+		}
+	}
+	if *node != "" {
+		if err := p.startNode(*node); err != nil {
+			return err
+		}
+		if err := nodeReady(ctx, p.kubeconfig, p.procs[len(p.procs)-1]); err != nil {
 			return err
 		}
 	}

@@ -25,7 +25,10 @@ type side struct {
 	// DataDir of a skiff instance, from which its processes are found anew each
 	// time; empty for others.
 	DataDir string
-	http2   bool
+	// Bin is the directory of the programs of a peer with a node, whose processes
+	// are found anew each time, too.
+	Bin   string
+	http2 bool
 
 	e *endpoint
 	// slow is the typed client, for what is not timed by the request.
@@ -61,6 +64,9 @@ func (s *side) caller() caller {
 func (s *side) pids() ([]int, error) {
 	if s.DataDir != "" {
 		return instancePIDs(s.DataDir)
+	}
+	if s.Bin != "" {
+		return programPIDs(s.Bin)
 	}
 	return s.PIDs, nil
 }

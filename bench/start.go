@@ -174,7 +174,7 @@ func upstreamStarts(ctx context.Context, bin string, z sizes) ([]figure, error) 
 }
 
 // upstreamStart counts from the exec of etcd; certificates are there before.
-func upstreamStart(ctx context.Context, bin string) (time.Duration, memory, error) {
+func upstreamStart(ctx context.Context, bin string) (took time.Duration, m memory, err error) {
 	tmp, err := os.MkdirTemp("", "bench-start-")
 	if err != nil {
 		return 0, memory{}, err
@@ -184,7 +184,7 @@ func upstreamStart(ctx context.Context, bin string) (time.Duration, memory, erro
 	if err != nil {
 		return 0, memory{}, err
 	}
-	defer p.stop()
+	defer func() { err = errors.Join(err, p.stop()) }()
 	start := time.Now()
 	if err := p.start(); err != nil {
 		return 0, memory{}, err
@@ -192,7 +192,7 @@ func upstreamStart(ctx context.Context, bin string) (time.Duration, memory, erro
 	if err := p.ready(ctx, 2*time.Minute); err != nil {
 		return 0, memory{}, err
 	}
-	took := time.Since(start)
-	m, err := memoryOf(p.pids())
+	took = time.Since(start)
+	m, err = memoryOf(p.pids())
 	return took, m, err
 }

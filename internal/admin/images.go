@@ -13,10 +13,43 @@ import (
 
 // Image is a line of the image list.
 type Image struct {
-	ID      string    `json:"id"`
-	Names   []string  `json:"names"`
-	Size    int64     `json:"size"`
-	Created time.Time `json:"created"`
+	ID      string            `json:"id"`
+	Names   []string          `json:"names"`
+	Digests []string          `json:"digests,omitempty"`
+	Size    int64             `json:"size"`
+	Created time.Time         `json:"created"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Platform is "linux/amd64".
+	Platform string `json:"platform,omitempty"`
+	// Users are the containers that need it.
+	Users []string `json:"users,omitempty"`
+}
+
+// Removed is what a removal did.
+type Removed struct {
+	Untagged []string `json:"untagged,omitempty"`
+	Deleted  []string `json:"deleted,omitempty"`
+	// Reclaimed is what the disk got back, bytes.
+	Reclaimed uint64 `json:"reclaimed,omitempty"`
+}
+
+// PruneRequest says which images go, of those that no container needs.
+type PruneRequest struct {
+	// All includes images that have names.
+	All bool `json:"all,omitempty"`
+	// Until spares what was made at or after that time.
+	Until time.Time `json:"until,omitzero"`
+	// Labels, "key" or "key=value", must be there; those of NoLabels must not.
+	Labels   []string `json:"labels,omitempty"`
+	NoLabels []string `json:"noLabels,omitempty"`
+}
+
+// Step is one step of an image's history.
+type Step struct {
+	Created   time.Time `json:"created"`
+	CreatedBy string    `json:"createdBy"`
+	Comment   string    `json:"comment,omitempty"`
+	Size      int64     `json:"size"`
 }
 
 // ImportOptions say how a tar becomes an image.
@@ -143,13 +176,42 @@ func (c *Client) Export(ctx context.Context, w io.Writer, refs []string, format 
 	return nil
 }
 
-// Remove removes a name, or an image by its ID.
-func (c *Client) Remove(ctx context.Context, ref string) error {
-	resp, err := c.Do(ctx, http.MethodDelete, "/images", url.Values{"ref": {ref}}, nil)
-	if err != nil {
-		return err
+// Remove removes a name, or an image by its ID. Without force, an image that a
+// container needs stays, and the error names the container.
+func (c *Client) Remove(ctx context.Context, ref string, force bool) (Removed, error) {
+	q := url.Values{"ref": {ref}}
+	if force {
+		q.Set("force", "true")
 	}
-	return resp.Body.Close()
+	return get[Removed](c.Do(ctx, http.MethodDelete, "/images", q, nil))
+}
+
+// Prune removes images that nothing needs.
+func (c *Client) Prune(ctx context.Context, req PruneRequest) (Removed, error) {
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(json.NewEncoder(pw).Encode(req)) }()
+	defer pr.Close()
+	return get[Removed](c.Do(ctx, http.MethodPost, "/images/prune", nil, pr))
+}
+
+// Inspect returns all that is known of an image, as docker writes it.
+func (c *Client) Inspect(ctx context.Context, ref string) (json.RawMessage, error) {
+	return get[json.RawMessage](c.Do(ctx, http.MethodGet, "/images/inspect", url.Values{"ref": {ref}}, nil))
+}
+
+// History tells how an image came to be, the last step first.
+func (c *Client) History(ctx context.Context, ref string) ([]Step, error) {
+	return get[[]Step](c.Do(ctx, http.MethodGet, "/images/history", url.Values{"ref": {ref}}, nil))
+}
+
+// get reads an answer.
+func get[T any](resp *http.Response, err error) (T, error) {
+	var out T
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	return out, json.NewDecoder(resp.Body).Decode(&out)
 }
 
 // Tag gives an image a further name.

@@ -63,6 +63,9 @@ func (s *Server) awaitRev(ctx context.Context, n int64) error {
 		if ctx.Err() != nil {
 			return storeError(ctx.Err())
 		}
+		if errors.Is(err, store.ErrClosed) {
+			return storeError(err)
+		}
 		return tooLarge(n, s.cache.Revision())
 	}
 	return nil

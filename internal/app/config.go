@@ -79,8 +79,15 @@ type Config struct {
 	// addresses from skiff first).
 	LoadBalancers string `json:"loadBalancers,omitempty"`
 	// RegistryMirrors are URLs that images are looked for at before their registry
-	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}.
+	// is asked, by its domain: {"docker.io": ["https://mirror.example.com"]}; those
+	// of "*" are for all registries that have none.
 	RegistryMirrors map[string][]string `json:"registryMirrors,omitempty"`
+	// InsecureRegistries are registries whose certificate is not verified, and that
+	// may lack TLS: domains with their port, or ranges of addresses (10.0.0.0/8).
+	InsecureRegistries []string `json:"insecureRegistries,omitempty"`
+	// MaxParallelImagePulls is how many images pods pull at once, 5 by default; 1
+	// is what upstream calls serializeImagePulls.
+	MaxParallelImagePulls int `json:"maxParallelImagePulls,omitempty"`
 	// SchedulerConfig is a file with a KubeSchedulerConfiguration
 	// (kubescheduler.config.k8s.io/v1).
 	SchedulerConfig string `json:"schedulerConfig,omitempty"`
@@ -196,11 +203,17 @@ func (c *Config) Merge() error {
 			*f.now = *f.was
 		}
 	}
+	if c.MaxParallelImagePulls == 0 {
+		c.MaxParallelImagePulls = old.MaxParallelImagePulls
+	}
 	if c.MaxPods == 0 {
 		c.MaxPods = old.MaxPods
 	}
 	if c.RegistryMirrors == nil {
 		c.RegistryMirrors = old.RegistryMirrors
+	}
+	if c.InsecureRegistries == nil {
+		c.InsecureRegistries = old.InsecureRegistries
 	}
 	if len(c.AllowedUnsafeSysctls) == 0 {
 		c.AllowedUnsafeSysctls = old.AllowedUnsafeSysctls
@@ -335,6 +348,12 @@ func (c Config) Complete() (*Settings, error) {
 	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
 		return nil, &ConfigError{"nodeName", fmt.Sprintf("%q: %s", c.NodeName, msgs[0])}
 	}
+	if c.MaxParallelImagePulls == 0 {
+		c.MaxParallelImagePulls = 5
+	}
+	if c.MaxParallelImagePulls < 0 {
+		return nil, &ConfigError{"maxParallelImagePulls", fmt.Sprintf("%d: must be greater than 0", c.MaxParallelImagePulls)}
+	}
 	if c.MaxPods == 0 {
 		c.MaxPods = 110
 	}
@@ -393,6 +412,11 @@ func (c Config) Complete() (*Settings, error) {
 			if err := registry.CheckMirror(m); err != nil {
 				return nil, &ConfigError{"registryMirrors." + domain, err.Error()}
 			}
+		}
+	}
+	for _, r := range c.InsecureRegistries {
+		if err := registry.CheckInsecure(r); err != nil {
+			return nil, &ConfigError{"insecureRegistries", err.Error()}
 		}
 	}
 	if s.Scheduler, err = c.scheduler(); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"skiff/internal/admin"
 	"skiff/internal/host"
+	"skiff/internal/runtime"
 	"skiff/internal/runtime/build"
 	"skiff/internal/runtime/image"
 	"skiff/internal/runtime/image/registry"
@@ -24,6 +25,8 @@ import (
 type imageHandler struct {
 	images  *image.Store
 	builder *build.Builder
+	// users tells which containers need an image, by its ID.
+	users func() (map[string][]runtime.ImageUser, error)
 }
 
 func (h *imageHandler) handler() http.Handler {
@@ -33,14 +36,20 @@ func (h *imageHandler) handler() http.Handler {
 	mux.HandleFunc("POST /images/import", h.importTar)
 	mux.HandleFunc("GET /images/export", h.export)
 	mux.HandleFunc("POST /images/tag", h.tag)
+	mux.HandleFunc("POST /images/pull", h.pull)
+	mux.HandleFunc("POST /images/push", h.push)
+	mux.HandleFunc("POST /images/prune", h.prune)
+	mux.HandleFunc("GET /images/inspect", h.inspect)
+	mux.HandleFunc("GET /images/history", h.history)
 	mux.HandleFunc("POST /build", h.build)
 	return mux
 }
 
 func describe(i *image.Image) admin.Image {
-	out := admin.Image{ID: i.ID, Names: i.RepoTags, Size: i.Size}
+	out := admin.Image{ID: i.ID, Names: i.RepoTags, Digests: i.RepoDigests, Size: i.Size}
 	if i.Config != nil {
-		out.Created = i.Config.Created.Time
+		out.Created, out.Labels = i.Config.Created.Time, i.Config.Config.Labels
+		out.Platform = image.PlatformOf(i.Config).String()
 	}
 	return out
 }
@@ -70,17 +79,20 @@ func (h *imageHandler) list(w http.ResponseWriter, r *http.Request) {
 		imageError(w, err)
 		return
 	}
+	users, err := h.users()
+	if err != nil {
+		imageError(w, err)
+		return
+	}
 	out := make([]admin.Image, 0, len(all))
 	for _, i := range all {
-		out = append(out, describe(i))
+		d := describe(i)
+		for _, u := range users[i.ID] {
+			d.Users = append(d.Users, describeUser(u))
+		}
+		out = append(out, d)
 	}
 	sendJSON(w, out)
-}
-
-func (h *imageHandler) remove(w http.ResponseWriter, r *http.Request) {
-	if err := h.images.Remove(r.Context(), r.URL.Query().Get("ref")); err != nil {
-		imageError(w, err)
-	}
 }
 
 func (h *imageHandler) tag(w http.ResponseWriter, r *http.Request) {
@@ -196,7 +208,7 @@ func openImages(i host.Instance, log *slog.Logger) (*images, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	st, err := image.Open(i.Data("images"), image.Options{Log: log, Registry: registry.New(registry.Deps{Mirrors: c.RegistryMirrors})})
+	st, err := image.Open(i.Data("images"), image.Options{Log: log, Registry: registry.New(registryDeps(c))})
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +220,26 @@ func openImages(i host.Instance, log *slog.Logger) (*images, error) {
 	if err != nil {
 		return nil, errors.Join(err, sn.Close(), st.Close())
 	}
-	return &images{store: st, snapshots: sn, handler: &imageHandler{images: st, builder: b}}, nil
+	h := &imageHandler{images: st, builder: b, users: func() (map[string][]runtime.ImageUser, error) { return runtime.ImageUsers(i) }}
+	return &images{store: st, snapshots: sn, handler: h}, nil
+}
+
+// dockerConfigs are where the node's own registry credentials may be: upstream's
+// kubelet looks below its root, and where docker keeps those of root.
+func dockerConfigs(i host.Instance) []string {
+	out := []string{i.Data("kubelet", "config.json")}
+	if home, err := os.UserHomeDir(); err == nil {
+		out = append(out, filepath.Join(home, ".docker", "config.json"))
+	}
+	return append(out, "/.docker/config.json")
+}
+
+// registryDeps are how registries are reached, as configured.
+func registryDeps(c Config) registry.Deps {
+	return registry.Deps{
+		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries,
+		Certs: []string{"/etc/docker/certs.d", "/etc/containers/certs.d"},
+	}
 }
 
 // executor runs the commands of builds: with the default filter of containers,

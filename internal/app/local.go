@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"skiff/internal/cli"
 	"skiff/internal/host"
 	"skiff/internal/runtime/build"
+	"skiff/internal/runtime/image"
+	"skiff/internal/runtime/image/registry"
 	"skiff/internal/runtime/programs"
 )
 
@@ -173,6 +176,35 @@ func (Local) Images(_ context.Context, i host.Instance) (http.Handler, func() er
 	}
 	return im.handler.handler(), im.close, nil
 }
+
+// Credentials implements cli.Local.
+func (Local) Credentials(ctx context.Context, ref string) (*admin.Auth, error) {
+	n, err := image.ParseName(ref)
+	if err != nil {
+		return nil, err
+	}
+	a, err := registry.Credentials(ctx, n)
+	if a == nil || err != nil {
+		return nil, err
+	}
+	return &admin.Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}, nil
+}
+
+// Login implements cli.Local.
+func (Local) Login(ctx context.Context, i host.Instance, domain string, a admin.Auth, insecure bool) (string, error) {
+	c, err := LoadConfig(configPath(i))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	auth := &image.Auth{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken}
+	if err := registry.New(registryDeps(c)).Verify(ctx, domain, image.Access{Auth: auth, Insecure: insecure}); err != nil {
+		return "", err
+	}
+	return registry.Keep(domain, *auth)
+}
+
+// Logout implements cli.Local.
+func (Local) Logout(domain string) (bool, error) { return registry.Forget(domain) }
 
 // BuildProgress implements cli.Local.
 func (Local) BuildProgress(w io.Writer) admin.BuildProgress { return build.NewProgress(w) }

@@ -146,7 +146,8 @@ func (n *node) run(ctx context.Context) error {
 		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
 		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
-		Plugins: n.set.Instance.Data("kubelet", "plugins_registry"),
+		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
+		ParallelPulls: n.set.MaxParallelImagePulls, DockerConfigs: dockerConfigs(n.set.Instance),
 
 		AllowedUnsafeSysctls: n.set.AllowedUnsafeSysctls, MaxRestartPeriod: restartPeriod,
 	})

@@ -67,6 +67,8 @@ type Cache struct {
 	// recalled is closed when the windows have what they can have of the time before
 	// the start.
 	recalled chan struct{}
+	// ended is closed when Run has ended: then the revision grows no more.
+	ended chan struct{}
 
 	mu          sync.RWMutex // the collections' trees, windows, watchers, rev
 	collections map[string]*Collection
@@ -91,7 +93,7 @@ func New(cfg Config) *Cache {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Cache{cfg: cfg, ready: make(chan struct{}), recalled: make(chan struct{}), collections: map[string]*Collection{}, advanced: make(chan struct{})}
+	c := &Cache{cfg: cfg, ready: make(chan struct{}), recalled: make(chan struct{}), ended: make(chan struct{}), collections: map[string]*Collection{}, advanced: make(chan struct{})}
 	c.encodings.limit = cfg.EncodingBytes
 	return c
 }
@@ -152,7 +154,8 @@ func (c *Cache) Fresh(ctx context.Context) (int64, error) {
 	return rev, c.WaitFor(ctx, rev)
 }
 
-// WaitFor waits until the cache has reached rev. A watch that lags is pushed.
+// WaitFor waits until the cache has reached rev. A watch that lags is pushed. When Run
+// has ended before that, it fails with store.ErrClosed.
 func (c *Cache) WaitFor(ctx context.Context, rev int64) error {
 	var push *time.Timer
 	for {
@@ -177,6 +180,9 @@ func (c *Cache) WaitFor(ctx context.Context, rev int64) error {
 				}
 			}
 			push.Reset(50 * time.Millisecond)
+		case <-c.ended:
+			push.Stop()
+			return store.ErrClosed
 		case <-ctx.Done():
 			push.Stop()
 			return ctx.Err()
@@ -191,6 +197,7 @@ const refillAtMost = 20000
 // is resumed where it was; if that revision is compacted, the state is read anew
 // and the window starts over.
 func (c *Cache) Run(ctx context.Context) error {
+	defer close(c.ended)
 	began, err := c.fill(ctx)
 	if err != nil {
 		close(c.recalled)

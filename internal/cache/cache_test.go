@@ -189,6 +189,16 @@ func TestFreshSeesAcknowledgedWrites(t *testing.T) {
 	}
 }
 
+// A cache that has ended reaches nothing any more: nobody waits for it.
+func TestNobodyWaitsForAnEndedCache(t *testing.T) {
+	r := start(t)
+	r.stop()
+	rev := r.create("a", "one", "")
+	if err := r.c.WaitFor(t.Context(), rev); !errors.Is(err, store.ErrClosed) {
+		t.Fatalf("got %v", err)
+	}
+}
+
 func TestSnapshotsStay(t *testing.T) {
 	r := start(t)
 	one := r.create("a", "one", "")

@@ -22,31 +22,34 @@ import (
 // Settings are what flags and the config file can say. The fields are those of
 // the config file.
 type Settings struct {
-	Name                      string
-	DataDir                   string
-	NodeName                  string
-	NodeIP                    string
-	APIPort                   int
-	KubeletPort               int
-	PodCIDR                   string
-	ServiceCIDR               string
-	NodePorts                 string
-	ClusterDomain             string
-	ExtraSANs                 []string
-	Etcd                      []string
-	EtcdCA                    string
-	EtcdCert                  string
-	EtcdKey                   string
-	MaxPods                   int
+	Name                     string
+	DataDir                  string
+	NodeName                 string
+	NodeIP                   string
+	APIPort                  int
+	KubeletPort              int
+	PodCIDR                  string
+	ServiceCIDR              string
+	NodePorts                string
+	ClusterDomain            string
+	ExtraSANs                []string
+	Etcd                     []string
+	EtcdCA                   string
+	EtcdCert                 string
+	EtcdKey                  string
+	MaxPods                  int
+	ContainerRuntimeEndpoint string
+	CNIConfDir               string
+	CNIBinDir                string
+	LoadBalancers            string
+	RegistryMirrors          map[string][]string // in the config file alone
+	InsecureRegistries       []string            // likewise
+	MaxParallelImagePulls    int                 // likewise
+	SchedulerConfig          string
+	Verbose                  bool
+
 	AllowedUnsafeSysctls      []string
 	MaxContainerRestartPeriod string
-	ContainerRuntimeEndpoint  string
-	CNIConfDir                string
-	CNIBinDir                 string
-	LoadBalancers             string
-	RegistryMirrors           map[string][]string // in the config file alone
-	SchedulerConfig           string
-	Verbose                   bool
 }
 
 // Role is what a process is.
@@ -99,6 +102,13 @@ type Local interface {
 	Images(ctx context.Context, i host.Instance) (http.Handler, func() error, error)
 	// BuildProgress shows a build's progress on w.
 	BuildProgress(w io.Writer) admin.BuildProgress
+	// Credentials are what the user keeps for the registry of an image; nil for none.
+	Credentials(ctx context.Context, ref string) (*admin.Auth, error)
+	// Login verifies credentials with a registry ("" is docker.io) and keeps them;
+	// it returns the file that they are in, or the program that keeps them.
+	Login(ctx context.Context, i host.Instance, registry string, a admin.Auth, insecure bool) (string, error)
+	// Logout forgets them; false where there were none.
+	Logout(registry string) (bool, error)
 	// Kubectl unpacks the kubectl that this skiff carries and returns its path.
 	Kubectl(i host.Instance) (string, error)
 	Version() string

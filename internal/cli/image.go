@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,8 +58,9 @@ func (c *command) withImages(ctx context.Context, f func(*admin.Client) error) e
 }
 
 func (c *command) image() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "List, import, export and remove images"}
-	cmd.AddCommand(c.imageList(), c.imageImport(), c.imageExport(), c.imageRemove(), c.imageTag())
+	cmd := &cobra.Command{Use: "image", Short: "Pull, push, list, import, export and remove images"}
+	cmd.AddCommand(c.imageList(), c.imagePull(), c.imagePush(), c.imageImport(), c.imageExport(), c.imageRemove(), c.imageTag(),
+		c.imagePrune(), c.imageInspect(), c.imageHistory(), c.imageLogin(), c.imageLogout())
 	return cmd
 }
 
@@ -80,32 +80,6 @@ func shortID(id string) string {
 		hex = hex[:12]
 	}
 	return hex
-}
-
-func (c *command) imageList() *cobra.Command {
-	return &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List images", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.withImages(cmd.Context(), func(a *admin.Client) error {
-				all, err := a.Images(cmd.Context())
-				if err != nil {
-					return err
-				}
-				w := tabwriter.NewWriter(c.out, 0, 8, 3, ' ', 0)
-				fmt.Fprintln(w, "IMAGE\tID\tSIZE")
-				for _, i := range all {
-					names := i.Names
-					if len(names) == 0 {
-						names = []string{"<none>"}
-					}
-					for _, n := range names {
-						fmt.Fprintf(w, "%s\t%s\t%s\n", n, shortID(i.ID), size(i.Size))
-					}
-				}
-				return w.Flush()
-			})
-		},
-	}
 }
 
 func (c *command) imageImport() *cobra.Command {
@@ -179,25 +153,6 @@ func (c *command) imageExport() *cobra.Command {
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write (default: standard output)")
 	cmd.Flags().StringVar(&format, "format", "docker", "docker or oci")
 	return cmd
-}
-
-func (c *command) imageRemove() *cobra.Command {
-	return &cobra.Command{
-		Use: "rm IMAGE...", Short: "Remove names, or images by their ID", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.withImages(cmd.Context(), func(a *admin.Client) error {
-				var errs []error
-				for _, ref := range args {
-					if err := a.Remove(cmd.Context(), ref); err != nil {
-						errs = append(errs, err)
-						continue
-					}
-					fmt.Fprintf(c.out, "Removed %s\n", ref)
-				}
-				return errors.Join(errs...)
-			})
-		},
-	}
 }
 
 func (c *command) imageTag() *cobra.Command {

@@ -134,10 +134,8 @@ func (o *rollout) run(ctx context.Context) error {
 	if rev, ok := rollbackTo(o.d); ok {
 		return o.rollback(ctx, rev)
 	}
-	for _, rs := range o.sets() {
-		if want, ok := annotated(rs, desiredAnnotation); ok && *rs.Spec.Replicas > 0 && want != *o.d.Spec.Replicas {
-			return o.scaleOnly(ctx)
-		}
+	if scalesFirst(o.d, o.sets()) {
+		return o.scaleOnly(ctx)
 	}
 	switch o.d.Spec.Strategy.Type {
 	case appsv1.RecreateDeploymentStrategyType:

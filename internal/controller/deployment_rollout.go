@@ -401,6 +401,23 @@ func shrinkOld(d *appsv1.Deployment, newSet *appsv1.ReplicaSet, old []*appsv1.Re
 	return out
 }
 
+// scalesFirst tells that the size of d has changed since its ReplicaSets got theirs,
+// and is to be spread over them before the rollout goes on. Where d recreates its pods
+// (since its strategy was changed in the middle of a rollout) there is nothing to spread
+// over several: they all go. Upstream's controller is stuck there.
+func scalesFirst(d *appsv1.Deployment, sets []*appsv1.ReplicaSet) bool {
+	active, changed := 0, false
+	for _, rs := range sets {
+		if *rs.Spec.Replicas == 0 {
+			continue
+		}
+		active++
+		want, ok := annotated(rs, desiredAnnotation)
+		changed = changed || ok && want != *d.Spec.Replicas
+	}
+	return changed && (active == 1 || d.Spec.Strategy.Type == appsv1.RollingUpdateDeploymentStrategyType)
+}
+
 // proportionalSizes spreads a new size of the Deployment over its ReplicaSets.
 // With one in use (or none) that one takes all. During a rollout each takes its
 // share, so that scaling does not hasten the rollout.

@@ -165,6 +165,33 @@ func TestSimulatedRollouts(t *testing.T) {
 	}
 }
 
+// A Deployment whose strategy and size are changed in the middle of a rollout goes on.
+func TestRecreateInTheMiddleOfARollout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, rolloutControllers)
+		defer w.stop()
+		w.kubelet(time.Second, rand.New(rand.NewPCG(1, 1)), func(p *corev1.Pod) bool { return p.Spec.Containers[0].Image == "bad" })
+		w.api.Put(deployment("web", 8, "v0"))
+		w.until("first rollout", func() bool { return w.rolledOut("web") })
+		edit(w, "ns", "web", "", func(d *appsv1.Deployment) { d.Spec.Template.Spec.Containers[0].Image = "bad" })
+		w.until("two sizes", func() bool {
+			active := 0
+			for _, rs := range list[*appsv1.ReplicaSet](w, "ns") {
+				if *rs.Spec.Replicas > 0 {
+					active++
+				}
+			}
+			return active == 2
+		})
+		edit(w, "ns", "web", "", func(d *appsv1.Deployment) {
+			d.Spec.Strategy = appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}
+			d.Spec.Replicas = ptr.To(int32(5))
+			d.Spec.Template.Spec.Containers[0].Image = "v1"
+		})
+		w.until("recreated", func() bool { return w.rolledOut("web") })
+	})
+}
+
 func simulate(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	d := deployment("web", rng.Int32N(20), "v0")

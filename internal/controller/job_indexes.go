@@ -110,6 +110,29 @@ func (s indexSet) union(o indexSet) indexSet {
 	return out
 }
 
+// without leaves out what is in o.
+func (s indexSet) without(o indexSet) indexSet {
+	var out indexSet
+	for _, r := range s {
+		for _, x := range o {
+			if x.last < r.first {
+				continue
+			}
+			if x.first > r.last {
+				break
+			}
+			if x.first > r.first {
+				out = append(out, indexRange{r.first, x.first - 1})
+			}
+			r.first = x.last + 1
+		}
+		if r.first <= r.last {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // common is the number of indexes in both.
 func (s indexSet) common(o indexSet) int {
 	n := 0

@@ -259,21 +259,23 @@ func (v *jobView) countIndexes(p *jobPlan) {
 			failed = append(failed, completionIndex(pod))
 		}
 	}
-	p.done = p.wasDone.with(done...)
+	// An index is done or failed, once and for all, and never both: a pod that was on
+	// its way out has failed its index, even if it ends well after that.
+	var lost indexSet
+	if perIndexLimit(j) && j.Status.FailedIndexes != nil {
+		lost = parseIndexes(*j.Status.FailedIndexes, n)
+	}
+	p.done = p.wasDone.with(done...).without(lost)
 	p.counts.succeeded = int32(p.done.total())
 	if perIndexLimit(j) {
-		var was indexSet
-		if j.Status.FailedIndexes != nil {
-			was = parseIndexes(*j.Status.FailedIndexes, n)
-		}
-		all := was.with(failed...)
+		all := lost.with(failed...).without(p.done)
 		p.failed = &all
-		lost := all.total()
+		failures := all.total()
 		switch {
 		case p.target != nil:
-		case j.Spec.MaxFailedIndexes != nil && lost > int(*j.Spec.MaxFailedIndexes):
+		case j.Spec.MaxFailedIndexes != nil && failures > int(*j.Spec.MaxFailedIndexes):
 			p.target = newJobCondition(batchv1.JobFailureTarget, corev1.ConditionTrue, batchv1.JobReasonMaxFailedIndexesExceeded, "Job has exceeded the specified maximal number of failed indexes", v.now)
-		case lost > 0 && lost+p.done.total() >= n:
+		case failures > 0 && failures+p.done.total() >= n:
 			p.target = newJobCondition(batchv1.JobFailureTarget, corev1.ConditionTrue, batchv1.JobReasonFailedIndexes, "Job has failed indexes", v.now)
 		}
 		v.delay(p)

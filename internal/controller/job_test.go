@@ -14,6 +14,13 @@ import (
 )
 
 func TestIndexSets(t *testing.T) {
+	for _, c := range []struct{ from, take, want string }{
+		{"0-9", "", "0-9"}, {"", "1-3", ""}, {"0-9", "3-5", "0-2,6-9"}, {"0-9", "0,1,9", "2-8"}, {"2-4,6-8", "0-2,4-6", "3,7,8"}, {"5", "5", ""}, {"5", "0-9", ""},
+	} {
+		if got := parseIndexes(c.from, 10).without(parseIndexes(c.take, 10)).String(); got != c.want {
+			t.Errorf("%s without %s is %s, want %s", c.from, c.take, got, c.want)
+		}
+	}
 	for _, c := range []struct{ in, out string }{
 		{"", ""}, {"1", "1"}, {"1,2", "1,2"}, {"1-2", "1,2"}, {"1-3", "1-3"}, {"1,2,3", "1-3"}, {"0,2-4,9", "0,2-4,9"}, {"x,3,y-z,5", "3,5"}, {"7-20", "7-9"}, {"12", ""},
 	} {
@@ -231,6 +238,35 @@ func TestJobCountsOverCrashes(t *testing.T) {
 		if p.counts.succeeded != 1 {
 			t.Errorf("%d known to have succeeded", p.counts.succeeded)
 		}
+	}
+}
+
+// An index is done or failed, never both: the API server refuses a status that says
+// so, and nothing would be counted any more.
+func TestJobIndexFailsOnce(t *testing.T) {
+	perIndex := func(j *batchv1.Job) *batchv1.Job {
+		j.Spec.BackoffLimitPerIndex, j.Spec.BackoffLimit = ptr.To(int32(0)), ptr.To(int32(1<<30))
+		return j
+	}
+	// Its pod was on its way out, so that its index failed; then it ended well.
+	j := perIndex(indexedJob("j", 1, 3))
+	v := viewOf(j, jobTestPod(j, 1, 0, corev1.PodSucceeded), jobTestPod(j, 2, 1, corev1.PodRunning, deleted))
+	v.track(planJob(v))
+	if s := v.job.Status; s.CompletedIndexes != "0" || *s.FailedIndexes != "1" || len(s.UncountedTerminatedPods.Failed) != 1 {
+		t.Fatalf("status %+v", s)
+	}
+	v = viewOf(v.job, jobTestPod(j, 2, 1, corev1.PodSucceeded, deleted))
+	p := planJob(v)
+	release, _, _ := v.track(p)
+	if s := v.job.Status; s.CompletedIndexes != "0" || *s.FailedIndexes != "1" || s.Succeeded != 1 || len(s.UncountedTerminatedPods.Failed) != 1 || len(release) != 1 || !slices.Equal(p.create, []int{2}) {
+		t.Errorf("release %d, create %v, status %+v", len(release), p.create, s)
+	}
+	// Two pods of one index: one has done it, and the other's failure changes nothing.
+	j = perIndex(indexedJob("k", 1, 2))
+	v = viewOf(j, jobTestPod(j, 1, 0, corev1.PodSucceeded), jobTestPod(j, 2, 0, corev1.PodFailed))
+	v.track(planJob(v))
+	if s := v.job.Status; s.CompletedIndexes != "0" || *s.FailedIndexes != "" || s.Succeeded != 1 {
+		t.Errorf("status %+v", s)
 	}
 }
 

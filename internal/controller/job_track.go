@@ -37,7 +37,7 @@ func (v *jobView) track(p *jobPlan) (release []*corev1.Pod, flush, more bool) {
 		switch {
 		case pod.Status.Phase == corev1.PodSucceeded && !p.uncountedFailed[pod.UID]:
 			if jobIndexed(v.job) {
-				if i := completionIndex(pod); i >= 0 && i < v.completions() && !p.wasDone.has(i) {
+				if i := completionIndex(pod); p.done.has(i) && !p.wasDone.has(i) {
 					indexes, flush = append(indexes, i), true
 				}
 			} else if !p.uncountedDone[pod.UID] {

@@ -2,8 +2,6 @@ package kubelet
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -11,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -130,7 +129,13 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 		return "", &problem{"ImagePullBackOff", m, until}
 	}
 	event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.image))
+	free, err := w.k.pullTurn(ctx)
+	if err != nil {
+		return "", &problem{"ErrImagePull", err.Error(), now}
+	}
+	began := w.k.d.Now()
 	ref, err := w.pullWithSecrets(ctx, pod, spec, sc)
+	free()
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", &problem{"ErrImagePull", err.Error(), now}
@@ -143,14 +148,29 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 		// Soon after, the back-off is told.
 		return "", &problem{reason, m, now.Add(2 * time.Second)}
 	}
-	took := w.k.d.Now().Sub(now).Truncate(time.Millisecond)
+	end := w.k.d.Now()
+	took, waited := end.Sub(began).Truncate(time.Millisecond), end.Sub(now).Truncate(time.Millisecond)
 	var size uint64
 	if resp, err := w.k.d.Images.ImageStatus(ctx, spec, false); err == nil {
 		size = resp.GetImage().GetSize()
 	}
-	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, took, size))
+	event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", c.image, took, waited, size))
 	delete(w.pulls, c.image)
 	return ref, nil
+}
+
+// pullTurn waits until one more image may be pulled; the function returned ends
+// the turn.
+func (k *Kubelet) pullTurn(ctx context.Context) (func(), error) {
+	if k.pulling == nil {
+		return func() {}, nil
+	}
+	select {
+	case k.pulling <- struct{}{}:
+		return func() { <-k.pulling }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // pullReason is how a failed pull is shown, by what the runtime says of it.
@@ -166,90 +186,29 @@ func pullReason(image string, err error) (reason, message string) {
 	return "ErrImagePull", err.Error()
 }
 
-// pullWithSecrets tries the pod's pull secrets that are for the image's registry,
-// then without any.
+// pullWithSecrets tries what the pod's pull secrets, and then the node's own
+// configuration, have for the image's repository; without any of them, nothing.
 func (w *worker) pullWithSecrets(ctx context.Context, pod *corev1.Pod, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, error) {
 	secrets, missing := w.k.sources.pullSecrets(ctx, pod)
-	var last error
-	for _, auth := range credentials(secrets, spec.Image) {
+	if len(missing) > 0 {
+		w.event(pod, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(missing, ", ")))
+	}
+	repo := repositoryOf(spec.Image)
+	auths := append(secretKeyring(secrets).lookup(repo), nodeKeyring(w.k.d.DockerConfigs).lookup(repo)...)
+	if len(auths) == 0 {
+		return w.k.d.Images.PullImage(ctx, spec, nil, sc)
+	}
+	var errs []error
+	for _, auth := range auths {
 		ref, err := w.k.d.Images.PullImage(ctx, spec, auth, sc)
 		if err == nil {
 			return ref, nil
 		}
-		last = err
-	}
-	if last != nil {
-		return "", last
-	}
-	ref, err := w.k.d.Images.PullImage(ctx, spec, nil, sc)
-	if err != nil && len(missing) > 0 && ctx.Err() == nil {
-		w.event(pod, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
-			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(missing, ", ")))
-	}
-	return ref, err
-}
-
-type dockerAuth struct {
-	Username string `json:"username"`
-	Password string `json:"password"`
-	Auth     string `json:"auth"`
-}
-
-// credentials are those of the secrets that are for the registry of image, the
-// most specific first.
-func credentials(secrets []*corev1.Secret, image string) []*runtimeapi.AuthConfig {
-	type match struct {
-		key  string
-		auth *runtimeapi.AuthConfig
-	}
-	var found []match
-	for _, s := range secrets {
-		var auths map[string]dockerAuth
-		if b, ok := s.Data[corev1.DockerConfigJsonKey]; ok {
-			var c struct {
-				Auths map[string]dockerAuth `json:"auths"`
-			}
-			if json.Unmarshal(b, &c) != nil {
-				continue
-			}
-			auths = c.Auths
-		} else if b, ok := s.Data[corev1.DockerConfigKey]; ok {
-			if json.Unmarshal(b, &auths) != nil {
-				continue
-			}
-		}
-		for key, a := range auths {
-			if !registryMatches(key, image) {
-				continue
-			}
-			if a.Username == "" && a.Auth != "" {
-				if b, err := base64.StdEncoding.DecodeString(a.Auth); err == nil {
-					a.Username, a.Password, _ = strings.Cut(string(b), ":")
-				}
-			}
-			found = append(found, match{key, &runtimeapi.AuthConfig{Username: a.Username, Password: a.Password}})
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	var out []*runtimeapi.AuthConfig
-	for len(found) > 0 {
-		best := 0
-		for i := range found {
-			if len(found[i].key) > len(found[best].key) {
-				best = i
-			}
-		}
-		out = append(out, found[best].auth)
-		found = append(found[:best], found[best+1:]...)
-	}
-	return out
-}
-
-func registryMatches(key, image string) bool {
-	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
-	key = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(key, "/"), "/v1"), "/v2")
-	host, _, ok := strings.Cut(image, "/")
-	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
-		return key == "docker.io" || key == "index.docker.io"
-	}
-	return image == key || strings.HasPrefix(image, key+"/") || host == key
+	return "", utilerrors.NewAggregate(errs)
 }

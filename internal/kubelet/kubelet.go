@@ -146,6 +146,12 @@ type Deps struct {
 	// LogMaxSize and LogMaxFiles rule the rotation of container logs; 10 MiB and 5.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// ParallelPulls is how many images are pulled at once; 0 for any number.
+	ParallelPulls int
+	// DockerConfigs are files in the form of docker's config.json, of which the
+	// first that is there has the node's own registry credentials: every pod's
+	// images are pulled with them.
+	DockerConfigs []string
 	// AllowedUnsafeSysctls are sysctls, or prefixes of such that end in *, that pods
 	// may set beside the safe ones.
 	AllowedUnsafeSysctls []string
@@ -172,6 +178,9 @@ type Kubelet struct {
 	// exits are those who wait for the end of a container, by its ID.
 	exitMu sync.Mutex
 	exits  map[string]map[chan struct{}]bool
+
+	// pulling has a place for each image that may be pulled at once; nil for any.
+	pulling chan struct{}
 
 	// admission is held while a pod is judged by what the others take.
 	admission sync.Mutex
@@ -224,6 +233,9 @@ func New(d Deps) (*Kubelet, error) {
 		d.LogMaxFiles = 5
 	}
 	k := &Kubelet{d: d, workers: map[types.UID]*worker{}, memory: memoryCapacity()}
+	if d.ParallelPulls > 0 {
+		k.pulling = make(chan struct{}, d.ParallelPulls)
+	}
 	k.informers = client.NewInformers(d.Client, d.Log)
 	k.pods = client.InformerOf[*corev1.Pod](k.informers, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + d.NodeName})
 	k.services = client.InformerFor[*corev1.Service](k.informers)

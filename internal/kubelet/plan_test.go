@@ -231,20 +231,6 @@ func TestImageNames(t *testing.T) {
 	}
 }
 
-func TestRegistries(t *testing.T) {
-	for _, c := range []struct {
-		key, image string
-		want       bool
-	}{
-		{"https://index.docker.io/v1/", "nginx:latest", true}, {"quay.io", "quay.io/a/b:c", true}, {"quay.io/a", "quay.io/a/b:c", true},
-		{"quay.io/x", "quay.io/a/b:c", false}, {"quay.io", "gcr.io/a", false}, {"localhost:5000", "localhost:5000/a", true}, {"quay.io", "nginx", false},
-	} {
-		if got := registryMatches(c.key, c.image); got != c.want {
-			t.Errorf("%s for %s: %v", c.key, c.image, got)
-		}
-	}
-}
-
 // A pod that failed for its deadline has failed for it, although its container
 // ends well when it is told to.
 func TestReasonStays(t *testing.T) {

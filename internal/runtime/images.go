@@ -27,6 +27,23 @@ func imageError(ref string, err error) error {
 	return err
 }
 
+// pullError gives an error of a pull the code that containerd gives it; its text
+// is what users see of a pod whose image cannot be pulled.
+func pullError(ref string, err error) error {
+	var failed *image.PullError
+	switch {
+	case !errors.As(err, &failed):
+		return imageError(ref, err)
+	case errors.Is(err, image.ErrNotFound):
+		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
 func (r *Runtime) resolveImage(ctx context.Context, spec *runtimeapi.ImageSpec) (*image.Image, error) {
 	ref := spec.GetImage()
 	if ref == "" {
@@ -119,7 +136,7 @@ func (r *Runtime) PullImage(ctx context.Context, req *runtimeapi.PullImageReques
 	}
 	img, err := r.Images.Pull(ctx, ref, auth)
 	if err != nil {
-		return nil, imageError(ref, err)
+		return nil, pullError(ref, err)
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }

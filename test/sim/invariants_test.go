@@ -39,6 +39,7 @@ type invariants struct {
 	jobs   map[types.UID]*jobTruth
 	pdbs   map[string]*budgetTruth
 	quotas map[string]time.Time // when a quota's limits were last changed
+	leads  time.Time            // since when the process leads that does
 	// checked counts the checks that could have failed.
 	checked map[string]int
 }
@@ -127,6 +128,9 @@ func (v *invariants) versions(name string, at time.Time) []*corev1.Node {
 func (v *invariants) pod(c *change) {
 	old, _ := c.old.(*corev1.Pod)
 	p, _ := c.new.(*corev1.Pod)
+	if old != nil && ready(old) {
+		v.seen[c.key] = c.at // until now
+	}
 	if c.recreated() {
 		v.podGone(c, old)
 		old = nil
@@ -258,6 +262,10 @@ func conflict(p, o *corev1.Pod) int32 {
 // apart: required anti-affinity, of the pod and of those that are there. Only
 // labels that no operation changes are used in its terms.
 func (v *invariants) apart(c *change, p *corev1.Pod) {
+	// A leader whose clock has jumped does not know yet that another one leads.
+	if !v.leads.IsZero() && c.at.Sub(v.leads) < lag {
+		return
+	}
 	for name := range v.on {
 		for _, o := range v.podsOn(name) {
 			if o.Name == p.Name && o.Namespace == p.Namespace {
@@ -274,6 +282,13 @@ func (v *invariants) apart(c *change, p *corev1.Pod) {
 			}
 		}
 	}
+}
+
+// tookOver notes that another process leads now.
+func (v *invariants) tookOver() {
+	v.h.mu.Lock()
+	defer v.h.mu.Unlock()
+	v.leads = time.Now()
 }
 
 func (v *invariants) latest(name string) *corev1.Node {

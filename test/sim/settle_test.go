@@ -208,7 +208,12 @@ func (w *world) unsettled() []string {
 	for _, d := range all[*appsv1.Deployment](h) {
 		what, n, s := "deployment "+d.Namespace+"/"+d.Name, *d.Spec.Replicas, d.Status
 		if s.ObservedGeneration != d.Generation || s.Replicas != n || s.UpdatedReplicas != n || s.AvailableReplicas != n || s.UnavailableReplicas != 0 {
-			add("%s: %d wanted, generation %d, status %+v", what, n, d.Generation, s)
+			add("%s: %d wanted, generation %d, paused %v, strategy %+v %+v, status %+v", what, n, d.Generation, d.Spec.Paused, d.Spec.Strategy.Type, ptr.Deref(d.Spec.Strategy.RollingUpdate, appsv1.RollingUpdateDeployment{}), s)
+			for _, rs := range all[*appsv1.ReplicaSet](h) {
+				if owner(rs) == d.UID {
+					add("%s: replica set %s of %d, status %+v, annotations %v, image %s, deleted %v", what, rs.Name, *rs.Spec.Replicas, rs.Status, rs.Annotations, rs.Spec.Template.Spec.Containers[0].Image, rs.DeletionTimestamp)
+				}
+			}
 		}
 		for _, rs := range all[*appsv1.ReplicaSet](h) {
 			if owner(rs) != d.UID {

@@ -126,6 +126,10 @@ func (w *world) lead(ctx context.Context, i int) error {
 		err := w.cl.RunControl(ctx, testcluster.Control{
 			Identity: name, Seed: w.seed + uint64(life), //nolint:gosec // any number
 			Transport: func(part string) client.Transport {
+				if part == "informers" { // the first thing that a leader needs
+					w.hist.op("%s leads", name)
+					w.inv.tookOver()
+				}
 				return &counting{Transport: c.proc.Transport(part, w.cl.Transport("system:"+part)), w: w, part: part}
 			},
 		})

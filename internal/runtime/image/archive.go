@@ -214,7 +214,7 @@ func (s *Store) importDockerImage(ctx context.Context, lease *Lease, f files, m 
 		if mt == types.OCIUncompressedLayer && h != config.RootFS.DiffIDs[i] {
 			return nil, fmt.Errorf("layer %s: %w: its content has digest %s, the image config says %s", name, ErrCorrupt, h, config.RootFS.DiffIDs[i])
 		}
-		size, err := s.verifyLayer(ctx, h, config.RootFS.DiffIDs[i])
+		size, err := s.verifyLayer(ctx, h, config.RootFS.DiffIDs[i], s.room())
 		if err != nil {
 			return nil, err
 		}
@@ -370,18 +370,18 @@ func openBlobFile(f files, h v1.Hash) (io.ReadCloser, error) {
 
 func (s *Store) importOCIImage(ctx context.Context, lease *Lease, f files, desc v1.Descriptor, names []string, docker []dockerManifest, p publication) (*Image, error) {
 	fetch := func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) { return openBlobFile(f, d.Digest) }
-	m, size, err := s.fetchImage(ctx, lease, desc, fetch, 1)
+	got, err := s.fetchImage(ctx, lease, desc, fetch, 1, nil, silent)
 	if err != nil {
 		return nil, err
 	}
 	if len(names) == 0 {
 		for _, d := range docker {
-			if path.Base(d.Config) == m.Config.Digest.Hex || strings.TrimSuffix(path.Base(d.Config), ".json") == m.Config.Digest.Hex {
+			if path.Base(d.Config) == got.manifest.Config.Digest.Hex || strings.TrimSuffix(path.Base(d.Config), ".json") == got.manifest.Config.Digest.Hex {
 				names = d.RepoTags
 			}
 		}
 	}
-	p.size = size
+	p.size = got.size
 	return s.publish(lease, desc, names, p)
 }
 

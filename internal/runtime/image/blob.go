@@ -99,8 +99,8 @@ func (s *Store) ReadBlob(h v1.Hash) ([]byte, error) {
 	return readJSONBlob(f, h)
 }
 
-// maxJSON bounds manifests, configs and indexes, which are read into memory.
-const maxJSON = 8 << 20
+// MaxJSON bounds manifests, configs and indexes, which are read into memory.
+const MaxJSON = 8 << 20
 
 func readJSONBlob(r io.Reader, want v1.Hash) ([]byte, error) {
 	data, err := readLimited(r)
@@ -115,12 +115,12 @@ func readJSONBlob(r io.Reader, want v1.Hash) ([]byte, error) {
 }
 
 func readLimited(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxJSON+1))
+	data, err := io.ReadAll(io.LimitReader(r, MaxJSON+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > maxJSON {
-		return nil, fmt.Errorf("%w: longer than %d bytes", ErrCorrupt, maxJSON)
+	if len(data) > MaxJSON {
+		return nil, fmt.Errorf("%w: longer than %d bytes", ErrCorrupt, MaxJSON)
 	}
 	return data, nil
 }

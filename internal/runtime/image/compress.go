@@ -9,10 +9,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 var magics = []struct {
@@ -61,9 +63,21 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(br), nil
 }
 
+// room is how much may be unpacked: what the disk has, save a twentieth of it that
+// everything else on it needs. What a compressed layer unpacks to is known only
+// when it is unpacked; a bomb is stopped there.
+func (s *Store) room() int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return math.MaxInt64 - 1
+	}
+	free := int64(st.Bavail) - int64(st.Blocks)/20
+	return max(free, 0) * st.Bsize
+}
+
 // verifyLayer checks that the stored blob is the layer with that diff ID and
-// returns its uncompressed size.
-func (s *Store) verifyLayer(ctx context.Context, blob, diffID v1.Hash) (int64, error) {
+// returns its uncompressed size, which must be no more than room.
+func (s *Store) verifyLayer(ctx context.Context, blob, diffID v1.Hash, room int64) (int64, error) {
 	f, err := s.OpenBlob(blob)
 	if err != nil {
 		return 0, err
@@ -82,9 +96,15 @@ func (s *Store) verifyLayer(ctx context.Context, blob, diffID v1.Hash) (int64, e
 	}
 	defer r.Close()
 	h := sha256.New()
-	n, err := io.Copy(h, r)
+	n, err := io.Copy(h, io.LimitReader(r, room+1))
 	if err != nil {
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
 		return 0, fmt.Errorf("layer %s: %w", blob, err)
+	}
+	if n > room {
+		return 0, fmt.Errorf("layer %s: %w: it unpacks to more than the %d bytes that there is room for", blob, ErrNoRoom, room)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != diffID.Hex {
 		return 0, fmt.Errorf("layer %s: %w: its content has digest sha256:%s, the image config says %s", blob, ErrCorrupt, got, diffID)

@@ -75,6 +75,8 @@ var (
 	// ErrCorrupt: content does not have the digest it must have, or an archive
 	// is not what it says.
 	ErrCorrupt = errors.New("corrupt content")
+	// ErrNoRoom: the image is larger than what is free on the disk.
+	ErrNoRoom = errors.New("no space left for the image")
 	// ErrFormat: what was given is no archive that can be imported.
 	ErrFormat = errors.New("unknown archive format")
 )

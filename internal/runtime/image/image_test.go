@@ -245,7 +245,7 @@ func TestTagRemovePrune(t *testing.T) {
 	if img, err := s.Resolve(ctx, a.ID); err != nil || len(img.RepoTags) != 0 || len(img.RepoDigests) != 0 {
 		t.Errorf("nameless image: %+v, %v", img, err)
 	}
-	if pruned, err := s.Prune(ctx); err != nil || len(pruned) != 1 || pruned[0].ID != a.ID {
+	if pruned, err := s.Prune(ctx, (*Image).Dangling); err != nil || len(pruned) != 1 || pruned[0].ID != a.ID {
 		t.Errorf("pruned %v, %v", pruned, err)
 	}
 	if n := blobs(t, s); n != 3 {
@@ -423,7 +423,7 @@ func killedChild(dir string) {
 		}
 		if i%2 == 1 {
 			s.Remove(context.Background(), fmt.Sprint("img", (i+1)%3))
-			s.Prune(context.Background())
+			s.Prune(context.Background(), (*Image).Dangling)
 		}
 	}
 }

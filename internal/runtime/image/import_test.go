@@ -141,7 +141,7 @@ func TestImportArchives(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		for i := range got.DiffIDs {
-			if _, err := s.verifyLayer(t.Context(), got.Layers[i].Digest, got.DiffIDs[i]); err != nil {
+			if _, err := s.verifyLayer(t.Context(), got.Layers[i].Digest, got.DiffIDs[i], s.room()); err != nil {
 				t.Error(err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sort"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -238,13 +239,15 @@ func named(e v1.Descriptor, name string) bool {
 	return false
 }
 
-// Prune removes the images that have no name and returns them.
-func (s *Store) Prune(ctx context.Context) ([]*Image, error) {
+// Prune removes the images that which chooses, with all their names, and returns
+// them. Pinned ones stay. What nothing names any more is deleted in any case: also
+// what pulls left that did not succeed.
+func (s *Store) Prune(ctx context.Context, which func(*Image) bool) ([]*Image, error) {
 	s.mu.Lock()
 	var pruned []*Image
 	gone := map[string]bool{}
 	for id, img := range s.images {
-		if len(img.RepoTags)+len(img.RepoDigests) == 0 && !img.Pinned {
+		if !img.Pinned && which(img) {
 			gone[id] = true
 			pruned = append(pruned, img)
 		}
@@ -261,4 +264,22 @@ func (s *Store) Prune(ctx context.Context) ([]*Image, error) {
 		return nil, err
 	}
 	return pruned, s.Collect(ctx)
+}
+
+// Dangling tells whether an image has no name.
+func (i *Image) Dangling() bool { return len(i.RepoTags)+len(i.RepoDigests) == 0 }
+
+// Named returns the names by which an image is known here: those with tags, and
+// the digests that it was pulled by.
+func (s *Store) Named(id string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for name, of := range s.names {
+		if of == id {
+			out = append(out, name)
+		}
+	}
+	sort.Strings(out)
+	return out
 }

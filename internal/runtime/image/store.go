@@ -17,7 +17,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +40,7 @@ type Store struct {
 	log      *slog.Logger
 	registry Registry
 	lock     *os.File
-	pulls    singleflight.Group
+	pulls    flights
 
 	mu      sync.Mutex
 	leases  map[*Lease]bool
@@ -58,6 +57,9 @@ type Layers interface {
 	Collect(ctx context.Context) error
 	// LayersUsage is what all unpacked layers take on disk.
 	LayersUsage() (bytes, inodes uint64)
+	// Unpack makes the layers of an image ready to be used. They stay while images
+	// or a lease name their diff IDs.
+	Unpack(ctx context.Context, img *Image) error
 }
 
 // record is a manifest with its config, by the manifest's digest. Immutable.
@@ -234,6 +236,18 @@ func parseManifest(raw []byte) (*v1.Manifest, error) {
 		}
 	}
 	return &m, nil
+}
+
+// ManifestType is the media type that a manifest or index says it has; "" where it
+// says none.
+func ManifestType(raw []byte) types.MediaType {
+	var m struct {
+		MediaType types.MediaType `json:"mediaType"`
+	}
+	if json.Unmarshal(raw, &m) != nil {
+		return ""
+	}
+	return m.MediaType
 }
 
 func parseConfig(raw []byte) (*v1.ConfigFile, error) {

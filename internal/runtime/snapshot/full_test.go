@@ -1,11 +1,13 @@
 package snapshot
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
@@ -64,5 +66,51 @@ func TestFullDisk(t *testing.T) {
 	}
 	if _, err := e.images.Import(t.Context(), bytes.NewReader(big), image.ImportOptions{Names: []string{"big"}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who may not make device nodes unpacks a layer without them; whiteouts, which
+// anybody may make, work.
+func TestDevicesWithoutPrivilege(t *testing.T) {
+	needRoot(t)
+	made := make(chan error)
+	dir := t.TempDir()
+	go func() {
+		// The thread goes with this goroutine, and its capabilities with it.
+		goruntime.LockOSThread()
+		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		err := unix.Capget(&hdr, &data[0])
+		if err == nil {
+			data[0].Effective &^= 1 << unix.CAP_MKNOD
+			err = unix.Capset(&hdr, &data[0])
+		}
+		if err == nil {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			for _, h := range []tar.Header{
+				{Name: "mem", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 1},
+				{Name: "disk", Typeflag: tar.TypeBlock, Mode: 0o666, Devmajor: 8},
+				{Name: ".wh.gone", Typeflag: tar.TypeReg, Mode: 0o644},
+				{Name: "pipe", Typeflag: tar.TypeFifo, Mode: 0o644},
+			} {
+				err = errors.Join(err, w.WriteHeader(&h))
+			}
+			if err = errors.Join(err, w.Close()); err == nil {
+				_, _, err = unpack(t.Context(), &b, dir, nil)
+			}
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	l, err := os.ReadDir(dir)
+	for _, e := range l {
+		names = append(names, e.Name())
+	}
+	if err != nil || fmt.Sprint(names) != "[gone pipe]" {
+		t.Errorf("%v, %v", names, err)
 	}
 }

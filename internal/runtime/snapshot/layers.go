@@ -260,3 +260,10 @@ func (s *Store) Collect(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Unpack unpacks what is missing of img.
+func (s *Store) Unpack(ctx context.Context, img *image.Image) error {
+	layers, err := s.ensure(ctx, img)
+	s.unpin(layers)
+	return err
+}

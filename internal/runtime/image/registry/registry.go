@@ -1,43 +1,77 @@
-// Package registry finds and fetches images in container registries. It is
-// apart from the image store, so that only programs that pull link a registry
-// client.
+// Package registry finds, fetches and pushes images in container registries (OCI
+// distribution specification 1.1). It is apart from the image store, so that only
+// programs that pull link a registry client.
+//
+// # What may go wrong
+//
+// A registry is asked again, after a growing pause, when it is busy (429 and 5xx;
+// Retry-After is heeded up to a minute) or the connection breaks or stalls. A blob
+// whose connection breaks goes on where it was. What a registry says of digests
+// and sizes is believed only as far as it was verified: errors wrap
+// image.ErrCorrupt then. Manifests longer than image.MaxJSON are refused.
 package registry
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"runtime"
 	"strings"
+	"sync"
+	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"skiff/internal/runtime/image"
 )
 
-// Deps of a Client.
+// Deps of a Client; the zero value reaches public registries.
 type Deps struct {
-	// Transport reaches registries; a default one where nil.
+	// Transport reaches registries; one of its own, with each registry's
+	// certificates, where nil.
 	Transport http.RoundTripper
-	// Mirrors are asked before a registry, by its domain ("docker.io"), in their
-	// order: URLs without a path. They are not given the registry's credentials.
+	// Mirrors are asked before a registry, by its domain ("docker.io", or "*" for
+	// all that have none), in their order: URLs without a path. They are not given
+	// the registry's credentials.
 	Mirrors map[string][]string
+	// Insecure are registries whose certificate is not verified and that may lack
+	// TLS: by domain with port, or, for addresses, a range (10.0.0.0/8).
+	Insecure []string
+	// Certs are directories like docker's certs.d: HOST[:PORT]/ca.crt, and
+	// NAME.cert with NAME.key for registries that want a client's certificate.
+	Certs []string
+	// Stall is how long nothing may come; a minute where zero.
+	Stall time.Duration
+	// Backoff is the first pause before a request is repeated; 200 ms where zero.
+	Backoff time.Duration
 }
 
-// Client implements image.Registry. Registries on loopback and private
-// addresses are tried with TLS first, then without.
-type Client struct{ deps Deps }
+// Client implements image.Registry. Registries on loopback and private addresses
+// are tried with TLS first, then without.
+type Client struct {
+	deps Deps
+
+	mu         sync.Mutex
+	transports map[string]http.RoundTripper // by host, "insecure " before it
+}
 
 // New returns a client.
-func New(d Deps) *Client { return &Client{d} }
+func New(d Deps) *Client {
+	if d.Stall == 0 {
+		d.Stall = time.Minute
+	}
+	if d.Backoff == 0 {
+		d.Backoff = 200 * time.Millisecond
+	}
+	return &Client{deps: d, transports: map[string]http.RoundTripper{}}
+}
 
 // CheckMirror tells what is wrong with the URL of a mirror.
 func CheckMirror(mirror string) error {
@@ -59,127 +93,158 @@ func atMirror(n image.Name, mirror string) (name.Reference, error) {
 	return name.ParseReference(n.String(), options...)
 }
 
-// Find implements image.Registry.
-func (c *Client) Find(ctx context.Context, n image.Name, auth *image.Auth) (*image.RemoteImage, error) {
-	for _, m := range c.deps.Mirrors[n.Domain] {
+// place is where an image may be found: its registry, or a mirror of it.
+type place struct {
+	name   image.Name
+	ref    name.Reference
+	access image.Access
+	mirror bool
+
+	once    sync.Mutex
+	session *session
+}
+
+// places are where n is looked for, in order.
+func (c *Client) places(n image.Name, a image.Access) ([]*place, error) {
+	var out []*place
+	mirrors, ok := c.deps.Mirrors[n.Domain]
+	if !ok {
+		mirrors = c.deps.Mirrors["*"]
+	}
+	for _, m := range mirrors {
 		ref, err := atMirror(n, m)
 		if err != nil {
 			return nil, fmt.Errorf("mirror of %s: %w", n.Domain, err)
 		}
-		// A mirror that is away, or has no such image, is passed over.
-		if found, err := c.find(ctx, n, ref, nil); err == nil || ctx.Err() != nil {
-			return found, err
-		}
+		out = append(out, &place{name: n, ref: ref, mirror: true})
 	}
-	ref, err := name.ParseReference(n.String())
+	p, err := c.home(n, a)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", image.ErrInvalidName, err)
+		return nil, err
 	}
-	return c.find(ctx, n, ref, auth)
+	return append(out, p), nil
 }
 
-func (c *Client) find(ctx context.Context, n image.Name, ref name.Reference, auth *image.Auth) (*image.RemoteImage, error) {
-	options := func(ctx context.Context) []remote.Option {
-		opts := []remote.Option{
-			remote.WithContext(ctx), remote.WithUserAgent("skiff"),
-			remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
-			remote.WithAuth(authenticator(auth)),
+// home is n in its own registry.
+func (c *Client) home(n image.Name, a image.Access) (*place, error) {
+	a.Insecure = a.Insecure || c.insecure(n.Domain)
+	var options []name.Option
+	if a.Insecure {
+		options = append(options, name.Insecure)
+	}
+	ref, err := name.ParseReference(n.String(), options...)
+	if err != nil {
+		return nil, withKind(image.ErrInvalidName, err)
+	}
+	return &place{name: n, ref: ref, access: a}, nil
+}
+
+// open returns the session with the place.
+func (c *Client) open(ctx context.Context, p *place) (*session, error) {
+	p.once.Lock()
+	defer p.once.Unlock()
+	if p.session == nil {
+		s, err := c.session(ctx, p.name, p.ref.Context(), p.access, transport.PullScope)
+		if err != nil {
+			return nil, err
 		}
-		if c.deps.Transport != nil {
-			opts = append(opts, remote.WithTransport(c.deps.Transport))
+		if p.mirror {
+			s.namespace = p.name.Domain
 		}
-		return opts
+		p.session = s
 	}
-	desc, err := remote.Get(ref, options(ctx)...)
+	return p.session, nil
+}
+
+// Find implements image.Registry.
+func (c *Client) Find(ctx context.Context, n image.Name, p v1.Platform, a image.Access) (*image.RemoteImage, error) {
+	places, err := c.places(n, a)
 	if err != nil {
-		return nil, kindOf(n, err)
+		return nil, err
 	}
-	img, err := desc.Image()
-	if err != nil {
-		return nil, kindOf(n, err)
+	for i, at := range places {
+		found, err := c.find(ctx, at, p)
+		switch {
+		case err == nil:
+			found.Fetch = c.fetcher(places[i:], found.Fetch)
+			return found, nil
+		case ctx.Err() != nil || !at.mirror:
+			return nil, err
+		}
+		// A mirror that is away, or has no such image, is passed over.
 	}
-	raw, err := img.RawManifest()
-	if err != nil {
-		return nil, kindOf(n, err)
+	return nil, errors.New("no registry") // not reached: the last place is none of mirrors
+}
+
+// fetcher fetches blobs where the manifest was found, and from what comes after
+// that where it fails.
+func (c *Client) fetcher(places []*place, first func(context.Context, v1.Descriptor) (io.ReadCloser, error)) func(context.Context, v1.Descriptor) (io.ReadCloser, error) {
+	return func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+		r, err := first(ctx, d)
+		for _, p := range places[1:] {
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			var s *session
+			if s, err = c.open(ctx, p); err == nil {
+				r, err = c.blob(ctx, s, d)
+			}
+		}
+		return r, err
 	}
-	digest, err := img.Digest()
+}
+
+// accept are the media types of manifests that are understood.
+var accept = []string{
+	string(types.DockerManifestSchema2), string(types.DockerManifestList),
+	string(types.OCIManifestSchema1), string(types.OCIImageIndex), "*/*;q=0.1",
+}
+
+func (c *Client) find(ctx context.Context, at *place, p v1.Platform) (*image.RemoteImage, error) {
+	s, err := c.open(ctx, at)
 	if err != nil {
-		return nil, kindOf(n, err)
+		return nil, err
 	}
-	mt, err := img.MediaType()
+	desc, raw, err := s.manifest(ctx, at.ref.Identifier())
 	if err != nil {
-		return nil, kindOf(n, err)
+		return nil, err
+	}
+	named := desc.Digest
+	for depth := 0; desc.MediaType.IsIndex(); depth++ {
+		if depth > 3 {
+			return nil, withKind(image.ErrCorrupt, fmt.Errorf("%w: indexes within indexes", image.ErrCorrupt))
+		}
+		var index v1.IndexManifest
+		if err := json.Unmarshal(raw, &index); err != nil {
+			return nil, withKind(image.ErrCorrupt, fmt.Errorf("index %s: %w: %w", desc.Digest, image.ErrCorrupt, err))
+		}
+		chosen, err := pick(&index, p)
+		if err != nil {
+			return nil, err
+		}
+		if desc, raw, err = s.manifest(ctx, chosen.Digest.String()); err != nil {
+			return nil, err
+		}
+	}
+	if !desc.MediaType.IsImage() {
+		return nil, withKind(image.ErrCorrupt, fmt.Errorf("%w: media type %q is not that of an image", image.ErrCorrupt, desc.MediaType))
 	}
 	return &image.RemoteImage{
-		Manifest: v1.Descriptor{MediaType: mt, Digest: digest, Size: int64(len(raw))},
-		Digest:   desc.Digest,
+		Manifest: desc, Digest: named,
 		Fetch: func(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-			if d.Digest == digest {
+			if d.Digest == desc.Digest {
 				return io.NopCloser(bytes.NewReader(raw)), nil
 			}
-			l, err := remote.Layer(ref.Context().Digest(d.Digest.String()), options(ctx)...)
-			if err != nil {
-				return nil, kindOf(n, err)
-			}
-			r, err := l.Compressed()
-			if err != nil {
-				return nil, kindOf(n, err)
-			}
-			return body{r, n}, nil
+			return c.blob(ctx, s, d)
 		},
 	}, nil
 }
 
-// body gives errors of reading a blob their kind.
-type body struct {
-	io.ReadCloser
-	name image.Name
-}
-
-func (b body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == nil || err == io.EOF {
-		return n, err
+// blob opens a blob; the first answer has come when it returns.
+func (c *Client) blob(ctx context.Context, s *session, d v1.Descriptor) (io.ReadCloser, error) {
+	b := &blob{ctx: ctx, session: s, desc: d, backoff: c.deps.Backoff}
+	if err := b.open(); err != nil {
+		return nil, err
 	}
-	// The client verifies digests, and its error for that has no public type.
-	if strings.Contains(err.Error(), "error verifying") {
-		return n, withKind(image.ErrCorrupt, err)
-	}
-	return n, kindOf(b.name, err)
+	return b, nil
 }
-
-func authenticator(a *image.Auth) authn.Authenticator {
-	if a == nil || *a == (image.Auth{ServerAddress: a.ServerAddress}) {
-		return authn.Anonymous
-	}
-	return authn.FromConfig(authn.AuthConfig{
-		Username: a.Username, Password: a.Password, Auth: a.Auth,
-		IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
-	})
-}
-
-// kindOf sorts what the registry client says into the kinds that callers
-// distinguish, in the words that users of other runtimes know.
-func kindOf(n image.Name, err error) error {
-	var te *transport.Error
-	switch {
-	case errors.As(err, &te) && te.StatusCode == http.StatusNotFound:
-		return withKind(image.ErrNotFound, fmt.Errorf("%s: not found", n))
-	case errors.As(err, &te) && (te.StatusCode == http.StatusUnauthorized || te.StatusCode == http.StatusForbidden):
-		return withKind(image.ErrUnauthorized,
-			fmt.Errorf("pull access denied, repository does not exist or may require authorization: %w", err))
-	case errors.As(err, &te):
-		return withKind(image.ErrUnavailable, fmt.Errorf("unexpected status: %w", err))
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	}
-	return withKind(image.ErrUnavailable, fmt.Errorf("failed to do request: %w", err))
-}
-
-// kindError reads as err and is a kind as well.
-type kindError struct{ kind, err error }
-
-func withKind(kind, err error) error { return &kindError{kind, err} }
-
-func (e *kindError) Error() string   { return e.err.Error() }
-func (e *kindError) Unwrap() []error { return []error{e.kind, e.err} }

@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"go.uber.org/goleak"
 
 	"skiff/internal/runtime/image"
 )
@@ -35,6 +36,57 @@ type server struct {
 	damage atomic.Bool  // layers come changed
 
 	authorized atomic.Int32 // requests with credentials
+
+	// fault may answer in the registry's place.
+	fault atomic.Pointer[fault]
+	mu    sync.Mutex
+	seen  []string // METHOD kind[ Range]
+}
+
+type fault func(w http.ResponseWriter, r *http.Request, next http.Handler) bool
+
+// kind is what a request is for.
+func kind(r *http.Request) string {
+	for _, k := range []string{"blobs/uploads", "blobs", "manifests"} {
+		if strings.Contains(r.URL.Path, "/"+k+"/") {
+			return k
+		}
+	}
+	return "ping"
+}
+
+func (s *server) note(r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = append(s.seen, strings.TrimSpace(r.Method+" "+kind(r)+" "+r.Header.Get("Range")))
+}
+
+// requests counts those that were seen since the last call, by how they begin.
+func (s *server) requests(prefix string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, r := range s.seen {
+		if strings.HasPrefix(r, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *server) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = nil
+}
+
+// set makes f answer; nil for nobody.
+func (s *server) set(f fault) {
+	if f == nil {
+		s.fault.Store(nil)
+		return
+	}
+	s.fault.Store(&f)
 }
 
 func serve(t *testing.T) *server {
@@ -42,6 +94,10 @@ func serve(t *testing.T) *server {
 	s := &server{}
 	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.note(r)
+		if f := s.fault.Load(); f != nil && (*f)(w, r, reg) {
+			return
+		}
 		if r.Header.Get("Authorization") != "" {
 			s.authorized.Add(1)
 		}
@@ -79,9 +135,28 @@ func (s *server) push(t *testing.T, ref string, img v1.Image) {
 	}
 }
 
+// client is New whose connections end with the test, and that waits little.
+func client(t *testing.T, d Deps) *Client {
+	t.Helper()
+	if d.Backoff == 0 {
+		d.Backoff = time.Millisecond
+	}
+	c := New(d)
+	t.Cleanup(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, rt := range c.transports {
+			rt.(*http.Transport).CloseIdleConnections()
+		}
+	})
+	return c
+}
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 func open(t *testing.T) *image.Store {
 	t.Helper()
-	s, err := image.Open(t.TempDir(), image.Options{Registry: New(Deps{})})
+	s, err := image.Open(t.TempDir(), image.Options{Registry: client(t, Deps{})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +210,7 @@ func TestMirrors(t *testing.T) {
 	srv, img := serve(t), randomImage(t)
 	srv.push(t, "team/app:1", img)
 	of := func(domain string, mirrors ...string) *image.Store {
-		s, err := image.Open(t.TempDir(), image.Options{Registry: New(Deps{Mirrors: map[string][]string{domain: mirrors}})})
+		s, err := image.Open(t.TempDir(), image.Options{Registry: client(t, Deps{Mirrors: map[string][]string{domain: mirrors}})})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,208 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// PushOptions say how an image is pushed.
+type PushOptions struct {
+	Access
+	// Compression of layers that have none: gzip (also for ""), zstd, or none.
+	Compression string
+	// Progress may be nil.
+	Progress Progress
+}
+
+// PushError is why a push failed; errors.Is finds what Registry names in it.
+type PushError struct {
+	Ref string // canonical
+	Err error
+}
+
+func (e *PushError) Error() string { return fmt.Sprintf("failed to push image %q: %v", e.Ref, e.Err) }
+
+func (e *PushError) Unwrap() error { return e.Err }
+
+// Push brings the image named ref to the registry that its name says, and returns
+// it. Layers without compression are compressed first, and the image is from then
+// on stored as it was pushed: its digest, not its ID, is another one.
+func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (*Image, error) {
+	n, err := ParseName(ref)
+	if err != nil {
+		return nil, err
+	}
+	full := n.String()
+	if n.Digest != "" {
+		return nil, fmt.Errorf("%q: %w: cannot push a digest reference", ref, ErrInvalidName)
+	}
+	if s.registry == nil {
+		return nil, &PushError{full, fmt.Errorf("%w: this store has no access to registries", ErrUnavailable)}
+	}
+	if o.Progress == nil {
+		o.Progress = silent
+	}
+	lease := s.Lease()
+	defer lease.Release()
+	s.mu.Lock()
+	id, ok := s.names[full]
+	if !ok {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%s: %w: an image is pushed by its name; give it one with tag", full, ErrNotFound)
+	}
+	img, entry := s.images[id], v1.Descriptor{}
+	for _, e := range s.entries {
+		if e.Annotations[annName] == full {
+			entry = e
+		}
+	}
+	m := s.records[entry.Digest].manifest
+	lease.hold(entry.Digest, m.Config.Digest)
+	for _, l := range m.Layers {
+		lease.hold(l.Digest)
+	}
+	from := s.sources(n)
+	s.mu.Unlock()
+
+	if entry, m, err = s.compressed(ctx, lease, img, entry, m, o); err != nil {
+		return nil, &PushError{full, err}
+	}
+	raw, err := s.ReadBlob(entry.Digest)
+	if err != nil {
+		return nil, &PushError{full, err}
+	}
+	err = s.registry.Push(ctx, n, Upload{
+		Manifest: v1.Descriptor{MediaType: entry.MediaType, Digest: entry.Digest, Size: int64(len(raw))}, Raw: raw,
+		Blobs: append(append([]v1.Descriptor{}, m.Layers...), m.Config),
+		Open:  s.OpenBlob, From: from, Progress: o.Progress,
+	}, o.Access)
+	if err != nil {
+		return nil, &PushError{full, err}
+	}
+	return s.Resolve(ctx, full)
+}
+
+// sources are the repositories of the registry of n, other than its own, that
+// stored images say they come from, by the blobs that those have; s.mu is held.
+func (s *Store) sources(n Name) map[v1.Hash][]string {
+	out := map[v1.Hash][]string{}
+	for _, e := range s.entries {
+		other, err := ParseName(e.Annotations[annName])
+		if err != nil || other.Domain != n.Domain || other.Path == n.Path {
+			continue
+		}
+		m := s.records[e.Digest].manifest
+		for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+			if !contains(out[d.Digest], other.Path) {
+				out[d.Digest] = append(out[d.Digest], other.Path)
+			}
+		}
+	}
+	return out
+}
+
+// compressed stores the image with compressed layers, where it has others, and
+// returns the manifest that it has then.
+func (s *Store) compressed(ctx context.Context, lease *Lease, img *Image, entry v1.Descriptor, m *v1.Manifest, o PushOptions) (v1.Descriptor, *v1.Manifest, error) {
+	if o.Compression == "" {
+		o.Compression = "gzip"
+	}
+	if o.Compression != "gzip" && o.Compression != "zstd" && o.Compression != "none" {
+		return entry, nil, fmt.Errorf("compression %q: must be gzip, zstd or none", o.Compression)
+	}
+	out := *m
+	out.Layers = append([]v1.Descriptor{}, m.Layers...)
+	changed := false
+	for i, l := range out.Layers {
+		if o.Compression == "none" || l.Digest != img.DiffIDs[i] {
+			continue
+		}
+		o.Progress(Event{Digest: l.Digest, Stage: Preparing})
+		d, err := s.compress(ctx, lease, l.Digest, o.Compression, m.MediaType)
+		if err != nil {
+			return entry, nil, fmt.Errorf("compress layer %s: %w", l.Digest, err)
+		}
+		d.Annotations = l.Annotations
+		out.Layers[i], changed = d, true
+	}
+	if !changed {
+		return entry, m, nil
+	}
+	raw, err := json.Marshal(out)
+	if err != nil {
+		return entry, nil, err
+	}
+	desc, err := s.putJSON(ctx, lease, raw, entry.MediaType)
+	if err != nil {
+		return entry, nil, err
+	}
+	return desc, &out, s.restate(entry.Digest, desc)
+}
+
+// restate makes every name of one manifest a name of another, which is the same
+// image in other blobs.
+func (s *Store) restate(old v1.Hash, desc v1.Descriptor) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.loadRecord(desc.Digest); err != nil {
+		return fmt.Errorf("store image: %w", err)
+	}
+	entries := append([]v1.Descriptor{}, s.entries...)
+	for i, e := range entries {
+		if e.Digest == old {
+			a := map[string]string{}
+			for k, v := range e.Annotations {
+				if k != annPulled { // it is no longer what was pulled
+					a[k] = v
+				}
+			}
+			entries[i] = v1.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Annotations: a}
+		}
+	}
+	return s.save(entries)
+}
+
+// compress stores a blob compressed. The same content gives the same bytes.
+func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how string, manifest types.MediaType) (v1.Descriptor, error) {
+	f, err := s.OpenBlob(blob)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer f.Close()
+	w, err := s.NewBlob(lease)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer w.Close()
+	var z io.WriteCloser
+	mt := types.OCILayer
+	switch {
+	case how == "zstd":
+		// One goroutine: where frames are cut depends on how many work.
+		if z, err = zstd.NewWriter(w, zstd.WithEncoderConcurrency(1)); err != nil {
+			return v1.Descriptor{}, err
+		}
+		mt = types.OCILayerZStd
+	default:
+		z = gzip.NewWriter(w)
+		if strings.HasPrefix(string(manifest), "application/vnd.docker.") {
+			mt = types.DockerLayer
+		}
+	}
+	if _, err := io.Copy(z, contextReader{ctx, f}); err != nil {
+		return v1.Descriptor{}, err
+	}
+	if err := z.Close(); err != nil {
+		return v1.Descriptor{}, err
+	}
+	h, err := w.Commit(v1.Hash{})
+	return v1.Descriptor{MediaType: mt, Digest: h, Size: w.Size()}, err
+}
