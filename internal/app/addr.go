@@ -5,14 +5,28 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// defaultAddr is the address that the host uses towards others: found by asking
-// the kernel for a route, without sending anything.
-func defaultAddr() (netip.Addr, error) {
-	if c, err := net.Dial("udp", "198.51.100.1:9"); err == nil {
+// defaultAddr is the address of a family that the host uses towards others: found
+// by asking the kernel for a route, without sending anything.
+func defaultAddr(v6 bool) (netip.Addr, error) {
+	network, other := "udp4", "198.51.100.1:9"
+	d := net.Dialer{}
+	if v6 {
+		network, other = "udp6", "[2001:db8::1]:9"
+		// Not one that will be given up soon, for the sake of privacy (RFC 5014).
+		d.Control = func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_ADDR_PREFERENCES, preferPublic)
+			})
+		}
+	}
+	if c, err := d.Dial(network, other); err == nil {
 		defer c.Close()
-		if a, ok := c.LocalAddr().(*net.UDPAddr); ok && !a.IP.IsLoopback() {
+		if a, ok := c.LocalAddr().(*net.UDPAddr); ok && !a.IP.IsLoopback() && !a.IP.IsLinkLocalUnicast() {
 			if ip, ok := netip.AddrFromSlice(a.IP); ok {
 				return ip.Unmap(), nil
 			}
@@ -24,15 +38,18 @@ func defaultAddr() (netip.Addr, error) {
 	}
 	for _, a := range addrs {
 		n, ok := a.(*net.IPNet)
-		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() || n.IP.To4() == nil {
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
 			continue
 		}
-		if ip, ok := netip.AddrFromSlice(n.IP.To4()); ok {
-			return ip, nil
+		if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().Is6() == v6 {
+			return ip.Unmap(), nil
 		}
 	}
 	return netip.Addr{}, errors.New("no address")
 }
+
+// preferPublic is IPV6_PREFER_SRC_PUBLIC.
+const preferPublic = 2
 
 // freePort finds a port from first on that nobody listens on.
 func freePort(first int) int {

@@ -66,13 +66,18 @@ func (s *server) kubernetesService() *corev1.Service {
 
 // dnsService has no selector: every node answers it by itself.
 func (s *server) dnsService() *corev1.Service {
+	prefer := corev1.IPFamilyPolicyPreferDualStack
+	var ips []string
+	for _, ip := range s.set.DNSIPs {
+		ips = append(ips, ip.String())
+	}
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceSystem, Name: "kube-dns",
 			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
 		},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: s.set.DNSIP.String(),
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ips[0], ClusterIPs: ips, IPFamilyPolicy: &prefer,
 			Ports: []corev1.ServicePort{
 				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt(53)},
 				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt(53)},
@@ -88,7 +93,7 @@ func (s *server) kubernetesEndpoints(ctx context.Context, c *client.Client) erro
 			Namespace: metav1.NamespaceDefault, Name: "kubernetes", Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
 		},
 		Subsets: []corev1.EndpointSubset{{
-			Addresses: []corev1.EndpointAddress{{IP: s.set.NodeAddr.String()}},
+			Addresses: []corev1.EndpointAddress{{IP: s.set.NodeAddr().String()}},
 			Ports:     []corev1.EndpointPort{{Name: "https", Port: int32(s.set.APIPort), Protocol: corev1.ProtocolTCP}},
 		}},
 	}
@@ -113,9 +118,9 @@ func (s *server) kubernetesSlice(ctx context.Context, c *client.Client) error {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceDefault, Name: "kubernetes", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"},
 		},
-		AddressType: discoveryv1.AddressTypeIPv4,
+		AddressType: discoveryv1.AddressType(familyName(s.set.NodeAddr().Is6())),
 		Endpoints: []discoveryv1.Endpoint{{
-			Addresses: []string{s.set.NodeAddr.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+			Addresses: []string{s.set.NodeAddr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		}},
 		Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
 	}
@@ -188,7 +193,7 @@ func (s *server) clusterInfo(ctx context.Context, c *client.Client) error {
 	text, err := yaml.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Config", "contexts": nil, "current-context": "", "preferences": struct{}{}, "users": nil,
 		"clusters": []any{map[string]any{"name": "", "cluster": map[string]any{
-			"server":                     "https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
+			"server":                     "https://" + net.JoinHostPort(s.set.NodeAddr().String(), strconv.Itoa(s.set.APIPort)),
 			"certificate-authority-data": s.pki.CA(pki.ClusterCA).CertPEM,
 		}}},
 	})

@@ -44,8 +44,8 @@ func bootServer(t *testing.T) *server {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	set := &Settings{
-		APIServiceIP: netip.MustParseAddr("10.96.0.1"), DNSIP: netip.MustParseAddr("10.96.0.10"), NodeAddr: netip.MustParseAddr("192.0.2.1"),
-		ServiceRange: netip.MustParsePrefix("10.96.0.0/16"), NodePortFirst: 30000, NodePortLast: 32767,
+		APIServiceIP: netip.MustParseAddr("10.96.0.1"), DNSIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, NodeAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+		ServiceRanges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortFirst: 30000, NodePortLast: 32767,
 	}
 	set.APIPort = 6443
 	spec, err := pki.ServerSpec(pki.Server{NodeName: "n"})
@@ -60,7 +60,7 @@ func bootServer(t *testing.T) *server {
 	o := &serverObjects{}
 	s := &server{set: set, log: log, store: st, pki: certs}
 	s.alloc, err = alloc.New(alloc.Deps{
-		Client: func() *client.Client { return o.System() }, Store: st, ServiceCIDRs: []netip.Prefix{set.ServiceRange},
+		Client: func() *client.Client { return o.System() }, Store: st, ServiceCIDRs: set.ServiceRanges,
 		FirstPort: 30000, LastPort: 32767, Now: time.Now, Log: log,
 	})
 	if err != nil {
@@ -178,7 +178,7 @@ func TestBootstrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	endpoints := client.For[*discoveryv1.EndpointSlice](c).In("default")
-	s.set.NodeAddr = netip.MustParseAddr("192.0.2.9")
+	s.set.NodeAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
 	boot()
 	if r, err := roles.Get(ctx, "system:discovery"); err != nil || len(r.Rules) < 2 || r.Rules[0].Resources[0] != "things" || r.Labels["kubernetes.io/bootstrapping"] == "" {
 		t.Errorf("%+v %v", r, err)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
+	"skiff/internal/dns"
 	"skiff/internal/host"
 	"skiff/internal/runtime/image/registry"
 )
@@ -33,7 +35,7 @@ type Config struct {
 	// DataDir keeps everything durable; /var/lib/skiff/NAME by default.
 	DataDir string `json:"dataDir,omitempty"`
 	// NodeName, the host's name by default, and NodeIP, the address of the
-	// default route's link by default.
+	// default route's link by default; with two IP families two, separated by a comma.
 	NodeName string `json:"nodeName,omitempty"`
 	NodeIP   string `json:"nodeIP,omitempty"`
 	// APIPort and KubeletPort on all addresses; 6443 and 10250 by default, the
@@ -42,13 +44,23 @@ type Config struct {
 	KubeletPort int `json:"kubeletPort,omitempty"`
 	// PodCIDR is what nodes get their pods' ranges from; ServiceCIDR what cluster
 	// addresses come from. By default ranges that no other cluster on this machine
-	// has: 10.244.0.0/16 and 10.96.0.0/16 for the one without a name.
+	// has: 10.244.0.0/16 and 10.96.0.0/16 for the one without a name. Each may be two,
+	// one of each IP family, separated by a comma: the first is the primary family's.
 	PodCIDR     string `json:"podCIDR,omitempty"`
 	ServiceCIDR string `json:"serviceCIDR,omitempty"`
 	// NodePorts is the range of node ports, "30000-32767".
 	NodePorts string `json:"nodePorts,omitempty"`
 	// ClusterDomain is "cluster.local" by default.
 	ClusterDomain string `json:"clusterDomain,omitempty"`
+	// DNSUpstreams are asked about names outside the cluster instead of the host's
+	// resolvers, the first that answers; DNSStubDomains about names at or below those
+	// domains, of which the longest that fits decides. They are IP addresses, with a
+	// port or without.
+	DNSUpstreams   []string            `json:"dnsUpstreams,omitempty"`
+	DNSStubDomains map[string][]string `json:"dnsStubDomains,omitempty"`
+	// DNSHosts are addresses by name, as in a hosts file: they hold whatever others
+	// say.
+	DNSHosts map[string][]string `json:"dnsHosts,omitempty"`
 	// ExtraSANs are more names that the API server is reached by.
 	ExtraSANs []string `json:"extraSANs,omitempty"`
 	// Etcd are the endpoints of an external etcd; none embeds it.
@@ -215,6 +227,15 @@ func (c *Config) Merge() error {
 	if c.InsecureRegistries == nil {
 		c.InsecureRegistries = old.InsecureRegistries
 	}
+	if c.DNSUpstreams == nil {
+		c.DNSUpstreams = old.DNSUpstreams
+	}
+	if c.DNSStubDomains == nil {
+		c.DNSStubDomains = old.DNSStubDomains
+	}
+	if c.DNSHosts == nil {
+		c.DNSHosts = old.DNSHosts
+	}
 	if len(c.AllowedUnsafeSysctls) == 0 {
 		c.AllowedUnsafeSysctls = old.AllowedUnsafeSysctls
 	}
@@ -256,6 +277,21 @@ func (c *Config) Save() error {
 	return writeFile(configPath(i), b, 0o600)
 }
 
+// dns puts what is said of names outside the cluster into what a DNS server needs.
+func (c *Config) dns(d dns.Deps) (dns.Deps, error) {
+	d.Upstreams, d.StubDomains, d.Hosts = c.DNSUpstreams, c.DNSStubDomains, map[string][]netip.Addr{}
+	for _, name := range slices.Sorted(maps.Keys(c.DNSHosts)) {
+		for _, s := range c.DNSHosts[name] {
+			ip, err := netip.ParseAddr(s)
+			if err != nil {
+				return d, &ConfigError{"dnsHosts." + name, fmt.Sprintf("%q: must be an IP address", s)}
+			}
+			d.Hosts[name] = append(d.Hosts[name], ip)
+		}
+	}
+	return d, nil
+}
+
 // saveFor writes c for a start. Where the start fails unsave takes the ports back:
 // one that was in use must not be what the next start begins with.
 func (c *Config) saveFor() (unsave func() error, err error) {
@@ -288,15 +324,18 @@ type Settings struct {
 	Config
 	// Kubeconfig is the way to the server of a node alone; empty where the server
 	// is in this process.
-	Kubeconfig   string
-	Instance     host.Instance
-	NodeAddr     netip.Addr
-	PodRange     netip.Prefix
-	ServiceRange netip.Prefix
-	// APIServiceIP is the kubernetes Service's address, DNSIP the cluster's DNS.
-	APIServiceIP, DNSIP netip.Addr
-	NodePortFirst       uint16
-	NodePortLast        uint16
+	Kubeconfig string
+	Instance   host.Instance
+	// NodeAddrs, PodRanges and ServiceRanges are one, or one of each IP family: the
+	// cluster's primary one first.
+	NodeAddrs                []netip.Addr
+	PodRanges, ServiceRanges []netip.Prefix
+	// APIServiceIP is the kubernetes Service's address, DNSIPs the cluster's DNS, one
+	// for each of ServiceRanges.
+	APIServiceIP  netip.Addr
+	DNSIPs        []netip.Addr
+	NodePortFirst uint16
+	NodePortLast  uint16
 	// Scheduler is what SchedulerConfig says.
 	Scheduler *configv1.KubeSchedulerConfiguration
 }
@@ -315,17 +354,9 @@ func (c Config) Complete() (*Settings, error) {
 	if err := c.chooseRanges(i, nil); err != nil {
 		return nil, err
 	}
-	if s.PodRange, err = parseCIDR("podCIDR", c.PodCIDR, 24); err != nil {
+	if err := s.setRanges(&c); err != nil {
 		return nil, err
 	}
-	if s.ServiceRange, err = parseCIDR("serviceCIDR", c.ServiceCIDR, 28); err != nil {
-		return nil, err
-	}
-	if s.PodRange.Overlaps(s.ServiceRange) {
-		return nil, &ConfigError{"serviceCIDR", fmt.Sprintf("%s overlaps podCIDR %s", s.ServiceRange, s.PodRange)}
-	}
-	s.APIServiceIP = s.ServiceRange.Addr().Next()
-	s.DNSIP = nth(s.ServiceRange.Addr(), 10)
 	if c.NodePorts == "" {
 		c.NodePorts = "30000-32767"
 	}
@@ -383,18 +414,8 @@ func (c Config) Complete() (*Settings, error) {
 			}
 		}
 	}
-	if c.NodeIP == "" {
-		a, err := defaultAddr()
-		if err != nil {
-			return nil, &ConfigError{"nodeIP", "this host has no address besides loopback; set one"}
-		}
-		c.NodeIP = a.String()
-	}
-	if s.NodeAddr, err = netip.ParseAddr(c.NodeIP); err != nil {
-		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%q: must be an IP address", c.NodeIP)}
-	}
-	if s.PodRange.Contains(s.NodeAddr) || s.ServiceRange.Contains(s.NodeAddr) {
-		return nil, &ConfigError{"nodeIP", fmt.Sprintf("%s lies within podCIDR or serviceCIDR", s.NodeAddr)}
+	if err := s.setNodeAddrs(&c, defaultAddr); err != nil {
+		return nil, err
 	}
 	for _, f := range []struct {
 		field string
@@ -419,6 +440,11 @@ func (c Config) Complete() (*Settings, error) {
 			return nil, &ConfigError{"insecureRegistries", err.Error()}
 		}
 	}
+	if d, err := c.dns(dns.Deps{}); err != nil {
+		return nil, err
+	} else if err := d.Check(); err != nil {
+		return nil, &ConfigError{"dns", err.Error()}
+	}
 	if s.Scheduler, err = c.scheduler(); err != nil {
 		return nil, err
 	}
@@ -428,23 +454,6 @@ func (c Config) Complete() (*Settings, error) {
 	slices.Sort(c.ExtraSANs)
 	s.Config = c
 	return s, nil
-}
-
-func parseCIDR(field, v string, longest int) (netip.Prefix, error) {
-	p, err := netip.ParsePrefix(v)
-	if err != nil {
-		return p, &ConfigError{field, fmt.Sprintf("%q: must be a CIDR such as 10.0.0.0/16", v)}
-	}
-	if p != p.Masked() {
-		return p, &ConfigError{field, fmt.Sprintf("%q: must be the first address of its range (%s)", v, p.Masked())}
-	}
-	if !p.Addr().Is4() {
-		return p, &ConfigError{field, fmt.Sprintf("%q: must be IPv4", v)}
-	}
-	if p.Bits() > longest {
-		return p, &ConfigError{field, fmt.Sprintf("%q: must be /%d or larger", v, longest)}
-	}
-	return p, nil
 }
 
 func nth(a netip.Addr, n int) netip.Addr {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,7 +26,16 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{PodCIDR: "10.0.0.0"}, `podCIDR: "10.0.0.0": must be a CIDR such as 10.0.0.0/16`},
 		{Config{PodCIDR: "10.0.0.1/16"}, `podCIDR: "10.0.0.1/16": must be the first address of its range (10.0.0.0/16)`},
 		{Config{PodCIDR: "10.0.0.0/26"}, `podCIDR: "10.0.0.0/26": must be /24 or larger`},
-		{Config{ServiceCIDR: "fd00::/112"}, `serviceCIDR: "fd00::/112": must be IPv4`},
+		{Config{PodCIDR: "fd00::/96"}, `podCIDR: "fd00::/96": must be /64 or larger`},
+		{Config{PodCIDR: "10.0.0.0/16,10.1.0.0/16"}, `podCIDR: "10.0.0.0/16,10.1.0.0/16": must be one range, or one of each IP family, separated by a comma`},
+		{Config{PodCIDR: "10.0.0.0/16,,fd00::/56"}, `podCIDR: "": must be a CIDR such as 10.0.0.0/16`},
+		{Config{ServiceCIDR: "fd00::/48"}, `serviceCIDR: "fd00::/48": must be /64 or smaller`},
+		{Config{ServiceCIDR: "fd00::/126"}, `serviceCIDR: "fd00::/126": must be /124 or larger`},
+		{Config{PodCIDR: "10.0.0.0/16", ServiceCIDR: "fd00::/112"}, `serviceCIDR: "fd00::/112": must have the IP families of podCIDR (10.0.0.0/16) in the same order, or the first alone`},
+		{Config{PodCIDR: "fd01::/56,10.0.0.0/16", ServiceCIDR: "10.1.0.0/16,fd00::/112"}, `serviceCIDR: "10.1.0.0/16,fd00::/112": must have the IP families of podCIDR (fd01::/56,10.0.0.0/16) in the same order, or the first alone`},
+		{Config{PodCIDR: "fd00::/56", ServiceCIDR: "fd00::/112"}, `serviceCIDR: fd00::/112 overlaps podCIDR fd00::/56`},
+		{Config{NodeIP: "192.0.2.1,192.0.2.2"}, `nodeIP: "192.0.2.1,192.0.2.2": must be one address, or one of each IP family, separated by a comma`},
+		{Config{NodeIP: "fe80::1%eth0", PodCIDR: "fd00::/56"}, `nodeIP: "fe80::1%eth0": must be an IP address`},
 		{Config{PodCIDR: "10.0.0.0/8", ServiceCIDR: "10.1.0.0/16"}, `serviceCIDR: 10.1.0.0/16 overlaps podCIDR 10.0.0.0/8`},
 		{Config{LoadBalancers: "metal"}, `loadBalancers: "metal": must be nodes or none`},
 		{Config{NodePorts: "9-3"}, `nodePorts: "9-3": must be FIRST-LAST, ports from 1 to 65535`},
@@ -38,6 +48,9 @@ func TestCompleteChecksEveryField(t *testing.T) {
 		{Config{APIPort: 70000}, `apiPort: 70000: must be a port from 1 to 65535`},
 		{Config{SchedulerConfig: "/nowhere"}, `schedulerConfig: open /nowhere: no such file or directory`},
 		{Config{NodeIP: "here"}, `nodeIP: "here": must be an IP address`},
+		{Config{NodeIP: "192.0.2.1", DNSUpstreams: []string{"resolver.example"}}, `dns: resolver "resolver.example": must be an IP address, with a port or without`},
+		{Config{NodeIP: "192.0.2.1", DNSStubDomains: map[string][]string{"corp": nil}}, `dns: stub domain "corp": must be a domain name with resolvers`},
+		{Config{NodeIP: "192.0.2.1", DNSHosts: map[string][]string{"a": {"b"}}}, `dnsHosts.a: "b": must be an IP address`},
 		{Config{NodeIP: "10.244.0.9"}, `nodeIP: 10.244.0.9 lies within podCIDR or serviceCIDR`},
 	}
 	for _, tt := range tests {
@@ -57,7 +70,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.APIPort != 6443 || s.KubeletPort != 10250 || s.APIServiceIP.String() != "10.96.0.1" || s.DNSIP.String() != "10.96.0.10" || s.DataDir != "/var/lib/skiff/default" {
+	if s.APIPort != 6443 || s.KubeletPort != 10250 || s.APIServiceIP.String() != "10.96.0.1" || s.DNSIPs[0].String() != "10.96.0.10" || s.DataDir != "/var/lib/skiff/default" {
 		t.Errorf("%+v", s)
 	}
 	// Clusters with names of their own do not meet the default one.
@@ -65,8 +78,48 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.PodRange.Overlaps(s.PodRange) || o.ServiceRange.Overlaps(s.ServiceRange) || o.APIPort == s.APIPort || o.KubeletPort == s.KubeletPort {
+	if o.PodRanges[0].Overlaps(s.PodRanges[0]) || o.ServiceRanges[0].Overlaps(s.ServiceRanges[0]) || o.APIPort == s.APIPort || o.KubeletPort == s.KubeletPort {
 		t.Errorf("%+v meets the default cluster", o)
+	}
+}
+
+// TestFamilies: what is said of one setting decides the others.
+func TestFamilies(t *testing.T) {
+	found := func(v6 bool) (netip.Addr, error) {
+		if v6 {
+			return netip.MustParseAddr("2001:db8::7"), nil
+		}
+		return netip.MustParseAddr("192.0.2.7"), nil
+	}
+	for _, tt := range []struct {
+		c                         Config
+		pods, services, node, dns string
+	}{
+		{Config{}, "[10.244.0.0/16]", "[10.96.0.0/16]", "192.0.2.7", "[10.96.0.10]"},
+		{Config{PodCIDR: "fd00:9::/56"}, "[fd00:9::/56]", "[fd00:10:96::/112]", "2001:db8::7", "[fd00:10:96::a]"},
+		{Config{PodCIDR: "10.9.0.0/16,fd00:9::/56"}, "[10.9.0.0/16 fd00:9::/56]", "[10.96.0.0/16 fd00:10:96::/112]", "192.0.2.7,2001:db8::7", "[10.96.0.10 fd00:10:96::a]"},
+		{Config{PodCIDR: "fd00:9::/56, 10.9.0.0/16", NodeIP: "192.0.2.8"}, "[fd00:9::/56 10.9.0.0/16]", "[fd00:10:96::/112 10.96.0.0/16]", "2001:db8::7,192.0.2.8", "[fd00:10:96::a 10.96.0.10]"},
+		{Config{ServiceCIDR: "10.8.0.0/16,fd00:8::/112"}, "[10.244.0.0/16 fd00:10:244::/56]", "[10.8.0.0/16 fd00:8::/112]", "192.0.2.7,2001:db8::7", "[10.8.0.10 fd00:8::a]"},
+		{Config{PodCIDR: "10.9.0.0/16,fd00:9::/56", ServiceCIDR: "10.8.0.0/16"}, "[10.9.0.0/16 fd00:9::/56]", "[10.8.0.0/16]", "192.0.2.7,2001:db8::7", "[10.8.0.10]"},
+		{Config{NodeIP: "2001:db8::9,192.0.2.8"}, "[10.244.0.0/16]", "[10.96.0.0/16]", "192.0.2.8,2001:db8::9", "[10.96.0.10]"},
+	} {
+		i, err := tt.c.Instance()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, said := &Settings{Instance: i}, tt.c
+		if err := errors.Join(tt.c.chooseRanges(i, nil), s.setRanges(&tt.c), s.setNodeAddrs(&tt.c, found)); err != nil {
+			t.Errorf("%+v: %v", said, err)
+			continue
+		}
+		if pods, services, dns := fmt.Sprint(s.PodRanges), fmt.Sprint(s.ServiceRanges), fmt.Sprint(s.DNSIPs); pods != tt.pods || services != tt.services || tt.c.NodeIP != tt.node || dns != tt.dns {
+			t.Errorf("%+v: pods %s, services %s, node %s, DNS %s", said, pods, services, tt.c.NodeIP, dns)
+		}
+	}
+	none := func(bool) (netip.Addr, error) { return netip.Addr{}, errors.New("none") }
+	c, s := Config{}, &Settings{PodRanges: []netip.Prefix{netip.MustParsePrefix("fd00::/56")}}
+	if err := s.setNodeAddrs(&c, none); err == nil || err.Error() != "nodeIP: this host has no IPv6 address besides loopback and those of a link alone; set one" {
+		t.Errorf("without an address: %v", err)
 	}
 }
 

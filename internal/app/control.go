@@ -37,9 +37,11 @@ func (s *server) startControl(ctx context.Context) error {
 		},
 		LocalVolumes: localVolumes{s.nodes},
 		Tokens:       s.tokens,
-		ClusterCIDRs: []netip.Prefix{s.set.PodRange}, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		ClusterCIDRs: s.set.PodRanges, ServiceCIDRs: s.set.ServiceRanges,
 		NoLoadBalancers: s.set.LoadBalancers == "none",
-		ReservedPorts:   []netip.AddrPort{netip.AddrPortFrom(s.set.NodeAddr, uint16(s.set.APIPort))},
+	}
+	for _, a := range s.set.NodeAddrs {
+		deps.ReservedPorts = append(deps.ReservedPorts, netip.AddrPortFrom(a, uint16(s.set.APIPort)))
 	}
 	if ca := s.pki.CA(pki.ClusterCA); ca.CanSign() {
 		deps.Authority = ca

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,8 +31,8 @@ type dataPlane struct {
 	index  *dns.Index
 	server *dns.Server
 	events *control.Recorder
-	// local is where this node's DNS listens.
-	local netip.AddrPort
+	// local is where this node's DNS listens, one of each family.
+	local []netip.AddrPort
 	// refused are the node ports that another cluster on this host has, as told.
 	refused map[service.Refused]bool
 
@@ -59,9 +59,9 @@ func (k nsName) String() string { return k.ns + "/" + k.name }
 
 const byService = "service"
 
-func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *client.Informers, events *control.Recorder, local netip.AddrPort) (*dataPlane, error) {
+func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *client.Informers, events *control.Recorder, local []netip.AddrPort) (*dataPlane, error) {
 	proxy, err := service.New(service.Deps{
-		Instance: set.Instance, Journal: j, ClusterCIDRs: []netip.Prefix{set.PodRange}, ServiceCIDRs: []netip.Prefix{set.ServiceRange}, Log: log,
+		Instance: set.Instance, Journal: j, ClusterCIDRs: set.PodRanges, ServiceCIDRs: set.ServiceRanges, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -73,7 +73,14 @@ func newDataPlane(set *Settings, log *slog.Logger, j *host.Journal, informers *c
 		dirty:  map[nsName]bool{}, wake: make(chan struct{}, 1), written: make(chan struct{}),
 		routed: map[string]map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
-	d.server, err = dns.New(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: []netip.Addr{local.Addr(), set.DNSIP}, Unanswered: set.Instance.Run("dns-queries"), Now: time.Now, Log: log})
+	own := slices.Clone(set.DNSIPs)
+	for _, at := range local {
+		own = append(own, at.Addr())
+	}
+	deps, err := set.dns(dns.Deps{Domain: set.ClusterDomain, Records: d.index, Own: own, Now: time.Now, Log: log})
+	if err == nil {
+		d.server, err = dns.New(deps)
+	}
 	if err != nil {
 		return nil, errors.Join(err, proxy.Close())
 	}
@@ -315,7 +322,7 @@ func clusterIPs(s *corev1.Service) []netip.Addr {
 const proxyLabel = "service.kubernetes.io/service-proxy-name"
 
 // rules makes the values of a service's rules; false where it has none.
-func (d *dataPlane) rules(s *corev1.Service, slices []*discoveryv1.EndpointSlice) (service.Service, bool) {
+func (d *dataPlane) rules(s *corev1.Service, eps []*discoveryv1.EndpointSlice) (service.Service, bool) {
 	ips := clusterIPs(s)
 	if len(ips) == 0 || s.Labels[proxyLabel] != "" {
 		return service.Service{}, false
@@ -345,19 +352,19 @@ func (d *dataPlane) rules(s *corev1.Service, slices []*discoveryv1.EndpointSlice
 	for _, p := range s.Spec.Ports {
 		port := service.Port{Name: p.Name, Protocol: string(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)}
 		if isDNS && p.Port == 53 {
-			port.NodeLocal = []netip.AddrPort{d.local}
+			port.NodeLocal = d.local
 		} else {
-			port.Endpoints = d.endpoints(p, slices)
+			port.Endpoints = d.endpoints(p, eps)
 		}
 		out.Ports = append(out.Ports, port)
 	}
 	return out, true
 }
 
-func (d *dataPlane) endpoints(p corev1.ServicePort, slices []*discoveryv1.EndpointSlice) []service.Endpoint {
+func (d *dataPlane) endpoints(p corev1.ServicePort, eps []*discoveryv1.EndpointSlice) []service.Endpoint {
 	var out []service.Endpoint
 	seen := map[netip.AddrPort]bool{}
-	for _, sl := range slices {
+	for _, sl := range eps {
 		for _, sp := range sl.Ports {
 			if sp.Port == nil || deref(sp.Name) != p.Name || sp.Protocol != nil && *sp.Protocol != p.Protocol {
 				continue
@@ -391,7 +398,7 @@ func deref(s *string) string {
 }
 
 // records makes the DNS records of a service.
-func (d *dataPlane) records(s *corev1.Service, slices []*discoveryv1.EndpointSlice) *dns.Service {
+func (d *dataPlane) records(s *corev1.Service, eps []*discoveryv1.EndpointSlice) *dns.Service {
 	out := &dns.Service{Namespace: s.Namespace, Name: s.Name, ClusterIPs: clusterIPs(s)}
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		out.ExternalName = s.Spec.ExternalName
@@ -400,7 +407,7 @@ func (d *dataPlane) records(s *corev1.Service, slices []*discoveryv1.EndpointSli
 	for _, p := range s.Spec.Ports {
 		out.Ports = append(out.Ports, dns.Port{Name: p.Name, Protocol: string(p.Protocol), Port: uint16(p.Port)})
 	}
-	for _, sl := range slices {
+	for _, sl := range eps {
 		var ports []dns.Port
 		for _, sp := range sl.Ports {
 			if sp.Port != nil {
@@ -438,19 +445,33 @@ func dnsPortError(at string, err error) error {
 	return fmt.Errorf("DNS socket: %w", err)
 }
 
-// dnsSockets opens the sockets of the node's DNS: the kept ones where there are.
-// addr is put on the host only once the node knows its pod range: until then
-// nobody can ask.
-func dnsSockets(ctx context.Context, k *sockets, addr netip.Addr) (net.PacketConn, net.Listener, error) {
-	at := netip.AddrPortFrom(addr, 53).String()
-	l, err := k.listen(ctx, "dns-tcp", at)
-	if err != nil {
-		return nil, nil, dnsPortError(at, err)
+// dnsDoors opens the sockets of the node's DNS at addrs, one of each family: the
+// kept ones where there are. The addresses are put on the host only once the node
+// knows its pod ranges: until then nobody can ask.
+func dnsDoors(ctx context.Context, k *sockets, i host.Instance, addrs []netip.Addr) ([]dns.Door, error) {
+	var out []dns.Door
+	fail := func(err error) ([]dns.Door, error) {
+		for _, d := range out {
+			err = errors.Join(err, d.UDP.Close(), d.TCP.Close())
+		}
+		return nil, err
 	}
-	pc, err := k.listenPacket(ctx, "dns-udp", at)
-	if err != nil {
-		l.Close()
-		return nil, nil, dnsPortError(at, err)
+	for _, addr := range addrs {
+		suffix := ""
+		if addr.Is6() {
+			suffix = "6"
+		}
+		at := netip.AddrPortFrom(addr, 53).String()
+		l, err := k.listen(ctx, "dns-tcp"+suffix, at)
+		if err != nil {
+			return fail(dnsPortError(at, err))
+		}
+		pc, err := k.listenPacket(ctx, "dns-udp"+suffix, at)
+		if err != nil {
+			l.Close()
+			return fail(dnsPortError(at, err))
+		}
+		out = append(out, dns.Door{UDP: pc, TCP: l, Unanswered: i.Run("dns-queries" + suffix)})
 	}
-	return pc, l, nil
+	return out, nil
 }

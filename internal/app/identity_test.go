@@ -40,8 +40,8 @@ func startIdentity(t *testing.T) *identityCluster {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	set := &Settings{
-		APIServiceIP: netip.MustParseAddr("10.96.0.1"), DNSIP: netip.MustParseAddr("10.96.0.10"), NodeAddr: netip.MustParseAddr("192.0.2.1"),
-		ServiceRange: netip.MustParsePrefix("10.96.0.0/16"), PodRange: netip.MustParsePrefix("10.245.0.0/16"), NodePortFirst: 30000, NodePortLast: 32767,
+		APIServiceIP: netip.MustParseAddr("10.96.0.1"), DNSIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, NodeAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+		ServiceRanges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, PodRanges: []netip.Prefix{netip.MustParsePrefix("10.245.0.0/16")}, NodePortFirst: 30000, NodePortLast: 32767,
 	}
 	set.APIPort, set.ClusterDomain, set.NodeName = 6443, "cluster.local", "n"
 	spec, err := pki.ServerSpec(pki.Server{NodeName: "n", ClusterDomain: "cluster.local", IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})

@@ -65,7 +65,7 @@ func NodeKubeconfig(i host.Instance, node, server string) ([]byte, error) {
 		return nil, err
 	}
 	if server == "" {
-		server = "https://" + net.JoinHostPort(c.NodeIP, strconv.Itoa(c.APIPort))
+		server = "https://" + net.JoinHostPort(list(c.NodeIP)[0], strconv.Itoa(c.APIPort))
 	}
 	name := "skiff"
 	if i.Name != host.DefaultName {

@@ -142,8 +142,8 @@ func (n *node) run(ctx context.Context) error {
 		Volumes: volumes, LocalVolumes: volumes, Sources: sources,
 		Cgroups: cgroups,
 		Events:  kubeletEvents{n.events}, Log: n.log, Now: time.Now,
-		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: []net.IP{n.set.NodeAddr.AsSlice()},
-		ClusterDNS: []net.IP{n.set.DNSIP.AsSlice()}, ClusterDomain: n.set.ClusterDomain,
+		Host: n.set.Instance, NodeName: n.set.NodeName, NodeIPs: netIPs(n.set.NodeAddrs),
+		ClusterDNS: netIPs(n.set.DNSIPs[:1]), ClusterDomain: n.set.ClusterDomain,
 		Leave:   func(ctx context.Context, p *corev1.Pod) { n.data.leave(ctx, p) },
 		MaxPods: n.set.MaxPods, Port: int32(n.set.KubeletPort), Version: version().GitVersion,
 		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
@@ -157,13 +157,17 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.serve(ctx); err != nil {
 		return err
 	}
-	pc, dl, err := dnsSockets(ctx, n.sockets, pod.LocalAddrs(n.set.Instance)[0])
+	doors, err := dnsDoors(ctx, n.sockets, n.set.Instance, n.set.ofFamilies(pod.LocalAddrs(n.set.Instance)))
 	if err != nil {
 		return err
 	}
-	local, err := netip.ParseAddrPort(dl.Addr().String())
-	if err != nil {
-		return err
+	var local []netip.AddrPort
+	for _, d := range doors {
+		at, err := netip.ParseAddrPort(d.TCP.Addr().String())
+		if err != nil {
+			return err
+		}
+		local = append(local, at)
 	}
 	events := control.NewRecorder(control.RecorderDeps{Client: n.services, Component: "kube-proxy", Host: n.set.NodeName, Now: time.Now, Log: n.log})
 	n.g.start("service events", events.Run)
@@ -173,7 +177,7 @@ func (n *node) run(ctx context.Context) error {
 	n.g.atStop("service rules", n.data.proxy.Close)
 	n.g.start("service rules keeper", n.data.proxy.Run)
 	n.g.start("services", n.data.run)
-	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, pc, dl) })
+	n.g.start("DNS", func(ctx context.Context) error { return n.data.server.Serve(ctx, doors...) })
 	nodes := client.InformerFor[*corev1.Node](informers)
 	ready := make(chan struct{})
 	follow := &nodeFollower{n: n, ready: ready, peers: map[netip.Prefix]netip.Addr{}, wake: make(chan struct{}, 1), nodes: nodes}
@@ -194,6 +198,14 @@ func (n *node) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func netIPs(in []netip.Addr) []net.IP {
+	out := make([]net.IP, len(in))
+	for i, a := range in {
+		out[i] = a.AsSlice()
+	}
+	return out
 }
 
 // serve answers the kubelet's HTTPS port.
@@ -275,8 +287,8 @@ func (f *nodeFollower) step(ctx context.Context) error {
 	}
 	if !f.done.configured && len(me.Spec.PodCIDRs) > 0 {
 		cfg := pod.Config{
-			ClusterCIDRs: []netip.Prefix{f.n.set.PodRange}, ServiceCIDRs: []netip.Prefix{f.n.set.ServiceRange},
-			NodeIPs: []netip.Addr{f.n.set.NodeAddr}, LocalAddrs: pod.LocalAddrs(f.n.set.Instance),
+			ClusterCIDRs: f.n.set.PodRanges, ServiceCIDRs: f.n.set.ServiceRanges,
+			NodeIPs: f.n.set.NodeAddrs, LocalAddrs: f.n.set.ofFamilies(pod.LocalAddrs(f.n.set.Instance)),
 		}
 		for _, c := range me.Spec.PodCIDRs {
 			p, err := netip.ParsePrefix(c)
@@ -307,12 +319,12 @@ func (f *nodeFollower) routes() error {
 		if o.Name == f.n.set.NodeName {
 			continue
 		}
-		addr, ok := internalAddr(o)
-		if !ok {
-			continue
-		}
 		for _, c := range o.Spec.PodCIDRs {
-			if p, err := netip.ParsePrefix(c); err == nil && p.Addr().Is4() == addr.Is4() {
+			p, err := netip.ParsePrefix(c)
+			if err != nil {
+				continue
+			}
+			if addr, ok := internalAddr(o, p.Addr().Is6()); ok {
 				peers[p] = addr
 			}
 		}
@@ -327,10 +339,11 @@ func (f *nodeFollower) routes() error {
 	return nil
 }
 
-func internalAddr(o *corev1.Node) (netip.Addr, bool) {
+// internalAddr is a node's address of a family.
+func internalAddr(o *corev1.Node, v6 bool) (netip.Addr, bool) {
 	for _, a := range o.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
-			if ip, err := netip.ParseAddr(a.Address); err == nil {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Is6() == v6 {
 				return ip, true
 			}
 		}

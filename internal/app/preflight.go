@@ -28,6 +28,7 @@ type machineFacts struct {
 	filesystems func() ([]byte, error)
 	namespace   func(kind string) error
 	network     func() error
+	ipv6        func() error
 }
 
 func thisMachine() machineFacts {
@@ -36,6 +37,7 @@ func thisMachine() machineFacts {
 		filesystems: func() ([]byte, error) { return os.ReadFile("/proc/filesystems") },
 		namespace:   func(kind string) error { _, err := os.Stat("/proc/self/ns/" + kind); return err },
 		network:     network.Probe,
+		ipv6:        func() error { _, err := os.Stat("/proc/sys/net/ipv6"); return err },
 	}
 }
 
@@ -47,6 +49,9 @@ func preflight(s *Settings, withNode bool, m machineFacts) error {
 	if withNode {
 		if err := m.kernelFeatures(); err != nil {
 			return err
+		}
+		if s.usesIPv6() && m.ipv6() != nil {
+			return &StartError{"podCIDR has IPv6, which this kernel has not, or was started without", "boot it without ipv6.disable=1, or leave the IPv6 range out"}
 		}
 	}
 	if err := checkDisk(s.DataDir); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"skiff/internal/host"
 )
@@ -19,15 +20,19 @@ type taken struct {
 }
 
 // How many ranges there are to choose from, of each kind: pods get 10.244.0.0/16
-// and downwards, services 10.96.0.0/16 and upwards.
+// and downwards, services 10.96.0.0/16 and upwards; of IPv6 fd00:10:244::/56 and
+// fd00:10:96::/112, with the same digits.
 const rangeChoices = 61
 
-func podChoice(n int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(244 - n), 0, 0}), 16)
-}
+func podChoice(n int, v6 bool) netip.Prefix { return choice(244-n, v6, 56) }
 
-func serviceChoice(n int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(96 + n), 0, 0}), 16)
+func serviceChoice(n int, v6 bool) netip.Prefix { return choice(96+n, v6, 112) }
+
+func choice(n int, v6 bool, bits6 int) netip.Prefix {
+	if v6 {
+		return netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::", n)), bits6)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n), 0, 0}), 16)
 }
 
 // keepApart chooses the ranges of a cluster that is not made yet.
@@ -53,40 +58,45 @@ func (c *Config) chooseRanges(i host.Instance, others []taken) error {
 		fmt.Sscanf(i.Tag()[:2], "%02x", &first) //nolint:errcheck // two hex digits always
 		first = 1 + first%(rangeChoices-1)
 	}
-	for _, said := range []string{c.PodCIDR, c.ServiceCIDR} {
-		if p, err := netip.ParsePrefix(said); err == nil {
+	families := []bool{false} // IPv6?
+	for _, said := range []string{c.ServiceCIDR, c.PodCIDR} {
+		for i, p := range prefixes(said) {
 			others = append(others, taken{prefix: p, soft: true})
+			if i == 0 {
+				families = nil
+			}
+			families = append(families, p.Addr().Is6())
 		}
 	}
 	for _, f := range []struct {
 		field  string
 		value  *string
-		choice func(int) netip.Prefix
+		choice func(n int, v6 bool) netip.Prefix
 	}{{"podCIDR", &c.PodCIDR, podChoice}, {"serviceCIDR", &c.ServiceCIDR, serviceChoice}} {
-		free := ""
-		for k := range rangeChoices {
-			p := f.choice((first + k) % rangeChoices)
-			if meets(p, others, true) == nil {
-				free = p.String()
-				break
+		free := func(v6 bool) (netip.Prefix, bool) {
+			for k := range rangeChoices {
+				if p := f.choice((first+k)%rangeChoices, v6); meets(p, others, true) == nil {
+					return p, true
+				}
 			}
+			return f.choice(first, v6), false // the check below, or Complete's, says what is wrong with it
 		}
 		if *f.value == "" {
-			if free == "" {
-				free = f.choice(first).String() // Complete or the next check says what is wrong with it
+			var chosen []string
+			for _, v6 := range families {
+				p, _ := free(v6)
+				chosen = append(chosen, p.String())
 			}
-			*f.value = free
+			*f.value = strings.Join(chosen, ",")
 		}
-		p, err := netip.ParsePrefix(*f.value)
-		if err != nil {
-			continue // Complete says so
-		}
-		if o := meets(p, others, false); o != nil {
-			hint := "choose another one"
-			if free != "" {
-				hint += ", " + free + " say"
+		for _, p := range prefixes(*f.value) { // Complete finds those that are none
+			if o := meets(p, others, false); o != nil {
+				hint := "choose another one"
+				if p, ok := free(p.Addr().Is6()); ok {
+					hint += ", " + p.String() + " say"
+				}
+				return &ConfigError{f.field, fmt.Sprintf("%s overlaps %s of cluster %q on this machine; %s", p, o.prefix, o.owner, hint)}
 			}
-			return &ConfigError{f.field, fmt.Sprintf("%s overlaps %s of cluster %q on this machine; %s", *f.value, o.prefix, o.owner, hint)}
 		}
 	}
 	return nil
@@ -114,7 +124,7 @@ func takenRanges(x host.Index, self string) []taken {
 			continue // not started yet, or not to be read: it has no rules of this version
 		}
 		for _, v := range []string{c.PodCIDR, c.ServiceCIDR} {
-			if p, err := netip.ParsePrefix(v); err == nil {
+			for _, p := range prefixes(v) {
 				out = append(out, taken{prefix: p, owner: name})
 			}
 		}

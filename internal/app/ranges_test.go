@@ -2,8 +2,8 @@ package app
 
 import (
 	"errors"
-	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,9 +34,9 @@ func TestClustersGetRangesOfTheirOwn(t *testing.T) {
 	for _, name := range strings.Fields("default a b c d e f g h i j k l m n o p q r s t u v w x y z aa bb cc") {
 		s := made(t, x, Config{Name: name})
 		for _, o := range all {
-			for _, p := range []netip.Prefix{s.PodRange, s.ServiceRange} {
-				if p.Overlaps(o.PodRange) || p.Overlaps(o.ServiceRange) {
-					t.Errorf("%s of %s meets %s and %s of %s", p, name, o.PodRange, o.ServiceRange, o.Name)
+			for _, p := range slices.Concat(s.PodRanges, s.ServiceRanges) {
+				if slices.ContainsFunc(slices.Concat(o.PodRanges, o.ServiceRanges), p.Overlaps) {
+					t.Errorf("%s of %s meets %s and %s of %s", p, name, o.PodRanges, o.ServiceRanges, o.Name)
 				}
 			}
 		}
@@ -54,13 +54,14 @@ func TestClustersGetRangesOfTheirOwn(t *testing.T) {
 
 func TestRangesOfOthersAreRefused(t *testing.T) {
 	x := host.Index{Dir: t.TempDir()}
-	made(t, x, Config{Name: "first", PodCIDR: "10.9.0.0/16", ServiceCIDR: "10.8.0.0/16"})
+	made(t, x, Config{Name: "first", PodCIDR: "10.9.0.0/16,fd00:9::/56", ServiceCIDR: "10.8.0.0/16"})
 	for _, tt := range []struct {
 		c    Config
 		want string
 	}{
 		{Config{PodCIDR: "10.9.4.0/22"}, `podCIDR: 10.9.4.0/22 overlaps 10.9.0.0/16 of cluster "first" on this machine; choose another one, 10.`},
 		{Config{ServiceCIDR: "10.8.0.0/16"}, `serviceCIDR: 10.8.0.0/16 overlaps 10.8.0.0/16 of cluster "first" on this machine; choose another one, 10.`},
+		{Config{PodCIDR: "10.7.0.0/16,fd00:9::/60"}, `podCIDR: fd00:9::/60 overlaps fd00:9::/56 of cluster "first" on this machine; choose another one, fd00:`},
 		{Config{ServiceCIDR: "10.9.0.0/24"}, `serviceCIDR: 10.9.0.0/24 overlaps 10.9.0.0/16 of cluster "first" on this machine; choose another one, 10.`},
 	} {
 		tt.c.Name, tt.c.DataDir = "second", filepath.Join(x.Dir, "second")

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -96,13 +97,13 @@ func (s *server) openStore(ctx context.Context) error {
 
 func (s *server) openPKI(ctx context.Context) error {
 	spec, err := pki.ServerSpec(pki.Server{
-		NodeName: s.set.NodeName, ServiceIPs: []netip.Addr{s.set.APIServiceIP}, IPs: []netip.Addr{s.set.NodeAddr},
+		NodeName: s.set.NodeName, ServiceIPs: []netip.Addr{s.set.APIServiceIP}, IPs: s.set.NodeAddrs,
 		ExtraSANs: s.set.ExtraSANs, ClusterDomain: s.set.ClusterDomain,
 	})
 	if err != nil {
 		return err
 	}
-	leaves, err := pki.NodeLeaves(s.set.NodeName, []netip.Addr{s.set.NodeAddr, netip.MustParseAddr("127.0.0.1")})
+	leaves, err := pki.NodeLeaves(s.set.NodeName, slices.Concat(s.set.NodeAddrs, []netip.Addr{netip.MustParseAddr("127.0.0.1")}))
 	if err != nil {
 		return err
 	}
@@ -134,12 +135,12 @@ func (s *server) newAPI() error {
 		return err
 	}
 	s.tokens = tokens
-	discovery, err := tokens.Discovery("https://" + net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)))
+	discovery, err := tokens.Discovery("https://" + net.JoinHostPort(s.set.NodeAddr().String(), strconv.Itoa(s.set.APIPort)))
 	if err != nil {
 		return err
 	}
 	s.alloc, err = alloc.New(alloc.Deps{
-		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: []netip.Prefix{s.set.ServiceRange},
+		Client: func() *client.Client { return srv.System() }, Store: s.store, ServiceCIDRs: s.set.ServiceRanges,
 		FirstPort: int32(s.set.NodePortFirst), LastPort: int32(s.set.NodePortLast), Now: time.Now, Log: s.log,
 	})
 	if err != nil {
@@ -180,7 +181,7 @@ func (s *server) newAPI() error {
 		Bootstrapped:  s.bootstrapped,
 		OpenAPI:       docs,
 		Usage:         s.usage,
-		PublicAddress: net.JoinHostPort(s.set.NodeAddr.String(), strconv.Itoa(s.set.APIPort)),
+		PublicAddress: net.JoinHostPort(s.set.NodeAddr().String(), strconv.Itoa(s.set.APIPort)),
 		Metrics:       s.metrics,
 		Version:       v,
 	})

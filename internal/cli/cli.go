@@ -32,6 +32,9 @@ type Settings struct {
 	ServiceCIDR              string
 	NodePorts                string
 	ClusterDomain            string
+	DNSUpstreams             []string // these three in the config file alone
+	DNSStubDomains           map[string][]string
+	DNSHosts                 map[string][]string
 	ExtraSANs                []string
 	Etcd                     []string
 	EtcdCA                   string
@@ -173,11 +176,11 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.conf, "config", "", "file with these settings (YAML; the flags' names in camel case)")
 	f.StringVar(&c.set.NodeName, "node-name", "", "name of this node (default: the host's name)")
-	f.StringVar(&c.set.NodeIP, "node-ip", "", "address of this node (default: the one towards the default route)")
+	f.StringVar(&c.set.NodeIP, "node-ip", "", "address of this node; of each IP family one, separated by a comma (default: those towards the default routes)")
 	f.IntVar(&c.set.APIPort, "api-port", 0, "port of the API server (default 6443; for a named cluster the next free one)")
 	f.IntVar(&c.set.KubeletPort, "kubelet-port", 0, "port of the kubelet (default 10250; for a named cluster the next free one)")
-	f.StringVar(&c.set.PodCIDR, "pod-cidr", "", "range of all pods' addresses (default 10.244.0.0/16)")
-	f.StringVar(&c.set.ServiceCIDR, "service-cidr", "", "range of services' cluster addresses (default 10.96.0.0/16)")
+	f.StringVar(&c.set.PodCIDR, "pod-cidr", "", "range of all pods' addresses; of each IP family one, separated by a comma, the primary first (default 10.244.0.0/16)")
+	f.StringVar(&c.set.ServiceCIDR, "service-cidr", "", "range of services' cluster addresses; of each IP family one, separated by a comma (default 10.96.0.0/16; of IPv6 fd00:10:96::/112)")
 	f.StringVar(&c.set.NodePorts, "node-ports", "", "range of node ports (default 30000-32767)")
 	f.StringVar(&c.set.ClusterDomain, "cluster-domain", "", "domain of the cluster's DNS (default cluster.local)")
 	f.StringSliceVar(&c.set.ExtraSANs, "san", nil, "more names or addresses that the API server is reached by")

@@ -1,7 +1,7 @@
 // Package dns is the cluster's DNS server. Each node answers its own pods: names
 // below the cluster domain from memory, as version 1.1.0 of the Kubernetes DNS
 // specification says and CoreDNS does where that is silent, everything else from
-// the resolvers of the host, through a cache.
+// the resolvers of the host, or those that were said, through a cache.
 //
 // The server does not open its sockets: they are given to Serve, since they
 // outlive it. What is sent while no server runs waits in them and is answered by
@@ -43,16 +43,19 @@ type Deps struct {
 	// ResolvConf names the file with the host's resolvers; it is read again when
 	// it changes. Empty: /etc/resolv.conf.
 	ResolvConf string
+	// Upstreams are asked instead of the host's resolvers, where there are any, and
+	// StubDomains about names at or below those domains, the longest that fits: IP
+	// addresses, with a port or without.
+	Upstreams   []string
+	StubDomains map[string][]string
+	// Hosts have these addresses, and the addresses these names, whatever others say.
+	Hosts map[string][]netip.Addr
 	// Own are addresses at which this server or its peers are reached: they are
 	// never asked, even if the file names them.
 	Own []netip.Addr
 	// Wait is how long a query waits for Records to be complete; 0 means 4
 	// seconds, less than the 5 after which a resolver asks again.
 	Wait time.Duration
-	// Unanswered names a file that remembers the queries that were read and not
-	// answered, over the death of the process: the next server on the same socket
-	// answers them. Empty: they are lost, and asked again after five seconds.
-	Unanswered string
 	// Now is the clock of the cache; nil means time.Now.
 	Now func() time.Time
 	Log *slog.Logger
@@ -62,6 +65,7 @@ type Deps struct {
 type Server struct {
 	deps    Deps
 	zone    zone
+	hosts   hosts
 	forward *forwarder
 }
 
@@ -88,34 +92,38 @@ func New(d Deps) (*Server, error) {
 	if d.Log == nil {
 		d.Log = slog.Default()
 	}
+	h, err := newHosts(d.Hosts)
+	if err != nil {
+		return nil, fmt.Errorf("dns: %w", err)
+	}
+	f, err := newForwarder(d)
+	if err != nil {
+		return nil, fmt.Errorf("dns: %w", err)
+	}
 	return &Server{
-		deps:    d,
+		deps: d, hosts: h,
 		zone:    zone{name: strings.ToLower(dns.Fqdn(d.Domain)), records: d.Records, serial: uint32(d.Now().Unix())},
-		forward: newForwarder(d),
+		forward: f,
 	}, nil
 }
 
 // receiveBuffer is what waits in the socket while no server runs.
 const receiveBuffer = 4 << 20
 
-// Serve answers on pc and ln, either of which may be nil, until ctx ends; then
-// it answers what it has read and closes them. Others that hold the sockets keep
-// what has not been read, and Deps.Unanswered what a killed server has not
-// answered.
-func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) error {
-	if u, ok := pc.(*net.UDPConn); ok {
-		_ = u.SetReadBuffer(receiveBuffer) // as far as the host allows
-		if s.deps.Unanswered != "" {
-			h, err := hold(u, s.deps.Unanswered, time.Now)
-			if err != nil {
-				// Lookups work without.
-				s.deps.Log.Warn("queries in work will not outlive this process", "err", err)
-			} else {
-				pc = h
-				defer h.release() //nolint:errcheck // of memory that was mapped
-			}
-		}
-	}
+// Door is a place where queries come in. UDP or TCP may be nil.
+type Door struct {
+	UDP net.PacketConn
+	TCP net.Listener
+	// Unanswered names a file that remembers the queries that were read from UDP and
+	// not answered, over the death of the process: the next server on the same socket
+	// answers them. Empty: they are lost, and asked again after five seconds.
+	Unanswered string
+}
+
+// Serve answers at all doors until ctx ends; then it answers what it has read and
+// closes them. Others that hold the sockets keep what has not been read, and
+// Door.Unanswered what a killed server has not answered.
+func (s *Server) Serve(ctx context.Context, doors ...Door) error {
 	g, gctx := errgroup.WithContext(ctx)
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		if err := s.serve(gctx, w, r); err != nil {
@@ -148,14 +156,37 @@ func (s *Server) Serve(ctx context.Context, pc net.PacketConn, ln net.Listener) 
 			return srv.Shutdown()
 		})
 	}
-	if pc != nil {
-		// The timeout would only wake an idle server.
-		run(&dns.Server{PacketConn: pc, UDPSize: dns.DefaultMsgSize, ReadTimeout: time.Hour})
-	}
-	if ln != nil {
-		run(&dns.Server{Listener: ln, MaxTCPQueries: -1})
+	for _, d := range doors {
+		if d.UDP != nil {
+			pc, release := s.hold(d)
+			defer release()
+			// The timeout would only wake an idle server.
+			run(&dns.Server{PacketConn: pc, UDPSize: dns.DefaultMsgSize, ReadTimeout: time.Hour})
+		}
+		if d.TCP != nil {
+			run(&dns.Server{Listener: d.TCP, MaxTCPQueries: -1})
+		}
 	}
 	return g.Wait()
+}
+
+// hold makes the door's UDP socket one that outlives this process, as far as it can.
+func (s *Server) hold(d Door) (pc net.PacketConn, release func()) {
+	u, ok := d.UDP.(*net.UDPConn)
+	if !ok {
+		return d.UDP, func() {}
+	}
+	_ = u.SetReadBuffer(receiveBuffer) // as far as the host allows
+	if d.Unanswered == "" {
+		return u, func() {}
+	}
+	h, err := hold(u, d.Unanswered, time.Now)
+	if err != nil {
+		// Lookups work without.
+		s.deps.Log.Warn("queries in work will not outlive this process", "err", err)
+		return u, func() {}
+	}
+	return h, func() { _ = h.release() } // of memory that was mapped
 }
 
 func (s *Server) serve(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) error {
@@ -198,6 +229,14 @@ func (s *Server) Answer(ctx context.Context, r *dns.Msg) *dns.Msg {
 		return m
 	}
 	reverse, isReverse := parseReverse(q.Name)
+	if rrs, ok := s.hosts.answer(q); ok {
+		m.Authoritative, m.Answer = true, rrs
+		return m
+	}
+	if rrs := s.hosts.reverse(q, reverse); isReverse && len(rrs) > 0 {
+		m.Authoritative, m.Answer = true, rrs
+		return m
+	}
 	inZone := s.zone.has(q.Name)
 	if !inZone && !isReverse {
 		return s.forward.answer(ctx, r)
@@ -252,6 +291,10 @@ const maxAliases = 8
 func (s *Server) follow(ctx context.Context, m, r *dns.Msg, target string) {
 	for range maxAliases {
 		q := dns.Question{Name: target, Qtype: r.Question[0].Qtype, Qclass: dns.ClassINET}
+		if rrs, ok := s.hosts.answer(q); ok {
+			m.Answer = append(m.Answer, rrs...)
+			return
+		}
 		if !s.zone.has(target) {
 			sub := new(dns.Msg)
 			sub.SetQuestion(target, q.Qtype)

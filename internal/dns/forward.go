@@ -31,7 +31,7 @@ var (
 	errBusy      = fmt.Errorf("%d questions are being asked already", inFlight)
 )
 
-// forwarder asks the host's resolvers. Equal questions that come while one is
+// forwarder asks other resolvers. Equal questions that come while one is
 // being asked wait for its answer: this is also why a resolver that sends its
 // questions back here makes no endless loop.
 type forwarder struct {
@@ -40,8 +40,7 @@ type forwarder struct {
 	mu      sync.Mutex
 	cache   map[question]cached
 	calls   map[question]*call
-	servers []string
-	good    int // of servers, the one that answered last
+	routes  []*route
 	checked time.Time
 	modTime time.Time
 }
@@ -65,8 +64,12 @@ type call struct {
 	err  error
 }
 
-func newForwarder(d Deps) *forwarder {
-	return &forwarder{deps: d, cache: map[question]cached{}, calls: map[question]*call{}}
+func newForwarder(d Deps) (*forwarder, error) {
+	routes, err := newRoutes(d)
+	if err != nil {
+		return nil, err
+	}
+	return &forwarder{deps: d, routes: routes, cache: map[question]cached{}, calls: map[question]*call{}}, nil
 }
 
 // answer returns the answer to r; SERVFAIL where nobody has one.
@@ -160,7 +163,7 @@ func (f *forwarder) ask(ctx context.Context, key question, c *call) {
 }
 
 func (f *forwarder) exchange(ctx context.Context, key question) (*dns.Msg, error) {
-	servers, first := f.upstream()
+	r, servers, first := f.upstream(key.name)
 	if len(servers) == 0 {
 		return nil, errNoServers
 	}
@@ -181,7 +184,7 @@ func (f *forwarder) exchange(ctx context.Context, key question) (*dns.Msg, error
 			continue
 		}
 		f.mu.Lock()
-		f.good = n
+		r.good = n
 		f.mu.Unlock()
 		return m, nil
 	}
@@ -212,31 +215,43 @@ func (f *forwarder) askOne(ctx context.Context, server string, key question) (*d
 	return nil, errors.New("no whole answer")
 }
 
-// upstream returns the resolvers and which to ask first.
-func (f *forwarder) upstream() ([]string, int) {
+// upstream returns the resolvers for a name, and which to ask first.
+func (f *forwarder) upstream(name string) (r *route, servers []string, first int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, r = range f.routes { // the last one has every name
+		if dns.IsSubDomain(r.zone, name) {
+			break
+		}
+	}
+	if r.zone == "." && len(f.deps.Upstreams) == 0 {
+		f.readResolvers(r)
+	}
+	return r, r.servers, r.good
+}
+
+// readResolvers makes r's resolvers those of the host. It runs under mu.
+func (f *forwarder) readResolvers(r *route) {
 	now := f.deps.Now()
 	if !f.checked.IsZero() && now.Sub(f.checked) < recheck {
-		return f.servers, f.good
+		return
 	}
 	f.checked = now
 	info, err := os.Stat(f.deps.ResolvConf)
 	if err != nil || info.ModTime().Equal(f.modTime) {
-		return f.servers, f.good // what is known stays true while the file is away
+		return // what is known stays true while the file is away
 	}
 	cfg, err := dns.ClientConfigFromFile(f.deps.ResolvConf)
 	if err != nil {
 		f.deps.Log.Warn("read resolvers", "path", f.deps.ResolvConf, "err", err)
-		return f.servers, f.good
+		return
 	}
-	f.modTime, f.good, f.servers = info.ModTime(), 0, nil
+	f.modTime, r.good, r.servers = info.ModTime(), 0, nil
 	for _, s := range cfg.Servers {
 		if ip, err := netip.ParseAddr(s); err == nil && !f.own(ip) {
-			f.servers = append(f.servers, net.JoinHostPort(s, cfg.Port))
+			r.servers = append(r.servers, net.JoinHostPort(s, cfg.Port))
 		}
 	}
-	return f.servers, f.good
 }
 
 func (f *forwarder) own(ip netip.Addr) bool {

@@ -43,7 +43,7 @@ func TestServeUntilKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked := make(chan struct{}, 64)
-	srv, err := New(Deps{Records: asking{NewIndex(), asked}, Wait: time.Hour, Unanswered: path})
+	srv, err := New(Deps{Records: asking{NewIndex(), asked}, Wait: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,16 +52,16 @@ func TestServeUntilKilled(t *testing.T) {
 			fmt.Println("asked")
 		}
 	}()
-	t.Fatal(srv.Serve(context.Background(), pc, nil))
+	t.Fatal(srv.Serve(context.Background(), Door{UDP: pc, Unanswered: path}))
 }
 
 // TestQueriesInWorkOutliveTheServer kills a server that has read queries and not
 // answered them; the next one on the same socket answers at once.
 func TestQueriesInWorkOutliveTheServer(t *testing.T) {
 	s := newSockets(t)
-	path := filepath.Join(t.TempDir(), "unanswered")
+	s.unanswered = filepath.Join(t.TempDir(), "unanswered")
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestServeUntilKilled$")
-	cmd.Env = append(os.Environ(), heldEnv+"="+path)
+	cmd.Env = append(os.Environ(), heldEnv+"="+s.unanswered)
 	cmd.ExtraFiles = []*os.File{s.udp}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -105,7 +105,7 @@ func TestQueriesInWorkOutliveTheServer(t *testing.T) {
 	x := NewIndex()
 	x.SetNamespace("default", true)
 	x.MarkSynced()
-	srv, err := New(Deps{Records: x, Unanswered: path})
+	srv, err := New(Deps{Records: x})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestQueriesInWorkOutliveTheServer(t *testing.T) {
 	stop()
 
 	// Answered queries are not answered again.
-	srv, err = New(Deps{Records: x, Unanswered: path})
+	srv, err = New(Deps{Records: x})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,8 +19,10 @@ import (
 
 // sockets are what a keeper holds: files, of which each server gets a duplicate.
 type sockets struct {
-	udp, tcp *os.File
-	addr     string
+	// unanswered is the file of queries in work, if any.
+	unanswered string
+	udp, tcp   *os.File
+	addr       string
 }
 
 func newSockets(t *testing.T) *sockets {
@@ -62,7 +64,7 @@ func (s *sockets) serve(t *testing.T, srv *Server) (stop func()) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
-	g.Go(func() error { return srv.Serve(ctx, pc, ln) })
+	g.Go(func() error { return srv.Serve(ctx, Door{UDP: pc, TCP: ln, Unanswered: s.unanswered}) })
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := g.Wait(); err != nil {
@@ -254,12 +256,10 @@ func newUpstream(t *testing.T, ip string, handle func(w dns.ResponseWriter, r *d
 // forwarding returns a server that asks the upstreams.
 func forwarding(t *testing.T, now func() time.Time, ups ...string) *Server {
 	t.Helper()
-	s, err := New(Deps{Records: testIndex(), ResolvConf: resolvConf(t), Now: now})
+	s, err := New(Deps{Records: testIndex(), ResolvConf: resolvConf(t), Upstreams: ups, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.forward.upstream() // the file, which names none
-	s.forward.servers = ups
 	return s
 }
 
@@ -381,7 +381,7 @@ func TestResolversOfTheHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _ := s.forward.upstream()
+	_, got, _ := s.forward.upstream("example.com.")
 	if fmt.Sprint(got) != "[192.0.2.53:53 [2001:db8::53]:53]" {
 		t.Errorf("got %v", got)
 	}
@@ -393,14 +393,14 @@ func TestResolversOfTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	clock = clock.Add(time.Minute)
-	if got, _ = s.forward.upstream(); fmt.Sprint(got) != "[192.0.2.54:53]" {
+	if _, got, _ = s.forward.upstream("example.com."); fmt.Sprint(got) != "[192.0.2.54:53]" {
 		t.Errorf("after a change: %v", got)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	clock = clock.Add(time.Minute)
-	if got, _ = s.forward.upstream(); fmt.Sprint(got) != "[192.0.2.54:53]" {
+	if _, got, _ = s.forward.upstream("example.com."); fmt.Sprint(got) != "[192.0.2.54:53]" {
 		t.Errorf("without the file: %v", got)
 	}
 }
@@ -413,7 +413,7 @@ func BenchmarkServeUDP(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
 	var g errgroup.Group
 	srv := newServer(b, testIndex())
-	g.Go(func() error { return srv.Serve(ctx, pc, nil) })
+	g.Go(func() error { return srv.Serve(ctx, Door{UDP: pc}) })
 	conn, err := dns.Dial("udp", pc.LocalAddr().String())
 	if err != nil {
 		b.Fatal(err)

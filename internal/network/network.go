@@ -8,6 +8,7 @@
 // at a restart, so that no packet notices one.
 //
 // What is put on the host stands in the journal; Undo takes an entry back.
-// Beneath the parts are ns (doing things in a network namespace) and nft
-// (transactions and rules of nftables); nettest makes networks for tests.
+// Beneath the parts are ns (doing things in a network namespace), nft (transactions
+// and rules of nftables) and conntrack (forgetting flows); nettest makes networks
+// for tests.
 package network

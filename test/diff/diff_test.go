@@ -41,7 +41,7 @@ type finding struct {
 
 var programs = os.Getenv("SKIFF_UPSTREAM")
 
-func begin(t *testing.T) *run {
+func begin(t *testing.T, of ranges) *run {
 	t.Helper()
 	if programs == "" {
 		t.Skip("SKIFF_UPSTREAM names no directory with upstream's kube-apiserver and etcd: `make diff` builds them")
@@ -54,7 +54,7 @@ func begin(t *testing.T) *run {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
-	p, err := startPair(context.Background(), programs, t.TempDir(), log)
+	p, err := startPair(context.Background(), programs, t.TempDir(), of, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,14 +139,14 @@ func (r *run) namespace(ns string) {
 	}
 }
 
-func (r *run) scripts(only *regexp.Regexp) {
-	files, err := filepath.Glob("cases/*.txt")
+func (r *run) scripts(dir string, only *regexp.Regexp) {
+	files, err := filepath.Glob(dir + "/*.txt")
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	for _, f := range files {
 		script := strings.TrimSuffix(filepath.Base(f), ".txt")
-		if only != nil && !only.MatchString("cases/"+script) {
+		if only != nil && !only.MatchString(dir+"/"+script) {
 			continue
 		}
 		rqs, err := readScript(f)
@@ -157,7 +157,7 @@ func (r *run) scripts(only *regexp.Regexp) {
 		r.namespace(ns)
 		um, sm := newMemory(ns), newMemory(ns)
 		for _, rq := range rqs {
-			r.check("cases/"+script+"/"+rq.name, rq, um, sm)
+			r.check(dir+"/"+script+"/"+rq.name, rq, um, sm)
 		}
 	}
 }
@@ -297,14 +297,6 @@ func (r *run) kind(label string, res *resource.Resource, docs []map[string]any) 
 	}
 }
 
-// rename gives an object that exists another name of the same form.
-func rename(name string) string {
-	if strings.Count(name, ".") == 3 && strings.Trim(name, "0123456789.") == "" {
-		return name[:strings.LastIndex(name, ".")] + ".222"
-	}
-	return name + "2"
-}
-
 // report writes everything found, and a summary by cause.
 func (r *run) report() string {
 	var full strings.Builder
@@ -371,21 +363,49 @@ func clip(s string, n int) string {
 }
 
 // TestAnswers is the comparison. SKIFF_DIFF_ONLY, a regular expression over names
-// such as objects/pods or cases/patch, runs a part; then nothing is said about
-// known differences that did not occur.
+// such as objects/pods, cases/patch or dual/services, runs a part.
 func TestAnswers(t *testing.T) {
-	r := begin(t)
-	var only *regexp.Regexp
-	if s := os.Getenv("SKIFF_DIFF_ONLY"); s != "" {
-		only = regexp.MustCompile(s)
+	only := part(t)
+	if only != nil && strings.HasPrefix(only.String(), "dual") {
+		t.Skip("SKIFF_DIFF_ONLY asks for cases of TestDualStack alone")
 	}
-	r.scripts(only)
+	r := begin(t, singleStack)
+	r.scripts("cases", only)
 	r.objects(only)
+	r.judge(only != nil)
+}
+
+// TestDualStack is the comparison of what differs in a cluster of two IP families.
+func TestDualStack(t *testing.T) {
+	only := part(t)
+	if only != nil && !only.MatchString("dual/services") {
+		t.Skip("SKIFF_DIFF_ONLY asks for other cases")
+	}
+	r := begin(t, dualStack)
+	r.scripts("dual", only)
+	r.judge(true)
+}
+
+// part is what SKIFF_DIFF_ONLY asks for; nil where it is everything.
+func part(t *testing.T) *regexp.Regexp {
+	t.Helper()
+	s := os.Getenv("SKIFF_DIFF_ONLY")
+	if s == "" {
+		return nil
+	}
+	return regexp.MustCompile(s)
+}
+
+// judge reports what was found. Of a part nothing is said about known differences
+// that did not occur.
+func (r *run) judge(partial bool) {
+	t := r.t
+	t.Helper()
 	dir := r.report()
 	kinds := 0
 	for _, k := range r.known {
 		kinds++
-		if k.met == 0 && only == nil && !k.Sometimes {
+		if k.met == 0 && !partial && !k.Sometimes {
 			t.Errorf("known.yaml: %s: %s: no longer occurs: remove the entry", k.Case, k.Difference)
 		}
 	}

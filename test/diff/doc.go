@@ -10,7 +10,8 @@
 //
 // The script has two sources:
 //
-//   - cases/*.txt: sequences of requests written by hand, one namespace each
+//   - cases/*.txt: sequences of requests written by hand, one namespace each; those
+//     of dual/ go to servers of two IP families
 //   - objects/*.yaml: valid objects of every kind, from which one mistake per
 //     field and kind of mistake is generated over the Go type (see mutate.go),
 //     each sent as a dry run of a create, an update and a status update

@@ -14,7 +14,7 @@ var (
 	timeText   = regexp.MustCompile(`\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z`)
 	random     = regexp.MustCompile(`(\b(?:gen|kube-api-access)-|\bBad_)[bcdfghjklmnpqrstvwxz2456789]{5}\b`)
 	jwt        = regexp.MustCompile(`eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+`)
-	serviceIP  = regexp.MustCompile(`\b10\.97\.\d{1,3}\.\d{1,3}\b`)
+	serviceIP  = regexp.MustCompile(`\b10\.97\.\d{1,3}\.\d{1,3}\b|\bfd00:10:97::[0-9a-f]{1,4}\b`)
 	number     = regexp.MustCompile(`^[1-9]\d*$`)
 	age        = regexp.MustCompile(`^(\d+[smhd])+$`)
 	versionIn  = regexp.MustCompile(`(?i)(resource ?version\\*"?:?|revision) ?(\\*")?\d+\\*"?`)

@@ -25,10 +25,12 @@ import (
 	"skiff/internal/pki"
 )
 
-// serviceRange and podRange are those of both servers. mask.go knows the former.
-const (
-	serviceRange = "10.97.0.0/16"
-	podRange     = "10.245.0.0/16"
+// ranges are those of both servers. mask.go knows those of services.
+type ranges struct{ services, pods, node string }
+
+var (
+	singleStack = ranges{"10.97.0.0/16", "10.245.0.0/16", "192.0.2.10"}
+	dualStack   = ranges{"10.97.0.0/16,fd00:10:97::/112", "10.245.0.0/16,fd00:10:245::/56", "192.0.2.10,2001:db8::10"}
 )
 
 // patience bounds the start of a server: the machine may be busy.
@@ -52,14 +54,14 @@ type pair struct {
 var users = []string{"super-admin", "admin", "controller-manager", "scheduler", "node"}
 
 // startPair starts both sides with everything they keep below dir.
-func startPair(ctx context.Context, programs, dir string, log *slog.Logger) (*pair, error) {
+func startPair(ctx context.Context, programs, dir string, r ranges, log *slog.Logger) (*pair, error) {
 	skiffPort, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	set, err := app.Config{
-		Name: fmt.Sprintf("diff-%d", os.Getpid()), DataDir: filepath.Join(dir, "skiff"), NodeName: "diff-node", NodeIP: "192.0.2.10",
-		APIPort: skiffPort, KubeletPort: 10250, PodCIDR: podRange, ServiceCIDR: serviceRange,
+		Name: fmt.Sprintf("diff-%d", os.Getpid()), DataDir: filepath.Join(dir, "skiff"), NodeName: "diff-node", NodeIP: r.node,
+		APIPort: skiffPort, KubeletPort: 10250, PodCIDR: r.pods, ServiceCIDR: r.services,
 	}.Complete()
 	if err != nil {
 		return nil, err
@@ -85,7 +87,7 @@ func startPair(ctx context.Context, programs, dir string, log *slog.Logger) (*pa
 		return nil, errors.Join(errors.New("skiff did not start in time"), <-ended)
 	}
 	keys := filepath.Join(set.DataDir, "pki")
-	if up, err = startUpstream(ctx, programs, filepath.Join(dir, "upstream"), keys, skiffPort); err != nil {
+	if up, err = startUpstream(ctx, programs, filepath.Join(dir, "upstream"), keys, r, skiffPort); err != nil {
 		return nil, errors.Join(err, stop())
 	}
 	clients, err := identities(keys)
@@ -145,7 +147,7 @@ func (u *upstream) end() error {
 	return nil
 }
 
-func startUpstream(ctx context.Context, programs, dir, keys string, port int) (*upstream, error) {
+func startUpstream(ctx context.Context, programs, dir, keys string, r ranges, port int) (*upstream, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -192,7 +194,7 @@ func startUpstream(ctx context.Context, programs, dir, keys string, port int) (*
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--allow-privileged",
 		// What skiff serves though it is off.
 		"--feature-gates", "GenericWorkload=true", "--runtime-config", "scheduling.k8s.io/v1beta1=true",
-		"--service-cluster-ip-range", serviceRange, "--endpoint-reconciler-type", "lease")
+		"--service-cluster-ip-range", r.services, "--endpoint-reconciler-type", "lease")
 	if err != nil {
 		return nil, errors.Join(err, u.end())
 	}

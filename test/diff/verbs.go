@@ -3,6 +3,7 @@ package diff
 import (
 	"encoding/json"
 	"net/url"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 
@@ -167,4 +168,12 @@ func text(v any) string {
 		panic(err) // maps, slices and scalars
 	}
 	return string(b)
+}
+
+// rename gives an object that exists another name of the same form.
+func rename(name string) string {
+	if strings.Count(name, ".") == 3 && strings.Trim(name, "0123456789.") == "" {
+		return name[:strings.LastIndex(name, ".")] + ".222"
+	}
+	return name + "2"
 }

@@ -37,9 +37,10 @@ func main() {
 	timeout := flag.Duration("timeout", 15*time.Second, "of one request, lookup included")
 	serve := flag.String("serve", "", "answer requests at this address instead, until told to end; then refuse new ones and finish those begun")
 	once := flag.Bool("once", false, "send one request and print the answer")
+	udp := flag.Bool("udp", false, "with --serve also answer datagrams there; with --once send one, to the HOST:PORT of --url")
 	flag.Parse()
 	if *serve != "" {
-		if err := server(*serve); err != nil {
+		if err := server(*serve, *udp); err != nil {
 			fmt.Fprintln(os.Stderr, "load:", err)
 			os.Exit(1)
 		}
@@ -50,7 +51,11 @@ func main() {
 		os.Exit(2)
 	}
 	if *once {
-		body, _, err := one(*url, *timeout)
+		ask := one
+		if *udp {
+			ask = datagram
+		}
+		body, _, err := ask(*url, *timeout)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "load:", err)
 			os.Exit(1)
@@ -127,11 +132,45 @@ func one(url string, timeout time.Duration) (body string, took time.Duration, er
 	return string(b), time.Since(begun), err
 }
 
+// datagram sends one datagram and returns the one that comes back.
+func datagram(to string, timeout time.Duration) (body string, took time.Duration, err error) {
+	begun := time.Now()
+	d := net.Dialer{Timeout: timeout, Resolver: &net.Resolver{PreferGo: true}}
+	c, err := d.Dial("udp", to)
+	if err != nil {
+		return "", time.Since(begun), err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(begun.Add(timeout))
+	if _, err := c.Write([]byte("?")); err != nil {
+		return "", time.Since(begun), err
+	}
+	buf := make([]byte, 1500)
+	n, err := c.Read(buf)
+	return string(buf[:n]), time.Since(begun), err
+}
+
 // server ends as a well-behaved one does: on TERM it closes its socket at once.
-func server(addr string) error {
+func server(addr string, udp bool) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
+	}
+	if udp {
+		pc, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return err
+		}
+		go func() {
+			buf := make([]byte, 1500)
+			for {
+				_, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo([]byte(os.Getenv("VERSION")+" "+host+"\n"), from)
+			}
+		}()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()

@@ -113,7 +113,7 @@ func (n *Network) mapHostPorts(name string, ips []netip.Addr, ports []HostPort) 
 	} else {
 		n.hostPorts[name] = want
 	}
-	return nil
+	return n.forgetFlows(have, want)
 }
 
 // adoptHostPorts reads back the host ports of a former run, and takes out those

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -343,6 +344,50 @@ func TestHostPorts(t *testing.T) {
 		if l == tn.inst.Link("c") {
 			t.Fatal("the failed attach left its link")
 		}
+	}
+}
+
+// TestUDPFlowToAHostPort: a client that keeps sending from one port reaches the pod
+// that has the host port, whoever had it before.
+func TestUDPFlowToAHostPort(t *testing.T) {
+	tn := newNode(t, "net-test-flow")
+	var conns []net.Conn
+	for _, to := range []netip.Addr{nettest.NodeIP, nettest.NodeIP6} {
+		conn, err := tn.outside.Dial("udp", at(to, 8081), 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	answered := func(what, who string) {
+		t.Helper()
+		for _, conn := range conns {
+			deadline := time.Now().Add(20 * time.Second)
+			for got := ""; got != who; {
+				_ = conn.SetDeadline(time.Now().Add(500 * time.Millisecond))
+				_, werr := conn.Write([]byte("?"))
+				buf := make([]byte, 100)
+				n, err := conn.Read(buf)
+				got, _, _ = strings.Cut(string(buf[:n]), " ")
+				if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(werr, syscall.ECONNREFUSED) {
+					got = "refused"
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: %s is answered by %q, %v; want %q", what, conn.RemoteAddr(), got, err, who)
+				}
+			}
+		}
+	}
+	answered("before", "refused")
+	for _, name := range []string{"a", "b"} {
+		s, _ := tn.attach(name, HostPort{Protocol: "UDP", HostPort: 8081, ContainerPort: 80})
+		s.ServeUDP(":80", name)
+		answered("with a pod", name)
+		if err := tn.net.Detach(t.Context(), Sandbox{ID: name}); err != nil {
+			t.Fatal(err)
+		}
+		answered("after it", "refused")
 	}
 }
 

@@ -29,6 +29,9 @@ type front struct {
 	// external traffic under the Local policy. A slot is an index: it keeps its
 	// endpoint as long as the endpoint is there.
 	cluster, local []netip.AddrPort
+	// serving are all endpoints that still answer, whatever the policies say of new
+	// connections: flows to them go on. In order; for UDP alone.
+	serving []netip.AddrPort
 }
 
 // fragment is a service compiled: everything that is in the rules because of it.
@@ -130,6 +133,9 @@ func compile(s Service, prev *fragment) (*fragment, error) {
 			seen[f.frontend] = true
 			f.cluster = place(old[f.frontend].cluster, f.cluster)
 			f.local = place(old[f.frontend].local, f.local)
+			if proto == unix.IPPROTO_UDP {
+				f.serving = serving(p, f.addr.Is4())
+			}
 			frag.fronts = append(frag.fronts, f)
 		}
 		for _, v4 := range []bool{true, false} {
@@ -203,6 +209,23 @@ func group(all []Endpoint, v4 bool) endpoints {
 	}
 	g.cluster, g.local = distinct(g.cluster), distinct(g.local)
 	return g
+}
+
+// serving are the endpoints of one family that flows may go on to.
+func serving(p Port, v4 bool) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, to := range p.NodeLocal {
+		if to.Addr().Is4() == v4 {
+			out = append(out, to)
+		}
+	}
+	for _, e := range p.Endpoints {
+		if e.Addr.IsValid() && e.Addr.Addr().Is4() == v4 && (e.Ready || e.Serving) {
+			out = append(out, e.Addr)
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
 }
 
 func distinct(in []netip.AddrPort) []netip.AddrPort {

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
-	"os"
 
 	"skiff/internal/host"
 	"skiff/internal/network/nettest"
@@ -473,56 +471,6 @@ func TestEstablishedGoOn(t *testing.T) {
 	echo("after a restart")
 	tn.apply(web())
 	echo("without any endpoint")
-}
-
-func TestUDPFlowMoves(t *testing.T) {
-	tn := newNode(t, "svc-test-udp")
-	a, b, c := tn.pod("a"), tn.pod("b"), tn.pod("c")
-	tn.sync(web(a))
-	conn, err := c.Dial("udp", at(vip, 8080), 10*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	// A datagram that is on its way while the rules change may be lost: its client
-	// asks again, as clients over UDP do.
-	ask := func() string {
-		t.Helper()
-		_ = conn.SetDeadline(time.Now().Add(time.Second))
-		if _, err := conn.Write([]byte("?")); err != nil {
-			t.Fatal(err)
-		}
-		buf := make([]byte, 100)
-		n, err := conn.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return "nobody"
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(buf[:n])
-	}
-	moves := func(what, to string) {
-		t.Helper()
-		deadline := time.Now().Add(20 * time.Second)
-		for {
-			got := ask()
-			if got == fmt.Sprintf("%s %s", to, c.ips[0]) {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: the flow goes on to %q", what, got)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-	moves("at first", "a")
-	tn.apply(web(b))
-	moves("after a change", "b")
-	// And over a restart that missed a change.
-	tn.restart()
-	tn.sync(web(a))
-	moves("after a restart", "a")
 }
 
 func TestRulesComeBack(t *testing.T) {

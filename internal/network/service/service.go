@@ -13,7 +13,8 @@
 //
 // Established connections are not touched by any change: they go on to an
 // endpoint that is no longer in the rules (UDP flows excepted, which have no
-// end: those to an endpoint that has gone are forgotten). A service refuses
+// end: those to an endpoint that no longer serves are forgotten, see flows.go). A
+// service refuses
 // connections only when it is known to have no endpoint, whether ready or
 // terminating but serving; so Sync must be called with a complete state, and
 // endpoints must change together with their service.
@@ -43,9 +44,6 @@ import (
 	"reflect"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"skiff/internal/host"
 	"skiff/internal/network/nft"
@@ -354,60 +352,3 @@ func (p *Proxy) write(d *delta) error {
 }
 
 func (p *Proxy) tableName() string { return p.deps.Instance.Table() + "-services" }
-
-// forgetFlows deletes conntrack entries of UDP whose endpoint has gone, or that
-// were made before their service had one: a client that keeps sending from one
-// port would never be sent elsewhere.
-func (p *Proxy) forgetFlows() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var h *netlink.Handle
-	err := p.ns.Do(func() (err error) { h, err = netlink.NewHandle(unix.NETLINK_NETFILTER); return err })
-	if err != nil {
-		return fmt.Errorf("forget UDP flows: %w", err)
-	}
-	defer h.Close()
-	for _, f := range p.families {
-		family := netlink.InetFamily(unix.AF_INET)
-		if f.AddrLen == 16 {
-			family = unix.AF_INET6
-		}
-		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, staleFlows{p.state}); err != nil {
-			return fmt.Errorf("forget UDP flows: %w", err)
-		}
-	}
-	p.forgot++
-	return nil
-}
-
-// staleFlows matches conntrack entries.
-type staleFlows struct{ s *state }
-
-// MatchConntrackFlow is the filter that the netlink library asks.
-func (m staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
-	}
-	dst, ok1 := netip.AddrFromSlice(flow.Forward.DstIP)
-	src, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP)
-	if !ok1 || !ok2 {
-		return false
-	}
-	dst, src = dst.Unmap(), src.Unmap()
-	to := netip.AddrPortFrom(src, flow.Reverse.SrcPort)
-	at := frontend{dst, unix.IPPROTO_UDP, flow.Forward.DstPort}
-	f, ok := m.s.front(at)
-	if !ok {
-		if src == dst {
-			return false // goes to no service
-		}
-		at.addr = netip.IPv6Unspecified()
-		if dst.Is4() {
-			at.addr = netip.IPv4Unspecified()
-		}
-		if f, ok = m.s.front(at); !ok {
-			return false
-		}
-	}
-	return !f.has(to)
-}

@@ -118,6 +118,7 @@ func (s *state) change(next map[string]*fragment, discard bool) *delta {
 	slices.Sort(keys)
 	// First everything that goes, so that a frontend can change hands.
 	freed := map[frontend]bool{}
+	before := map[frontend][]netip.AddrPort{}
 	for _, key := range keys {
 		old := s.fragments[key]
 		if old == nil {
@@ -135,6 +136,7 @@ func (s *state) change(next map[string]*fragment, discard bool) *delta {
 		for _, f := range old.fronts {
 			if s.owner[f.frontend] == key {
 				d.removeFront(f, pairs)
+				before[f.frontend] = f.serving
 				if !keeps[f.frontend] {
 					delete(s.owner, f.frontend)
 					freed[f.frontend] = true
@@ -186,6 +188,11 @@ func (s *state) change(next map[string]*fragment, discard bool) *delta {
 	d.addIPs, d.delIPs = ips.applyTo(s.clusterIPs)
 	d.addPairs, d.delPairs = pairs.applyTo(s.hairpin)
 	d.reduce()
+	for at, was := range before {
+		if f, ok := s.front(at); ok {
+			d.udp = d.udp || !contains(f.serving, was)
+		}
+	}
 	for _, c := range d.addFronts {
 		if s.kind(c) {
 			d.chains = append(d.chains, c)
@@ -284,8 +291,14 @@ func (s *state) front(at frontend) (front, bool) {
 	return front{}, false
 }
 
-func (f front) has(to netip.AddrPort) bool {
-	return slices.Contains(f.cluster, to) || slices.Contains(f.local, to)
+// contains tells that all of some is in all.
+func contains(all, some []netip.AddrPort) bool {
+	for _, a := range some {
+		if _, ok := slices.BinarySearchFunc(all, a, netip.AddrPort.Compare); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *delta) addFront(f front, pairs counts) {
@@ -333,9 +346,6 @@ func (d *delta) reduce() {
 	cancel(d.addFronts, d.delFronts)
 	cancel(d.addSlots, d.delSlots)
 	cancel(d.addPins, d.delPins)
-	for sl := range d.delSlots {
-		d.udp = d.udp || sl.proto == unix.IPPROTO_UDP
-	}
 	for at := range d.addFronts {
 		d.udp = d.udp || at.proto == unix.IPPROTO_UDP
 	}
