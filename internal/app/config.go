@@ -72,12 +72,6 @@ type Config struct {
 	EtcdKey  string `json:"etcdKey,omitempty"`
 	// MaxPods per node, 110 by default.
 	MaxPods int `json:"maxPods,omitempty"`
-	// AllowedUnsafeSysctls are sysctls that pods of this node may set beside those
-	// that concern a pod alone: names, or prefixes that end in *.
-	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls,omitempty"`
-	// MaxContainerRestartPeriod is the longest back-off of a container that keeps
-	// ending, 1s to 300s, which is the default.
-	MaxContainerRestartPeriod string `json:"maxContainerRestartPeriod,omitempty"`
 	// ContainerRuntimeEndpoint uses another CRI runtime instead of the built-in.
 	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint,omitempty"`
 	// CNIConfDir is where CNI configurations are looked for, CNIBinDir where the
@@ -105,6 +99,12 @@ type Config struct {
 	SchedulerConfig string `json:"schedulerConfig,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
+	// AllowedUnsafeSysctls are sysctls that pods of this node may set beside those
+	// that concern a pod alone: names, or prefixes that end in *.
+	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls,omitempty"`
+	// MaxContainerRestartPeriod is the longest back-off of a container that keeps
+	// ending, 1s to 300s, which is the default.
+	MaxContainerRestartPeriod string `json:"maxContainerRestartPeriod,omitempty"`
 }
 
 // ConfigError is a mistake in a setting: Field names it as in the config file.
