@@ -14,8 +14,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/component-helpers/node/util/sysctl"
 	configv1 "k8s.io/kube-scheduler/config/v1"
 	"sigs.k8s.io/yaml"
 
@@ -100,6 +102,12 @@ type Config struct {
 	Kubelet *cli.KubeletConfig `json:"kubelet,omitempty"`
 	// Verbose logs more.
 	Verbose bool `json:"verbose,omitempty"`
+	// AllowedUnsafeSysctls are sysctls that pods of this node may set beside those
+	// that concern a pod alone: names, or prefixes that end in *.
+	AllowedUnsafeSysctls []string `json:"allowedUnsafeSysctls,omitempty"`
+	// MaxContainerRestartPeriod is the longest back-off of a container that keeps
+	// ending, 1s to 300s, which is the default.
+	MaxContainerRestartPeriod string `json:"maxContainerRestartPeriod,omitempty"`
 }
 
 // ConfigError is a mistake in a setting: Field names it as in the config file.
@@ -234,9 +242,13 @@ func (c *Config) Merge() error {
 	if c.DNSHosts == nil {
 		c.DNSHosts = old.DNSHosts
 	}
+	if len(c.AllowedUnsafeSysctls) == 0 {
+		c.AllowedUnsafeSysctls = old.AllowedUnsafeSysctls
+	}
 	for _, f := range []struct{ now, was *string }{
 		{&c.ContainerRuntimeEndpoint, &old.ContainerRuntimeEndpoint}, {&c.CNIConfDir, &old.CNIConfDir}, {&c.CNIBinDir, &old.CNIBinDir},
 		{&c.LoadBalancers, &old.LoadBalancers},
+		{&c.MaxContainerRestartPeriod, &old.MaxContainerRestartPeriod},
 		{&c.SchedulerConfig, &old.SchedulerConfig},
 	} {
 		if *f.now == "" {
@@ -244,6 +256,18 @@ func (c *Config) Merge() error {
 		}
 	}
 	return nil
+}
+
+// restartPeriod is MaxContainerRestartPeriod, 0 where it is not set.
+func (c *Config) restartPeriod() (time.Duration, error) {
+	if c.MaxContainerRestartPeriod == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(c.MaxContainerRestartPeriod)
+	if err != nil || d < time.Second || d > 300*time.Second {
+		return 0, &ConfigError{"maxContainerRestartPeriod", fmt.Sprintf("%q: must be between 1s and 300s", c.MaxContainerRestartPeriod)}
+	}
+	return d, nil
 }
 
 // Save writes c to the data directory.
@@ -374,6 +398,14 @@ func (c Config) Complete() (*Settings, error) {
 	}
 	if c.MaxPods < 0 {
 		return nil, &ConfigError{"maxPods", fmt.Sprintf("%d: must be greater than 0", c.MaxPods)}
+	}
+	for _, s := range c.AllowedUnsafeSysctls {
+		if ns, _, _ := sysctl.GetNamespace(s); ns == sysctl.UnknownNamespace {
+			return nil, &ConfigError{"allowedUnsafeSysctls", fmt.Sprintf("%q: is not known to be namespaced", s)}
+		}
+	}
+	if _, err := c.restartPeriod(); err != nil {
+		return nil, err
 	}
 	for _, p := range []struct {
 		field string

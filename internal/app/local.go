@@ -87,6 +87,10 @@ func overlay(file, flags Config) Config {
 	str(&file.EtcdCert, flags.EtcdCert)
 	str(&file.EtcdKey, flags.EtcdKey)
 	num(&file.MaxPods, flags.MaxPods)
+	if len(flags.AllowedUnsafeSysctls) > 0 {
+		file.AllowedUnsafeSysctls = flags.AllowedUnsafeSysctls
+	}
+	str(&file.MaxContainerRestartPeriod, flags.MaxContainerRestartPeriod)
 	str(&file.ContainerRuntimeEndpoint, flags.ContainerRuntimeEndpoint)
 	str(&file.CNIConfDir, flags.CNIConfDir)
 	str(&file.CNIBinDir, flags.CNIBinDir)

@@ -140,6 +140,10 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	volumes := volume.New(volume.Deps{Host: n.set.Instance, Journal: n.journal, Sources: sources, Log: n.log})
+	restartPeriod, err := n.set.restartPeriod()
+	if err != nil {
+		return err
+	}
 	n.kubelet, err = kubelet.New(kubelet.Deps{
 		Client: n.client, Runtime: services.Runtime, Images: services.Images,
 		Volumes: volumes, LocalVolumes: volumes, Sources: sources,
@@ -153,6 +157,8 @@ func (n *node) run(ctx context.Context) error {
 		LogMaxSize: n.set.kubelet.LogMaxSize, LogMaxFiles: n.set.kubelet.LogMaxFiles, StaticPods: n.set.kubelet.StaticPods,
 		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
 		ParallelPulls: n.set.MaxParallelImagePulls, DockerConfigs: dockerConfigs(n.set.Instance),
+
+		AllowedUnsafeSysctls: n.set.AllowedUnsafeSysctls, MaxRestartPeriod: restartPeriod,
 	})
 	if err != nil {
 		return err

@@ -52,6 +52,9 @@ type Settings struct {
 	SchedulerConfig          string
 	Kubelet                  *KubeletConfig // in the config file alone
 	Verbose                  bool
+
+	AllowedUnsafeSysctls      []string
+	MaxContainerRestartPeriod string
 }
 
 // Role is what a process is.
@@ -197,6 +200,8 @@ func (c *command) startFlags(cmd *cobra.Command) {
 	f.StringVar(&c.set.EtcdCert, "etcd-cert", "", "file with the client certificate for those endpoints")
 	f.StringVar(&c.set.EtcdKey, "etcd-key", "", "file with its key")
 	f.IntVar(&c.set.MaxPods, "max-pods", 0, "most pods on this node (default 110)")
+	f.StringSliceVar(&c.set.AllowedUnsafeSysctls, "allowed-unsafe-sysctls", nil, "sysctls that pods of this node may set beside the safe ones: names, or prefixes that end in *")
+	f.StringVar(&c.set.MaxContainerRestartPeriod, "max-container-restart-period", "", "longest back-off of a container that keeps ending, 1s to 300s (default 300s)")
 	f.StringVar(&c.set.ContainerRuntimeEndpoint, "container-runtime-endpoint", "", "socket of another CRI runtime to use instead of the built-in one")
 	f.StringVar(&c.set.CNIConfDir, "cni-conf-dir", "", "directory of CNI configurations, which replace the built-in pod network (default /etc/cni/net.d)")
 	f.StringVar(&c.set.CNIBinDir, "cni-bin-dir", "", "directory of CNI plugins (default /opt/cni/bin, then /usr/lib/cni)")

@@ -253,6 +253,8 @@ func (c *command) flags() []string {
 	add("san", strings.Join(s.ExtraSANs, ","))
 	add("etcd", strings.Join(s.Etcd, ","))
 	num("max-pods", s.MaxPods)
+	add("allowed-unsafe-sysctls", strings.Join(s.AllowedUnsafeSysctls, ","))
+	add("max-container-restart-period", s.MaxContainerRestartPeriod)
 	add("container-runtime-endpoint", s.ContainerRuntimeEndpoint)
 	add("etcd-ca", s.EtcdCA)
 	add("etcd-cert", s.EtcdCert)

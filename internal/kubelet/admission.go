@@ -12,20 +12,32 @@ func (k *Kubelet) ranBefore(pod *corev1.Pod, o *observed) bool {
 	return len(o.sandboxes) > 0 || len(o.containers) > 0 || pod.Status.StartTime != nil
 }
 
-// admit refuses a pod that this node has no room for. k.admission is held.
+// admit refuses a pod that this node has no room for, or that it must not or cannot
+// run. k.admission is held.
 func (k *Kubelet) admit(pod *corev1.Pod) *verdict {
 	if v := k.refuse(pod); v != nil {
 		return v
 	}
-	if k.allocatable() == nil {
-		return nil
+	if v := forbiddenSysctl(pod, k.d.AllowedUnsafeSysctls); v != nil {
+		return v
 	}
-	for _, p := range k.others(pod) {
-		if v := portConflict(pod, p); v != nil {
+	if v := otherOS(pod); v != nil {
+		return v
+	}
+	if k.allocatable() != nil {
+		if v := k.room(pod); v != nil {
 			return v
 		}
+		if v := k.misplaced(pod); v != nil {
+			return v
+		}
+		for _, p := range k.others(pod) {
+			if v := portConflict(pod, p); v != nil {
+				return v
+			}
+		}
 	}
-	return k.room(pod)
+	return unconfinable(pod, appArmorOn)
 }
 
 // others are the pods that take up room beside pod, as they have been allocated.

@@ -103,7 +103,7 @@ func TestSandboxConfig(t *testing.T) {
 		p.Spec.HostAliases = []corev1.HostAlias{{IP: "1.2.3.4", Hostnames: []string{"x", "y"}}}
 		p.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"8.8.8.8"}, Searches: []string{"more.example"}, Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: ptr("3")}, {Name: "debug"}}}
 		p.Spec.ShareProcessNamespace = ptr(true)
-		p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000)), FSGroup: ptr(int64(2000)), SupplementalGroups: []int64{3000}, Sysctls: []corev1.Sysctl{{Name: "net.core.somaxconn", Value: "9"}},
+		p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr(int64(1000)), FSGroup: ptr(int64(2000)), SupplementalGroups: []int64{3000}, Sysctls: []corev1.Sysctl{{Name: "net.ipv4.tcp_fin_timeout", Value: "9"}},
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
 		c := &p.Spec.Containers[0]
 		c.Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080, Protocol: corev1.ProtocolUDP}}
@@ -123,7 +123,7 @@ func TestSandboxConfig(t *testing.T) {
 			t.Errorf("ports %v", m)
 		}
 		sc := s.Linux.SecurityContext
-		if !sc.Privileged || sc.RunAsUser.GetValue() != 1000 || !slices.Equal(sc.SupplementalGroups, []int64{2000, 3000}) || sc.NamespaceOptions.Pid != runtimeapi.NamespaceMode_POD || s.Linux.Sysctls["net.core.somaxconn"] != "9" {
+		if !sc.Privileged || sc.RunAsUser.GetValue() != 1000 || !slices.Equal(sc.SupplementalGroups, []int64{2000, 3000}) || sc.NamespaceOptions.Pid != runtimeapi.NamespaceMode_POD || s.Linux.Sysctls["net.ipv4.tcp_fin_timeout"] != "9" {
 			t.Errorf("sandbox security %v, sysctls %v", sc, s.Linux.Sysctls)
 		}
 		cs := w.container("a").Config.Linux.SecurityContext

@@ -45,6 +45,11 @@ func labels(pod *corev1.Pod) map[string]string {
 	}
 }
 
+// cgroupError is what keeps a pod from having its cgroup.
+type cgroupError struct{ error }
+
+func (e *cgroupError) Unwrap() error { return e.error }
+
 // sandboxConfig is the CRI form of a pod.
 func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
 	l := labels(pod)
@@ -78,7 +83,7 @@ func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.Pod
 	}
 	if w.k.d.Cgroups != nil {
 		if c.Linux.CgroupParent, err = w.k.d.Cgroups.Ensure(pod); err != nil {
-			return nil, err
+			return nil, &cgroupError{err}
 		}
 	}
 	sandboxSecurity(pod, c.Linux)

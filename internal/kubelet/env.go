@@ -19,7 +19,8 @@ func (w *worker) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Con
 	services := w.k.serviceEnv(pod.Namespace, links)
 	e := envBuilder{
 		ctx: ctx, src: w.k.sources, pod: withIPs(pod, w.k.d.NodeIPs, ips),
-		vars: map[string]string{}, services: services, maps: map[string]map[string]string{}, secrets: map[string]map[string][]byte{},
+		volumes: w.volumes.paths,
+		vars:    map[string]string{}, services: services, maps: map[string]map[string]string{}, secrets: map[string]map[string][]byte{},
 	}
 	for i := range c.EnvFrom {
 		if err := e.from(&c.EnvFrom[i]); err != nil {
@@ -52,6 +53,7 @@ type envBuilder struct {
 	ctx      context.Context
 	src      *Sources
 	pod      *corev1.Pod
+	volumes  map[string]string
 	vars     map[string]string
 	order    []string
 	services map[string]string
@@ -164,6 +166,8 @@ func (e *envBuilder) add(v *corev1.EnvVar, c *corev1.Container) error {
 			return err
 		}
 		return setKey(e, v.Name, "Secret", m, r.Name, r.Key, r.Optional)
+	case f.FileKeyRef != nil:
+		return e.file(v.Name, f.FileKeyRef)
 	default:
 		e.set(v.Name, "")
 	}

@@ -142,7 +142,7 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 		}
 		event(corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", c.image, err))
 		now = w.k.d.Now()
-		p.backoff = p.backoff.next(now, now)
+		p.backoff = p.backoff.next(now, now, backoffMax)
 		reason, m := pullReason(c.image, err)
 		p.last = reason + ": " + m
 		// Soon after, the back-off is told.

@@ -174,6 +174,12 @@ type Deps struct {
 
 	// notify tells of changes in a directory; tests replace it.
 	notify func(dir string) (changed <-chan struct{}, stop func(), err error)
+	// AllowedUnsafeSysctls are sysctls, or prefixes of such that end in *, that pods
+	// may set beside the safe ones.
+	AllowedUnsafeSysctls []string
+	// MaxRestartPeriod is the longest back-off of a container that keeps ending
+	// (KEP-4603); 5 minutes by default.
+	MaxRestartPeriod time.Duration
 }
 
 // Kubelet is the node half. See New.
@@ -244,6 +250,9 @@ func New(d Deps) (*Kubelet, error) {
 	}
 	if d.PodLogDir == "" {
 		d.PodLogDir = d.Host.Data("logs")
+	}
+	if d.MaxRestartPeriod == 0 {
+		d.MaxRestartPeriod = backoffMax
 	}
 	if d.LogMaxSize == 0 {
 		d.LogMaxSize = 10 << 20

@@ -70,9 +70,14 @@ func (k *Kubelet) setNodeStatus(ctx context.Context, n *corev1.Node, old *corev1
 		groups := st.GetFeatures().GetSupplementalGroupsPolicy()
 		s.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: &groups}
 	}
+	s.DeclaredFeatures = slices.Clone(declaredFeatures)
 	k.pressureConditions(s, old)
 	k.ready(s, old, st, err)
 }
+
+// declaredFeatures are those that pods ask for by what is in them (KEP-5328), and
+// that this kubelet has: the scheduler sends such pods to nodes that declare them.
+var declaredFeatures = []string{"RestartAllContainersOnContainerExits"}
 
 func (k *Kubelet) setCondition(s *corev1.NodeStatus, old *corev1.Node, c corev1.NodeCondition, event string) {
 	now := metav1.NewTime(k.d.Now().Truncate(1e9))

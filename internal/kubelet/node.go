@@ -73,14 +73,19 @@ func (n *nodeState) setNode(node *corev1.Node) {
 	n.node = node
 }
 
-// allocatable is what pods may use of the node, nil while it is not known.
-func (n *nodeState) allocatable() corev1.ResourceList {
+// seen is the node as last seen in the API, nil while it was not.
+func (n *nodeState) seen() *corev1.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.node == nil {
-		return nil
+	return n.node
+}
+
+// allocatable is what pods may use of the node, nil while it is not known.
+func (n *nodeState) allocatable() corev1.ResourceList {
+	if node := n.seen(); node != nil {
+		return node.Status.Allocatable
 	}
-	return n.node.Status.Allocatable
+	return nil
 }
 
 func (k *Kubelet) nodeEvent(eventType, reason, message string) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,7 +43,8 @@ type actions struct {
 	killPod    bool
 	newSandbox bool
 	attempt    uint32
-	sandboxID  string // the sandbox to use, or the old one
+	sandboxID  string  // the sandbox to use, or the old one
+	reset      []reset // with nothing else
 	kill       []kill
 	resize     []resizeTo
 	start      []start
@@ -79,6 +81,20 @@ func containerHash(c *corev1.Container) uint64 {
 	return uint64(h.Sum32())
 }
 
+// restartRule is what the first of a container's restart rules (KEP-5307) that is
+// about an exit code asks for; "" where there is none.
+func restartRule(c *corev1.Container, code int32) corev1.ContainerRestartRuleAction {
+	for _, r := range c.RestartPolicyRules {
+		if r.ExitCodes == nil {
+			continue
+		}
+		if slices.Contains(r.ExitCodes.Values, code) == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
+			return r.Action
+		}
+	}
+	return ""
+}
+
 func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
@@ -86,17 +102,9 @@ func isSidecar(c *corev1.Container) bool {
 // shouldRestart tells whether a container that ended with this code is to run
 // again, by its own policy and rules, or the pod's.
 func shouldRestart(pod *corev1.Pod, c *corev1.Container, init bool, code int32) bool {
-	for _, r := range c.RestartPolicyRules {
-		if r.ExitCodes == nil {
-			continue
-		}
-		in := false
-		for _, v := range r.ExitCodes.Values {
-			in = in || v == code
-		}
-		if in == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
-			return r.Action == corev1.ContainerRestartRuleActionRestart
-		}
+	switch restartRule(c, code) {
+	case corev1.ContainerRestartRuleActionRestart, corev1.ContainerRestartRuleActionRestartAllContainers:
+		return true
 	}
 	if c.RestartPolicy != nil {
 		switch *c.RestartPolicy {
@@ -447,25 +455,28 @@ type backoff struct {
 const (
 	backoffInitial = 10 * time.Second
 	backoffMax     = 300 * time.Second
+	// backoffForgotten is after how long without a failure the next one counts as
+	// the first.
+	backoffForgotten = 600 * time.Second
 )
 
 // active tells until when the back-off that began at since lasts. One that was
 // last renewed more than ten minutes before since is forgotten.
 func (b backoff) active(since, now time.Time) (until time.Time, on bool) {
-	if b.delay == 0 || since.Sub(b.updated) > 2*backoffMax {
+	if b.delay == 0 || since.Sub(b.updated) > backoffForgotten {
 		return time.Time{}, false
 	}
 	until = since.Add(b.delay)
 	return until, now.Before(until)
 }
 
-// next returns the back-off after one more failure.
-func (b backoff) next(since, now time.Time) backoff {
+// next returns the back-off after one more failure, at most longest.
+func (b backoff) next(since, now time.Time, longest time.Duration) backoff {
 	switch {
-	case b.delay == 0 || since.Sub(b.updated) > 2*backoffMax:
-		b.delay = backoffInitial
+	case b.delay == 0 || since.Sub(b.updated) > backoffForgotten:
+		b.delay = min(backoffInitial, longest)
 	default:
-		b.delay = min(b.delay*2, backoffMax)
+		b.delay = min(b.delay*2, longest)
 	}
 	b.updated = now
 	return b

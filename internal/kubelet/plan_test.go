@@ -177,7 +177,7 @@ func TestBackoff(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	var b backoff
 	for _, want := range []time.Duration{10, 20, 40, 80, 160, 300, 300} {
-		if b = b.next(now, now); b.delay != want*time.Second {
+		if b = b.next(now, now, backoffMax); b.delay != want*time.Second {
 			t.Errorf("delay %s, want %ds", b.delay, want)
 		}
 		until, on := b.active(now, now)
@@ -190,8 +190,14 @@ func TestBackoff(t *testing.T) {
 	if _, on := b.active(later, later); on {
 		t.Error("the back-off outlived ten quiet minutes")
 	}
-	if b = b.next(later, later); b.delay != 10*time.Second {
+	if b = b.next(later, later, backoffMax); b.delay != 10*time.Second {
 		t.Errorf("delay %s after ten quiet minutes", b.delay)
+	}
+	b = backoff{}
+	for range 3 {
+		if b = b.next(now, now, time.Second); b.delay != time.Second {
+			t.Errorf("delay %s, want at most a second", b.delay)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (w *worker) backingOff(pod *corev1.Pod, o *observed, c *corev1.Container) b
 	b, known := w.crash[key]
 	if !known && last.restarts > 0 && last.created.Before(w.k.started) {
 		// Restarted by a former kubelet: its back-off follows from how often.
-		b = backoff{backoffAfter(last.restarts), last.started}
+		b = backoff{backoffAfter(last.restarts, w.k.d.MaxRestartPeriod), last.started}
 		w.crash[key] = b
 	}
 	until, on := b.active(last.finished, now)
@@ -61,17 +61,17 @@ func (w *worker) backingOff(pod *corev1.Pod, o *observed, c *corev1.Container) b
 		w.containerEvent(pod, c.Name, corev1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.Name, podNameFull(pod)))
 		return true
 	}
-	w.crash[key] = b.next(last.finished, now)
+	w.crash[key] = b.next(last.finished, now, w.k.d.MaxRestartPeriod)
 	return false
 }
 
 // backoffAfter is the back-off of a container that was restarted so often in a row.
-func backoffAfter(restarts int) time.Duration {
+func backoffAfter(restarts int, longest time.Duration) time.Duration {
 	d := backoffInitial
-	for ; restarts > 1 && d < backoffMax; restarts-- {
+	for ; restarts > 1 && d < longest; restarts-- {
 		d *= 2
 	}
-	return min(d, backoffMax)
+	return min(d, longest)
 }
 
 // start pulls the image where needed, creates and starts one container and runs

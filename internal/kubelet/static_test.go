@@ -221,7 +221,7 @@ func TestStaticPodByName(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "web.yaml"), webManifest)
 	run(t, withStatics(dir), func(w *world) {
 		w.after(time.Second)
-		id, err := w.k.runningContainer(context.Background(), "default", "web-"+node, "", "a")
+		id, err := w.k.runningContainer(context.Background(), "default", "web-"+node, "", "a", false)
 		if err != nil || id != w.container("a").Status.Id {
 			t.Errorf("%s, %v", id, err)
 		}

@@ -22,6 +22,7 @@ type statusInput struct {
 	verdict  *verdict
 	resize   resize
 	terminal bool // nothing will be started any more
+	all      bool // restartsAll: podStatus finds out
 	runtime  string
 	nodeIPs  []net.IP
 	started  func(c *container, old *corev1.ContainerStatus) bool
@@ -46,6 +47,7 @@ func (w *worker) generate(pod *corev1.Pod, o *observed, terminal bool) corev1.Po
 // podStatus is the pure core of the status.
 func podStatus(in statusInput) corev1.PodStatus {
 	pod := in.pod
+	in.all = restartsAll(pod, in.o, in.old.Conditions)
 	s := corev1.PodStatus{
 		ObservedGeneration: pod.Generation,
 		QOSClass:           qosClass(pod),
@@ -303,6 +305,12 @@ func lostStatus(in statusInput, c *corev1.Container, old *corev1.ContainerStatus
 	}
 	no := false
 	s.Started = &no
+	if in.all && old != nil && old.State.Waiting == nil {
+		s.RestartCount = old.RestartCount + 1
+		s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reasonRestartingAll, Message: messageRestartingAll}}
+		s.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Reason: reasonRestartingAll, Message: messageRestartingAll, ExitCode: 137}
+		return s
+	}
 	if old != nil {
 		s.RestartCount, s.LastTerminationState = old.RestartCount, old.LastTerminationState
 		switch {
@@ -379,7 +387,7 @@ var ours = []corev1.PodConditionType{
 	corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled,
 }
 
-var passing = []corev1.PodConditionType{corev1.PodResizePending, corev1.PodResizeInProgress}
+var passing = []corev1.PodConditionType{corev1.PodResizePending, corev1.PodResizeInProgress, corev1.AllContainersRestarting}
 
 func condition(list []corev1.PodCondition, t corev1.PodConditionType) *corev1.PodCondition {
 	for i := range list {
@@ -443,6 +451,9 @@ func conditions(s *corev1.PodStatus, in statusInput) {
 	}
 	all := append(slices.Clone(s.InitContainerStatuses), s.ContainerStatuses...)
 	ok, reason, message := initialized(pod, s, all)
+	if was := condition(in.old.Conditions, corev1.PodInitialized); !ok && was != nil && was.Status == corev1.ConditionTrue {
+		ok, reason, message = true, "", "" // that is never taken back
+	}
 	set(corev1.PodInitialized, ok, reason, message)
 	ok, reason, message = containersReady(pod, s, all)
 	readyOK, readyReason, readyMessage := ok, reason, message
@@ -452,6 +463,11 @@ func conditions(s *corev1.PodStatus, in statusInput) {
 	set(corev1.PodReady, readyOK, readyReason, readyMessage)
 	set(corev1.ContainersReady, ok, reason, message)
 	set(corev1.PodScheduled, true, "", "")
+	if couldRestartAll(pod) {
+		removed := !slices.ContainsFunc(restartable(pod), func(c *corev1.Container) bool { return in.o.latest(c.Name) != nil })
+		ok, reason, message = restartingAll(s.Phase, in.all, removed)
+		set(corev1.AllContainersRestarting, ok, reason, message)
+	}
 }
 
 func initialized(pod *corev1.Pod, s *corev1.PodStatus, all []corev1.ContainerStatus) (bool, string, string) {

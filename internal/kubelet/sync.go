@@ -29,6 +29,15 @@ const sandboxKey = "\x00sandbox"
 // the pod is to be looked at again; next is when what is held back may be tried.
 func (w *worker) do(ctx context.Context, pod *corev1.Pod, o *observed, a actions, st *corev1.PodStatus) (acted bool, next time.Time) {
 	now := w.k.d.Now()
+	if len(a.reset) > 0 {
+		if err := w.resetAll(ctx, pod, a.reset); err != nil {
+			if ctx.Err() == nil {
+				w.log().Warn("restart all containers", "err", err)
+			}
+			return false, now.Add(time.Second)
+		}
+		return true, time.Time{}
+	}
 	if len(a.kill) > 0 {
 		acted = true
 		g, kctx := errgroup.WithContext(ctx)
@@ -135,7 +144,11 @@ func (w *worker) ready(ctx context.Context, pod *corev1.Pod, o *observed, a acti
 		}
 		var err error
 		if config, err = w.sandboxConfig(pod, a.attempt); err != nil {
-			w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
+			if c := (*cgroupError)(nil); errors.As(err, &c) {
+				w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
+			} else {
+				w.event(pod, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+errText(err))
+			}
 			w.holdSandbox()
 			return err
 		}

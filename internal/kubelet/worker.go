@@ -332,7 +332,12 @@ func (w *worker) sync(ctx context.Context, pod *corev1.Pod) (again bool, next ti
 	if p, gone := w.current(); gone || p.DeletionTimestamp != nil || w.sentence() != nil {
 		return true, time.Time{}
 	}
-	a := plan(pod, o, w.probes)
+	var a actions
+	if c := condition(st.Conditions, corev1.AllContainersRestarting); c != nil && c.Status == corev1.ConditionTrue {
+		a.reset = planReset(pod, o)
+	} else {
+		a = plan(pod, o, w.probes)
+	}
 	acted, at := w.do(opctx, pod, o, a, &st)
 	if acted {
 		return true, time.Time{}

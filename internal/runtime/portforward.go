@@ -12,6 +12,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,14 @@ func (s streams) PortForward(ctx context.Context, id string, port int32, stream 
 		return fmt.Errorf("port %d: must be between 1 and 65535", port)
 	}
 	conn, err := s.r.dialInPod(ctx, sb, int(port))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		// What one connection meets must not end the others: kubectl gives all of them
+		// up when it is told of an error. The connection is closed, as it would be had
+		// it gone to the pod itself.
+		s.r.Log.Info("nobody listens where a connection was to be forwarded", "sandbox", sb.id, "port", port)
+		unread(stream)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("failed to connect to localhost:%d inside namespace %q: %w", port, sb.id, err)
 	}
@@ -71,12 +80,21 @@ func (s streams) PortForward(ctx context.Context, id string, port int32, stream 
 	_, err = io.Copy(stream, conn)
 	stream.Close()
 	_ = g.Wait()
+	unread(stream)
 	if err != nil {
 		// How a connection ends is between its ends: told to kubectl as an error, it
 		// would end all the others.
 		s.r.Log.Debug("forwarded connection", "port", port, "err", err)
 	}
 	return nil
+}
+
+// unread tells the other end of a stream that nothing more is read of it. Data that
+// nobody reads would hold up other streams of the same connection.
+func unread(stream io.ReadWriteCloser) {
+	if s, ok := stream.(interface{ Reset() error }); ok {
+		_ = s.Reset()
+	}
 }
 
 // dialInPod dials from inside the pod's network namespace: IPv4 first, then IPv6.

@@ -42,6 +42,9 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 			Resources:   ociResources(c.config.GetLinux().GetResources()),
 		},
 	}
+	if p := sec.GetApparmor(); p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && !sec.GetPrivileged() {
+		oci.Process.ApparmorProfile = strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+	}
 	if !filepath.IsAbs(oci.Process.Cwd) {
 		return nil, fmt.Errorf("working directory %q: must be an absolute path", oci.Process.Cwd)
 	}

@@ -299,6 +299,7 @@ func (c *cluster) importBusybox() {
 	}
 	add(&tar.Header{Name: "bin/load", Typeflag: tar.TypeReg, Mode: 0o755}, load)
 	add(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n"))
+	add(&tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\nextra:x:4000:web\n"))
 	if err := tw.Close(); err != nil {
 		c.t.Fatal(err)
 	}

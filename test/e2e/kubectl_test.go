@@ -105,6 +105,11 @@ func TestKubectl(t *testing.T) {
 		{"delete", kubectlDelete}, {"explain", kubectlExplain}, {"wait", kubectlWait}, {"create", kubectlCreate},
 		{"run", kubectlRun}, {"auth", kubectlAuth}, {"discovery", kubectlDiscovery}, {"edit", kubectlEdit},
 		{"diff", kubectlDiff}, {"events", kubectlEvents}, {"forward", kubectlForward}, {"node", kubectlNode},
+		{"debug", kubectlDebug}, {"cp", kubectlCp}, {"expose", kubectlExpose}, {"set", kubectlSet}, {"autoscale", kubectlAutoscale},
+		{"top", kubectlTop}, {"certificate", kubectlCertificate}, {"drain", kubectlDrain}, {"lastapplied", kubectlLastApplied},
+		{"generators", kubectlGenerators}, {"kustomize", kubectlKustomize}, {"config", kubectlConfig}, {"plugin", kubectlPlugin},
+		{"completion", kubectlCompletion}, {"dump", kubectlDump}, {"proxy", kubectlProxy}, {"spdy", kubectlSPDY},
+		{"attach", kubectlAttach}, {"logflags", kubectlLogFlags}, {"skew", kubectlSkew}, {"table", kubectlTable},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(c.within(t, s.name)) })
 	}
@@ -778,6 +783,20 @@ func kubectlForward(c *cluster) {
 			if out, err := fetch("http://" + m[1]); err != nil || !strings.HasPrefix(out, "one web-") {
 				c.t.Errorf("through port-forward %s: %q, %v", target, out, err)
 			}
+		}
+	}
+	// A port where nobody listens fails; the forwarding goes on.
+	s := c.background("port-forward", "deployment/web", ":8080", ":8081")
+	s.says("-> 8081")
+	at := func(port string) string {
+		return "http://" + regexp.MustCompile(`(127\.0\.0\.1:\d+) -> ` + port).FindStringSubmatch(s.text())[1]
+	}
+	for range 2 {
+		if out, err := fetch(at("8081")); err == nil {
+			c.t.Errorf("where nobody listens: %q", out)
+		}
+		if out, err := fetch(at("8080")); err != nil || !strings.HasPrefix(out, "one web-") {
+			c.t.Errorf("after a connection that failed: %q, %v\n%s", out, err, s.text())
 		}
 	}
 	pod := c.jsonpath("pods", ".items[0].metadata.name")
