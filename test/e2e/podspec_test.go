@@ -177,7 +177,12 @@ func podSecurity(c *cluster) {
 `) + spec("notroot", `
   containers: [{name: main, image: "busybox:1", securityContext: {runAsNonRoot: true}}]
 `))
-	c.says("users", "uid=1000(web) gid=3000 groups=2000,3000,4000(extra),5000\nuid=7 gid=8 groups=8,2000,5000\n")
+	c.is("pod/users", ".status.phase", "Succeeded")
+	for name, want := range map[string]string{"merged": "uid=1000(web) gid=3000 groups=2000,3000,4000(extra),5000\n", "own": "uid=7 gid=8 groups=8,2000,5000\n"} {
+		if out := c.kubectl("logs", "users", "-c", name); out != want {
+			c.t.Errorf("container %s is %q, want %q", name, out, want)
+		}
+	}
 	c.says("strict", "uid=1000(web) gid=3000 groups=3000,5000\n")
 	c.says("plain", "CapEff: 00000000a80425fb\nCapBnd: 00000000a80425fb\nNoNewPrivs: 0\nSeccomp: 0\n")
 	c.says("caps", "CapEff: 0000000000000400\nCapBnd: 0000000000000400\nNoNewPrivs: 1\nSeccomp: 2\n")
