@@ -97,7 +97,23 @@ func (w *worn) look() hostState {
 	own := regexp.MustCompile(`^(/var/lib/skiff/` + w.name + `/(kubelet/pods|images)|/run/skiff/` + w.name + `/(runtime/pods|runtime/mnt|cni))`)
 	s["files"] = slices.DeleteFunc(s["files"], func(path string) bool { return !own.MatchString(path) })
 	s["namespaces"] = namespaces(w.t)
+	s["nftables"] = elements(s["nftables"])
 	return s
+}
+
+// elements takes the lists of maps and sets apart: nft prints several in a line, in
+// the order in which the kernel has them.
+func elements(lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		for e := range strings.SplitSeq(l, ",") {
+			if e = strings.Trim(strings.TrimPrefix(e, "elements = "), " {}"); e != "" {
+				out = append(out, e)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // namespaces lists those that any process is in or holds open, by their kind.
