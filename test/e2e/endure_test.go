@@ -102,11 +102,13 @@ func (w *worn) look() hostState {
 }
 
 // elements takes the lists of maps and sets apart: nft prints several in a line, in
-// the order in which the kernel has them.
+// the order in which the kernel has them. Which of a service's endpoints has which
+// number is left out: a skiff that starts gives them out anew.
 func elements(lines []string) []string {
 	var out []string
+	number := regexp.MustCompile(` \. 0x[0-9a-f]{8} : `)
 	for _, l := range lines {
-		for e := range strings.SplitSeq(l, ",") {
+		for e := range strings.SplitSeq(number.ReplaceAllString(l, " : "), ",") {
 			if e = strings.Trim(strings.TrimPrefix(e, "elements = "), " {}"); e != "" {
 				out = append(out, e)
 			}
