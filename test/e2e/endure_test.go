@@ -97,7 +97,25 @@ func (w *worn) look() hostState {
 	own := regexp.MustCompile(`^(/var/lib/skiff/` + w.name + `/(kubelet/pods|images)|/run/skiff/` + w.name + `/(runtime/pods|runtime/mnt|cni))`)
 	s["files"] = slices.DeleteFunc(s["files"], func(path string) bool { return !own.MatchString(path) })
 	s["namespaces"] = namespaces(w.t)
+	s["nftables"] = elements(s["nftables"])
 	return s
+}
+
+// elements takes the lists of maps and sets apart: nft prints several in a line, in
+// the order in which the kernel has them. Which of a service's endpoints has which
+// number is left out: a skiff that starts gives them out anew.
+func elements(lines []string) []string {
+	var out []string
+	number := regexp.MustCompile(` \. 0x[0-9a-f]{8} : `)
+	for _, l := range lines {
+		for e := range strings.SplitSeq(number.ReplaceAllString(l, " : "), ",") {
+			if e = strings.Trim(strings.TrimPrefix(e, "elements = "), " {}"); e != "" {
+				out = append(out, e)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // namespaces lists those that any process is in or holds open, by their kind.
@@ -226,9 +244,10 @@ func (w *worn) unharmed() {
 	if now := w.running(); now != w.steady {
 		w.t.Errorf("pods were touched:\n%s\nbefore\n%s", now, w.steady)
 	}
-	var now hostState
+	// What is there no more is no leak: rules that a killed skiff had no use for any
+	// more, mounts of others.
 	w.eventually("nothing is left of pods that went", func() (bool, string) {
-		now = w.look()
+		now := w.look()
 		for kind := range now {
 			if left := minus(now[kind], w.quiet[kind]); len(left) > 0 {
 				return false, fmt.Sprint(kind, ": ", left)
@@ -236,7 +255,6 @@ func (w *worn) unharmed() {
 		}
 		return true, ""
 	})
-	w.quiet.same(w.t, now)
 }
 
 // TestKillAtEachStep: skiff is killed at each step of a pod's start and of its end.
