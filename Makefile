@@ -61,8 +61,8 @@ reset:
 	@bin/skiff reset --yes
 
 # The tests that CI runs: house rules, unit and contract tests under the race
-# detector, and a real cluster.
-test: build lint race e2e
+# detector, a real cluster, and simulated ones.
+test: build lint race e2e sim
 
 lint: check-go
 	@$(LOCK) $(GO) vet ./...
@@ -75,7 +75,7 @@ race: programs
 	@$(LOCK) $(GO) test -race -timeout 20m ./internal/... ./cmd/...
 
 e2e: build
-	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 15m ./test/e2e/...
+	@SKIFF=$(CURDIR)/bin/skiff $(LOCK) $(GO) test -count=1 -timeout 25m ./test/e2e/...
 
 include $(wildcard examples/demo.mk bench/bench.mk test/diff/diff.mk test/conformance/conformance.mk test/v2/v2.mk test/sim/sim.mk test/placement/placement.mk test/scale/scale.mk test/schedule/schedule.mk test/endure/endure.mk)
 

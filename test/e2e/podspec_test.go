@@ -122,7 +122,7 @@ spec: {ports: [{name: sql, port: 5432}]}
   - {name: main, image: "busybox:1", env: [{name: K, valueFrom: {configMapKeyRef: {name: conf, key: Z}}}]}
 `) + spec("nofile", `
   containers:
-  - {name: main, image: "busybox:1", env: [{name: K, valueFrom: {fileKeyRef: {volumeName: work, path: vars, key: K}}}]}
+  - {name: main, image: "busybox:1", env: [{name: K, valueFrom: {fileKeyRef: {volumeName: work, path: vars, key: K}}}], volumeMounts: [{name: work, mountPath: /work}]}
   volumes: [{name: work, emptyDir: {}}]
 `))
 	c.says("env", "conf-a|own|hidden|own hidden $(NOT) $(B)|environment||default|conf-a|hidden|unset|from a file|unset|2|100|64|16384|environment|$(NS)\n")

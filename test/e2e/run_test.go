@@ -100,12 +100,15 @@ func TestRun(t *testing.T) {
 	})
 
 	t.Run("terminal", func(t *testing.T) {
-		s := c.skiffOnTerminal(33, 77, "run", "-it", "--name", "shell", "busybox:1", "sh", "-c", `stty size; read x; stty size; echo "got $x"; while read l; do echo "line $l"; done`)
+		s := c.skiffOnTerminal(33, 77, "run", "-it", "--name", "shell", "busybox:1", "sh", "-c", `stty size; while read l; do echo "line $l $(stty size)"; done`)
 		s.says("33 77")
 		s.resize(44, 88)
-		s.types("one\r")
-		s.says("44 88")
-		s.says("got one")
+		// The size follows in its own time.
+		c.eventually("the size follows", func() (bool, string) {
+			s.types("one\r")
+			s.says("line one")
+			return strings.Contains(s.text(), "44 88"), s.text()
+		})
 		s.types("\x10\x11")
 		s.says("skiff attach shell")
 		if code := s.exits(); code != 0 {
