@@ -4,6 +4,7 @@
 package nettest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -258,20 +259,31 @@ func (s *Space) Ask(network, addr string, timeout time.Duration) (name, from str
 	_ = c.SetDeadline(time.Now().Add(timeout))
 	var b []byte
 	if network == "udp" {
-		if _, err := c.Write([]byte("?")); err != nil {
+		if b, err = askAgain(c, timeout); err != nil {
 			return "", "", err
 		}
-		buf := make([]byte, 1500)
-		n, err := c.Read(buf)
-		if err != nil {
-			return "", "", err
-		}
-		b = buf[:n]
 	} else if b, err = io.ReadAll(c); err != nil {
 		return "", "", err
 	}
 	name, from, _ = strings.Cut(string(b), " ")
 	return name, from, nil
+}
+
+// askAgain asks up to three times from one port: a machine that is busy may lose a
+// datagram; a flow that leads to nobody loses all.
+func askAgain(c net.Conn, timeout time.Duration) ([]byte, error) {
+	const tries = 3
+	buf := make([]byte, 1500)
+	for try := 1; ; try++ {
+		if _, err := c.Write([]byte("?")); err != nil {
+			return nil, err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(timeout / tries))
+		n, err := c.Read(buf)
+		if err == nil || try == tries || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return buf[:n], err
+		}
+	}
 }
 
 // MustAsk is Ask where an answer must come.

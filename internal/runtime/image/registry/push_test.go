@@ -3,12 +3,16 @@ package registry
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -253,5 +257,20 @@ func TestProgress(t *testing.T) {
 	}
 	if fmt.Sprint(heard[len(heard)-1].Stage) != "Already exists" {
 		t.Errorf("again: %v", heard)
+	}
+}
+
+// A registry that answers and closes while a layer is on its way makes the client's
+// own transport close the connection under the writer.
+func TestBrokenConnections(t *testing.T) {
+	for _, err := range []error{io.ErrUnexpectedEOF, syscall.EPIPE, &net.OpError{Op: "write", Err: net.ErrClosed}} {
+		if !broken(fmt.Errorf("put: %w", err)) {
+			t.Errorf("%v is taken for final", err)
+		}
+	}
+	for _, err := range []error{nil, context.Canceled, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, errors.New("denied")} {
+		if broken(err) {
+			t.Errorf("%v is tried again", err)
+		}
 	}
 }

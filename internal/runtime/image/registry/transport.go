@@ -186,7 +186,7 @@ func broken(err error) bool {
 	if stalled := (errStalled{}); errors.As(err, &stalled) {
 		return true
 	}
-	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, net.ErrClosed} {
 		if errors.Is(err, e) {
 			return true
 		}
