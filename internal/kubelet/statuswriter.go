@@ -100,10 +100,16 @@ func (s *statusWriter) setMirror(m *corev1.Pod) {
 	if s.want == nil {
 		return
 	}
-	if at := m.Status.StartTime; at != nil {
-		s.want.StartTime = at // that of a former process
-	}
+	s.keepStart()
 	s.begin()
+}
+
+// keepStart takes the start time that the mirror of a static pod has: that of a former
+// process, of which this one learns when the API does. s.mu is held.
+func (s *statusWriter) keepStart() {
+	if at := s.base.Status.StartTime; s.static && at != nil {
+		s.want.StartTime = at
+	}
 }
 
 // set takes the status to be written and returns at once.
@@ -111,6 +117,7 @@ func (s *statusWriter) set(st corev1.PodStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.want = &st
+	s.keepStart() // the status may be of before the mirror was seen
 	s.begin()
 }
 
