@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	podapi "skiff/internal/api/core/pod"
+	"skiff/internal/api/podrefs"
 	"skiff/internal/api/resource"
 )
 
@@ -81,84 +83,10 @@ func manifest(data []byte, path, node string, seen time.Time) (*corev1.Pod, erro
 	if errs := strategy.ValidateCreate(resource.Env{}, p); len(errs) > 0 {
 		return nil, fmt.Errorf("invalid pod: %v", errs)
 	}
-	if what := apiReference(p); what != "" {
+	// The deprecated field is one name with the other, where pods come by the API.
+	p.Spec.ServiceAccountName = cmp.Or(p.Spec.ServiceAccountName, p.Spec.DeprecatedServiceAccount)
+	if what := podrefs.NeedsAPI(p); what != "" {
 		return nil, fmt.Errorf("static pods may not reference %s", what)
 	}
 	return p, nil
-}
-
-// apiReference is what a pod refers to that only the API has; "" for nothing.
-func apiReference(p *corev1.Pod) string {
-	s := &p.Spec
-	if s.ServiceAccountName != "" || s.DeprecatedServiceAccount != "" {
-		return "serviceaccounts"
-	}
-	var secret, config bool
-	env := func(c *corev1.Container) {
-		for _, e := range c.EnvFrom {
-			secret, config = secret || e.SecretRef != nil, config || e.ConfigMapRef != nil
-		}
-		for _, e := range c.Env {
-			if f := e.ValueFrom; f != nil {
-				secret, config = secret || f.SecretKeyRef != nil, config || f.ConfigMapKeyRef != nil
-			}
-		}
-	}
-	for i := range s.InitContainers {
-		env(&s.InitContainers[i])
-	}
-	for i := range s.Containers {
-		env(&s.Containers[i])
-	}
-	volume := ""
-	for i := range s.Volumes {
-		if what := volumeReference(&s.Volumes[i]); what != "" && volume == "" {
-			volume = what
-		}
-		// Of these upstream speaks as of the secrets that they name.
-		v := &s.Volumes[i]
-		secret = secret || v.Secret != nil
-		config = config || v.ConfigMap != nil
-		if v.Projected != nil {
-			for _, x := range v.Projected.Sources {
-				secret, config = secret || x.Secret != nil, config || x.ConfigMap != nil
-			}
-		}
-	}
-	switch {
-	case secret || len(s.ImagePullSecrets) > 0:
-		return "secrets"
-	case config:
-		return "configmaps"
-	case len(s.ResourceClaims) > 0:
-		return "resourceclaims"
-	}
-	return volume
-}
-
-func volumeReference(v *corev1.Volume) string {
-	switch {
-	case v.CSI != nil:
-		return "csidrivers (via CSI volumes)"
-	case v.Glusterfs != nil:
-		return "endpoints (via glusterFS volumes)"
-	case v.PersistentVolumeClaim != nil:
-		return "persistentvolumeclaims"
-	case v.Ephemeral != nil:
-		return "persistentvolumeclaims (via ephemeral volumes)"
-	case v.AzureFile != nil:
-		return "secrets (via azureFile volumes)"
-	case v.Projected != nil:
-		for _, s := range v.Projected.Sources {
-			switch {
-			case s.ServiceAccountToken != nil:
-				return "serviceaccounts (via projected volumes)"
-			case s.ClusterTrustBundle != nil:
-				return "clustertrustbundles"
-			case s.PodCertificate != nil:
-				return "podcertificates"
-			}
-		}
-	}
-	return ""
 }

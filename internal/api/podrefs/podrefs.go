@@ -2,6 +2,8 @@
 package podrefs
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -26,8 +28,16 @@ type Ref struct {
 
 // Of returns what a pod refers to; an object may be in it more than once.
 func Of(p *corev1.Pod) []Ref {
+	return slices.DeleteFunc(references(p), func(r Ref) bool { return r.Name == "" })
+}
+
+// references are what Of returns, and those that lack a name, which the API takes
+// where it always did.
+func references(p *corev1.Pod) []Ref {
 	var out list
-	out.add(ServiceAccount, p.Spec.ServiceAccountName)
+	if name := p.Spec.ServiceAccountName; name != "" {
+		out.add(ServiceAccount, name)
+	}
 	for _, s := range p.Spec.ImagePullSecrets {
 		out.add(Secret, s.Name)
 	}
@@ -61,11 +71,7 @@ func Of(p *corev1.Pod) []Ref {
 
 type list []Ref
 
-func (l *list) add(k Kind, name string) {
-	if name != "" {
-		*l = append(*l, Ref{k, name})
-	}
-}
+func (l *list) add(k Kind, name string) { *l = append(*l, Ref{k, name}) }
 
 func (l *list) secret(r *corev1.LocalObjectReference) {
 	if r != nil {
@@ -145,6 +151,65 @@ func (l *list) volume(p *corev1.Pod, v *corev1.Volume) {
 	if s := v.StorageOS; s != nil {
 		l.secret(s.SecretRef)
 	}
+}
+
+// NeedsAPI returns the first thing by which a pod needs more of the API than itself,
+// in the words of upstream's refusals; "" where it needs nothing: a pod that a node
+// makes must not.
+func NeedsAPI(p *corev1.Pod) string {
+	refs := references(p)
+	for _, w := range []struct {
+		kind Kind
+		name string
+	}{{ServiceAccount, "serviceaccounts"}, {Secret, "secrets"}, {ConfigMap, "configmaps"}} {
+		if slices.ContainsFunc(refs, func(r Ref) bool { return r.Kind == w.kind }) {
+			return w.name
+		}
+	}
+	if len(p.Spec.ResourceClaims) > 0 {
+		return "resourceclaims"
+	}
+	for _, v := range p.Spec.Volumes {
+		switch {
+		case v.CSI != nil:
+			return "csidrivers (via CSI volumes)"
+		case v.Glusterfs != nil:
+			return "endpoints (via glusterFS volumes)"
+		case v.PersistentVolumeClaim != nil:
+			return "persistentvolumeclaims"
+		case v.Ephemeral != nil:
+			return "persistentvolumeclaims (via ephemeral volumes)"
+		case v.ConfigMap != nil:
+			return "configmaps (via configmap volumes)"
+		case v.Secret != nil:
+			return "secrets (via secret volumes)"
+		case v.AzureFile != nil:
+			return "secrets (via azureFile volumes)"
+		case v.Projected != nil:
+			if what := projectedNeeds(v.Projected); what != "" {
+				return what
+			}
+		}
+	}
+	return ""
+}
+
+func projectedNeeds(v *corev1.ProjectedVolumeSource) string {
+	for _, s := range v.Sources {
+		switch {
+		case s.ConfigMap != nil:
+			return "configmaps (via projected volumes)"
+		case s.Secret != nil:
+			return "secrets (via projected volumes)"
+		case s.ServiceAccountToken != nil:
+			return "serviceaccounts (via projected volumes)"
+		case s.ClusterTrustBundle != nil:
+			return "clustertrustbundles"
+		case s.PodCertificate != nil:
+			return "podcertificates"
+		}
+	}
+	return ""
 }
 
 // NamedSecret is a secret of any namespace.

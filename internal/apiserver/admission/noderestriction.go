@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"skiff/internal/api/podrefs"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/apiserver/authz"
@@ -128,7 +129,7 @@ func restrictMirror(ctx context.Context, node string, a *apiserver.Attributes) e
 	if owner.UID != n.UID {
 		return fmt.Errorf("node %s UID mismatch: expected %s got %s", node, owner.UID, n.UID)
 	}
-	if what := needsAPI(p); what != "" {
+	if what := podrefs.NeedsAPI(p); what != "" {
 		return fmt.Errorf("node %q can not create pods that reference %s", node, what)
 	}
 	return nil

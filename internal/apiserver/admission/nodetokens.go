@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"skiff/internal/api/podrefs"
 	"skiff/internal/api/resource"
 	"skiff/internal/apiserver"
 	"skiff/internal/client"
@@ -252,62 +251,4 @@ func mayAskSigner(ctx context.Context, a *apiserver.Attributes, p *corev1.Pod, s
 		return fmt.Errorf("error authorizing %s to request podcertificaterequests for signer %q: %w", a.User.Name, s.SignerName, err)
 	}
 	return fmt.Errorf("pod %q does not mount a podCertificate projected volume for signer %q", a.Namespace+"/"+s.PodName, s.SignerName)
-}
-
-// needsAPI returns the first thing by which a pod needs more of the API than
-// itself: a pod that a node makes must not.
-func needsAPI(p *corev1.Pod) string {
-	refs := podrefs.Of(p)
-	for _, w := range []struct {
-		kind podrefs.Kind
-		name string
-	}{{podrefs.ServiceAccount, "serviceaccounts"}, {podrefs.Secret, "secrets"}, {podrefs.ConfigMap, "configmaps"}} {
-		if slices.ContainsFunc(refs, func(r podrefs.Ref) bool { return r.Kind == w.kind }) {
-			return w.name
-		}
-	}
-	if len(p.Spec.ResourceClaims) > 0 {
-		return "resourceclaims"
-	}
-	for _, v := range p.Spec.Volumes {
-		switch {
-		case v.CSI != nil:
-			return "csidrivers (via CSI volumes)"
-		case v.Glusterfs != nil:
-			return "endpoints (via glusterFS volumes)"
-		case v.PersistentVolumeClaim != nil:
-			return "persistentvolumeclaims"
-		case v.Ephemeral != nil:
-			return "persistentvolumeclaims (via ephemeral volumes)"
-		case v.ConfigMap != nil:
-			return "configmaps (via configmap volumes)"
-		case v.Secret != nil:
-			return "secrets (via secret volumes)"
-		case v.AzureFile != nil:
-			return "secrets (via azureFile volumes)"
-		case v.Projected != nil:
-			if what := projectedNeeds(v.Projected); what != "" {
-				return what
-			}
-		}
-	}
-	return ""
-}
-
-func projectedNeeds(v *corev1.ProjectedVolumeSource) string {
-	for _, s := range v.Sources {
-		switch {
-		case s.ConfigMap != nil:
-			return "configmaps (via projected volumes)"
-		case s.Secret != nil:
-			return "secrets (via projected volumes)"
-		case s.ServiceAccountToken != nil:
-			return "serviceaccounts (via projected volumes)"
-		case s.ClusterTrustBundle != nil:
-			return "clustertrustbundles"
-		case s.PodCertificate != nil:
-			return "podcertificates"
-		}
-	}
-	return ""
 }
