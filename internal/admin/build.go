@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"time"
 )
@@ -112,15 +111,8 @@ func (c *Client) Build(ctx context.Context, req BuildRequest, p BuildProgress) (
 	defer resp.Body.Close()
 	lines := bufio.NewReader(resp.Body)
 	for {
-		line, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("skiff ended during the build")
-		}
+		e, err := next[BuildEvent](lines, "build")
 		if err != nil {
-			return nil, err
-		}
-		var e BuildEvent
-		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, err
 		}
 		switch {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 	"skiff/internal/admin"
 	"skiff/internal/cli"
 	"skiff/internal/host"
+	"skiff/internal/runtime/programs"
 )
 
 // services is what install and uninstall ask of the machine.
@@ -243,25 +243,7 @@ func copyProgram(from, to string) error {
 		return err
 	}
 	defer in.Close()
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	out, err := os.CreateTemp(filepath.Dir(to), ".skiff-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(out.Name())
-	_, err = io.Copy(out, in)
-	if err == nil {
-		err = out.Chmod(0o755)
-	}
-	if err == nil {
-		err = out.Sync()
-	}
-	if err := errors.Join(err, out.Close()); err != nil {
-		return err
-	}
-	return os.Rename(out.Name(), to)
+	return programs.Place(to, in)
 }
 
 func (s services) write(path string, b []byte, mode os.FileMode) error {

@@ -25,8 +25,7 @@ type attachment struct {
 	remove bool // the container, when it has ended
 	proxy  bool // signals go to the process
 
-	restarts int32 // of the container when it was attached to
-	joined   chan struct{}
+	restarts int32      // of the container when it was attached to
 	end      chan error // how the connection ended
 	lost     int        // connections in a row that ended before the process
 }

@@ -58,12 +58,9 @@ func (c *command) certs() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "certs", Short: "List the cluster's certificates, or renew them", Long: certsLong, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, i, known, err := c.find()
+			_, i, err := c.existing()
 			if err != nil {
 				return err
-			}
-			if !known {
-				return errors.New(c.local.Unknown(i))
 			}
 			all, err := c.local.Certificates(i)
 			if err != nil {
@@ -94,12 +91,9 @@ authorities. A running skiff takes them up at once; connections that are open go
 on with the old ones. Certificates are not revoked: the old ones stay good until
 they end.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			a, i, known, err := c.find()
+			a, _, err := c.existing()
 			if err != nil {
 				return err
-			}
-			if !known {
-				return errors.New(c.local.Unknown(i))
 			}
 			issued, err := a.RenewCertificates(cmd.Context(), names)
 			if errors.Is(err, admin.ErrNotRunning) {

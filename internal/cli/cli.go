@@ -223,6 +223,15 @@ func (c *command) find() (a *admin.Client, i host.Instance, known bool, err erro
 	return admin.Dial(i.AdminSocket()), i, known, nil
 }
 
+// existing is find where there must be an instance.
+func (c *command) existing() (*admin.Client, host.Instance, error) {
+	a, i, known, err := c.find()
+	if err == nil && !known {
+		err = errors.New(c.local.Unknown(i))
+	}
+	return a, i, err
+}
+
 func (c *command) server() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "server", Short: "Run a control plane without a node, in the foreground", Args: cobra.NoArgs,
@@ -270,12 +279,9 @@ With --node, make and print one with which "skiff node --kubeconfig FILE" joins
 this cluster from another host. It holds the node's key: keep it as one. It is
 good for a year.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, i, known, err := c.find()
+			_, i, err := c.existing()
 			if err != nil {
 				return err
-			}
-			if !known {
-				return errors.New(c.local.Unknown(i))
 			}
 			if cmd.Flags().Changed("node") {
 				b, err := c.local.NodeKubeconfig(i, node, server)
@@ -316,12 +322,9 @@ func (c *command) kubectl() *cobra.Command {
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = c.ownFlags(args)
-			_, i, known, err := c.find()
+			_, i, err := c.existing()
 			if err != nil {
 				return err
-			}
-			if !known {
-				return errors.New(c.local.Unknown(i))
 			}
 			_, r, err := c.instance()
 			if err != nil {

@@ -160,6 +160,22 @@ func (c *command) each(ctx context.Context, namespace string, names []string, f 
 	})
 }
 
+// change does something to every container of skiff run that is named, and prints the
+// names of those to which it was done. verb is what errors call it.
+func (c *command) change(ctx context.Context, verb, namespace string, names []string, f func(p *pods, pod *corev1.Pod) error) error {
+	return c.each(ctx, namespace, names, func(p *pods, word string) error {
+		pod, err := p.ours(ctx, word)
+		if err != nil {
+			return err
+		}
+		if err := f(p, pod); err != nil {
+			return fmt.Errorf("%s %s: %w", verb, word, err)
+		}
+		fmt.Fprintln(c.out, word)
+		return nil
+	})
+}
+
 // again is how long after a failure the API is asked once more.
 const again = 200 * time.Millisecond
 

@@ -59,16 +59,8 @@ func (c *command) stopContainers() *cobra.Command {
 they have (run --stop-timeout, 10 s) is over. They keep their logs and exit codes,
 and are not restarted. skiff start starts them again.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.each(cmd.Context(), ns, args, func(p *pods, word string) error {
-				pod, err := p.ours(cmd.Context(), word)
-				if err != nil {
-					return err
-				}
-				if err := p.stopAndWait(cmd.Context(), pod, limit()); err != nil {
-					return fmt.Errorf("stop %s: %w", word, err)
-				}
-				fmt.Fprintln(c.out, word)
-				return nil
+			return c.change(cmd.Context(), "stop", ns, args, func(p *pods, pod *corev1.Pod) error {
+				return p.stopAndWait(cmd.Context(), pod, limit())
 			})
 		},
 		ValidArgsFunction: c.completeContainers(true),
@@ -142,18 +134,11 @@ func (c *command) startContainers() *cobra.Command {
 anew as it was. Its volumes are there again; what it wrote elsewhere, and the log of
 its last run, are not.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.each(cmd.Context(), ns, args, func(p *pods, word string) error {
-				pod, err := p.ours(cmd.Context(), word)
-				if err != nil {
-					return err
+			return c.change(cmd.Context(), "start", ns, args, func(p *pods, pod *corev1.Pod) error {
+				if !run.Ended(pod) {
+					return nil
 				}
-				if run.Ended(pod) {
-					if err := c.again(cmd.Context(), p, pod); err != nil {
-						return fmt.Errorf("start %s: %w", word, err)
-					}
-				}
-				fmt.Fprintln(c.out, word)
-				return nil
+				return c.again(cmd.Context(), p, pod)
 			})
 		},
 		ValidArgsFunction: c.completeContainers(false),
@@ -180,19 +165,11 @@ func (c *command) restart() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restart CONTAINER...", Short: "Stop containers of skiff run and start them again", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.each(cmd.Context(), ns, args, func(p *pods, word string) error {
-				pod, err := p.ours(cmd.Context(), word)
-				if err != nil {
+			return c.change(cmd.Context(), "restart", ns, args, func(p *pods, pod *corev1.Pod) error {
+				if err := p.stopAndWait(cmd.Context(), pod, limit()); err != nil {
 					return err
 				}
-				if err := p.stopAndWait(cmd.Context(), pod, limit()); err != nil {
-					return fmt.Errorf("restart %s: %w", word, err)
-				}
-				if err := c.again(cmd.Context(), p, pod); err != nil {
-					return fmt.Errorf("restart %s: %w", word, err)
-				}
-				fmt.Fprintln(c.out, word)
-				return nil
+				return c.again(cmd.Context(), p, pod)
 			})
 		},
 		ValidArgsFunction: c.completeContainers(false),

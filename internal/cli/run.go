@@ -27,7 +27,6 @@ type runFlags struct {
 	entrypoint  string
 	stopTimeout int64
 	up, dryRun  bool
-	publishAll  bool
 	nameFile    string
 	detachKeys  string
 	sigProxy    bool

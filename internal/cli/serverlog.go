@@ -44,12 +44,9 @@ func (o *serverLog) flags(f *pflag.FlagSet) {
 // serverLog shows the log of the skiff that c means: the file of one that `skiff
 // up` put in the background, or the journal of one that runs as a service.
 func (c *command) serverLog(ctx context.Context, o serverLog) error {
-	a, i, known, err := c.find()
+	a, i, err := c.existing()
 	if err != nil {
 		return err
-	}
-	if !known {
-		return errors.New(c.local.Unknown(i))
 	}
 	keep, err := o.filter(time.Now())
 	if err != nil {

@@ -71,14 +71,19 @@ func unpack(src fs.FS, dir, name string) (string, error) {
 	return path, nil
 }
 
-// write leaves either the whole program at path or nothing, also after a power
-// loss.
+// write places a packed program.
 func write(path string, packed []byte) error {
 	z, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return err
 	}
 	defer z.Close()
+	return Place(path, z)
+}
+
+// Place leaves at path either the whole program that from has or what was there, also
+// after a power loss; that may be running.
+func Place(path string, from io.Reader) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -87,7 +92,7 @@ func write(path string, packed []byte) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = io.Copy(f, z)
+	_, err = io.Copy(f, from)
 	if err == nil {
 		err = f.Chmod(0o755)
 	}
