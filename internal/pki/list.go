@@ -16,6 +16,9 @@ import (
 type Certificate struct {
 	// Name is the base name of its files, "apiserver" say.
 	Name string `json:"name"`
+	// Serial is its serial number (RFC 5280, 4.1.2.2) in hexadecimal: what tells it
+	// from one issued in the same second.
+	Serial string `json:"serialNumber"`
 	// Owner is who it says its holder is, Groups to which the holder belongs.
 	Owner  string   `json:"owner"`
 	Groups []string `json:"groups,omitempty"`
@@ -91,7 +94,7 @@ func List(dir string) ([]Certificate, error) {
 // Describe is a certificate of that name in no directory.
 func Describe(name string, cert *x509.Certificate) Certificate {
 	c := Certificate{
-		Name: name, Owner: cert.Subject.CommonName, Groups: cert.Subject.Organization, Names: slices.Clone(cert.DNSNames),
+		Name: name, Serial: cert.SerialNumber.Text(16), Owner: cert.Subject.CommonName, Groups: cert.Subject.Organization, Names: slices.Clone(cert.DNSNames),
 		CA: cert.Issuer.CommonName, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
 	}
 	for _, ip := range cert.IPAddresses {
