@@ -63,7 +63,7 @@ func undoTable(space ns.NS, e host.Entry) error {
 
 func undoLinks(space ns.NS, e host.Entry) error {
 	return withHandle(space, func(h *netlink.Handle) error {
-		links, err := h.LinkList()
+		links, err := ns.Dump(h.LinkList)
 		if err != nil {
 			return err
 		}
@@ -87,8 +87,10 @@ func undoRoutes(space ns.NS, e host.Entry) error {
 		return errors.New("must be a routing protocol number that is no system's")
 	}
 	return withHandle(space, func(h *netlink.Handle) error {
-		routes, err := h.RouteListFiltered(netlink.FAMILY_ALL,
-			&netlink.Route{Protocol: netlink.RouteProtocol(proto), Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		routes, err := ns.Dump(func() ([]netlink.Route, error) {
+			return h.RouteListFiltered(netlink.FAMILY_ALL,
+				&netlink.Route{Protocol: netlink.RouteProtocol(proto), Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"skiff/internal/host"
+	"skiff/internal/network/ns"
 )
 
 // noteLinks prepares for the first pod of a network in this process: the links of
@@ -21,7 +22,7 @@ func (n *Network) noteLinks(network string) (note func(types.Result) error, err 
 	if known || n.deps.Journal == nil {
 		return func(types.Result) error { return nil }, nil
 	}
-	links, err := netlink.LinkList()
+	links, err := ns.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

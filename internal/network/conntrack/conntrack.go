@@ -41,7 +41,7 @@ func ForgetUDP(space ns.NS, families []nft.Family, stale func(Flow) bool) error 
 		return fmt.Errorf("forget UDP flows: %w", err)
 	}
 	defer rt.Close()
-	addrs, err := rt.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := ns.Dump(func() ([]netlink.Addr, error) { return rt.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("forget UDP flows: list addresses: %w", err)
 	}
@@ -56,7 +56,7 @@ func ForgetUDP(space ns.NS, families []nft.Family, stale func(Flow) bool) error 
 		if fam.AddrLen == 16 {
 			family = unix.AF_INET6
 		}
-		if _, err := ct.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
+		if _, err := ns.Dump(func() (uint, error) { return ct.ConntrackDeleteFilters(netlink.ConntrackTable, family, f) }); err != nil {
 			return fmt.Errorf("forget UDP flows: %w", err)
 		}
 	}

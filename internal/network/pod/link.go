@@ -229,7 +229,7 @@ func gone(err error) bool {
 
 // ownLinks returns the names of the links of this instance.
 func (n *Network) ownLinks() ([]string, error) {
-	links, err := n.nl.LinkList()
+	links, err := ns.Dump(n.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -245,7 +245,7 @@ func (n *Network) ownLinks() ([]string, error) {
 // adopt reads back what is attached, and gives it the node's present address as
 // the source of the host's packets. It runs under mu.
 func (n *Network) adopt(c Config) error {
-	links, err := n.nl.LinkList()
+	links, err := ns.Dump(n.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -313,7 +313,7 @@ func (n *Network) findMTU(c Config) (int, error) {
 		return c.MTU, nil
 	}
 	if len(c.NodeIPs) > 0 {
-		addrs, err := n.nl.AddrList(nil, netlink.FAMILY_ALL)
+		addrs, err := n.addresses()
 		if err != nil {
 			return 0, fmt.Errorf("list addresses: %w", err)
 		}
@@ -323,7 +323,7 @@ func (n *Network) findMTU(c Config) (int, error) {
 			}
 		}
 	}
-	routes, err := n.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := n.main(&netlink.Route{}, 0)
 	if err != nil {
 		return 0, fmt.Errorf("list routes: %w", err)
 	}
@@ -390,7 +390,7 @@ func (n *Network) setSysctls(families []nft.Family, nodeIPs []netip.Addr) error 
 }
 
 func (n *Network) linkOf(a netip.Addr) string {
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := n.addresses()
 	if err != nil {
 		return ""
 	}

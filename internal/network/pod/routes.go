@@ -13,6 +13,7 @@ import (
 
 	"skiff/internal/host"
 	"skiff/internal/network/nft"
+	"skiff/internal/network/ns"
 )
 
 // Routing protocol numbers of instances are of this range, which no routing
@@ -34,7 +35,7 @@ func (n *Network) chooseProtocol() error {
 			return nil
 		}
 	}
-	all, err := n.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	all, err := n.main(&netlink.Route{}, 0)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -56,10 +57,22 @@ func (n *Network) chooseProtocol() error {
 	return fmt.Errorf("no routing protocol number left between %d and %d: too many instances on this host", protoFirst, protoFirst+protoCount-1)
 }
 
+// main returns the routes of the main table that are like one in what mask says.
+func (n *Network) main(like *netlink.Route, mask uint64) ([]netlink.Route, error) {
+	like.Table = unix.RT_TABLE_MAIN
+	return ns.Dump(func() ([]netlink.Route, error) {
+		return n.nl.RouteListFiltered(netlink.FAMILY_ALL, like, mask|netlink.RT_FILTER_TABLE)
+	})
+}
+
+// addresses returns those of all links.
+func (n *Network) addresses() ([]netlink.Addr, error) {
+	return ns.Dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
+}
+
 // routes returns this instance's routes.
 func (n *Network) routes() ([]netlink.Route, error) {
-	rs, err := n.nl.RouteListFiltered(netlink.FAMILY_ALL,
-		&netlink.Route{Protocol: n.proto, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	rs, err := n.main(&netlink.Route{Protocol: n.proto}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
