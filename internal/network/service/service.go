@@ -120,6 +120,8 @@ type Proxy struct {
 	families []nft.Family
 	// stale tells Run that there may be UDP flows to endpoints that have gone.
 	stale chan struct{}
+	// idle tells it that there may be kinds that have no fronts.
+	idle chan struct{}
 
 	mu    sync.Mutex
 	state *state
@@ -149,7 +151,7 @@ func New(d Deps) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Proxy{deps: d, ns: space, nft: nft.Dial(space), stale: make(chan struct{}, 1),
+	return &Proxy{deps: d, ns: space, nft: nft.Dial(space), stale: make(chan struct{}, 1), idle: make(chan struct{}, 1),
 		families: []nft.Family{nft.IPv4, nft.IPv6}, state: newState(), refused: map[string][]Refused{}, checkEvery: checkEvery}, nil
 }
 
@@ -164,12 +166,19 @@ const flowGrace = 200 * time.Millisecond
 // of the host that load their own rules are known to delete everyone's.
 const checkEvery = 30 * time.Second
 
-// Run forgets UDP flows to endpoints that have gone, and writes the rules again
-// when someone else has deleted them, until ctx ends. What is left to do then, the
-// next run does at its first Sync.
+// tidyAfter is how long a kind that lost its last front stays: an endpoint that is
+// replaced leads back to it, and of many changes those that follow soon are tidied
+// up after together.
+const tidyAfter = time.Second
+
+// Run forgets UDP flows to endpoints that have gone, takes the chains of kinds away
+// that no front is of any more, and writes the rules again when someone else has
+// deleted them, until ctx ends. What is left to do then, the next run does at its
+// first Sync.
 func (p *Proxy) Run(ctx context.Context) error {
 	check := time.NewTicker(p.checkEvery)
 	defer check.Stop()
+	var tidy <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -177,6 +186,17 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case <-check.C:
 			if err := p.check(); err != nil {
 				p.deps.Log.Error("check service rules", "err", err)
+			}
+			continue
+		case <-p.idle:
+			if tidy == nil {
+				tidy = time.After(tidyAfter)
+			}
+			continue
+		case <-tidy:
+			tidy = nil
+			if err := p.tidy(); err != nil {
+				p.deps.Log.Error("tidy up service rules", "err", err)
 			}
 			continue
 		case <-p.stale:
@@ -213,6 +233,31 @@ func (p *Proxy) check() error {
 	}
 	p.deps.Log.Warn("service rules are missing, writing them anew")
 	return p.write(newDelta())
+}
+
+// tidy takes away what the rules have for kinds of which there is no front. Every
+// new connection passes all kinds: there must be no more of them than are in use.
+func (p *Proxy) tidy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	used, idle := p.state.idle()
+	if len(idle) == 0 || !p.synced || p.removed {
+		return nil
+	}
+	err := p.nft.Do(func(t *nft.Txn) {
+		for _, f := range p.families {
+			p.layout(f).tidy(t, used, idle)
+		}
+	})
+	if err != nil {
+		p.deps.Log.Warn("service rules were changed by someone else, writing them anew", "err", err)
+		p.synced = false
+		return p.write(newDelta())
+	}
+	for _, c := range idle {
+		delete(p.state.kinds, c)
+	}
+	return nil
 }
 
 // Remove deletes the rules, as reset does.
@@ -295,10 +340,15 @@ func (p *Proxy) change(upsert []Service, remove []string, full bool) error {
 		p.synced = false
 		return errors.Join(append(errs, fmt.Errorf("%w: %w%s", ErrNotWritten, err, nft.Hint(err)))...)
 	}
-	if d.udp {
-		select {
-		case p.stale <- struct{}{}:
-		default: // Run knows already
+	for _, tell := range []struct {
+		when bool
+		c    chan struct{}
+	}{{d.udp, p.stale}, {d.idle, p.idle}} {
+		if tell.when {
+			select {
+			case tell.c <- struct{}{}:
+			default: // Run knows already
+			}
 		}
 	}
 	return errors.Join(errs...)

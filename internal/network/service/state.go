@@ -23,8 +23,9 @@ type state struct {
 	// endpoint's address.
 	clusterIPs map[netip.Addr]int
 	hairpin    map[netip.Addr]int
-	// kinds are those of fronts that the rules have a chain for.
-	kinds map[chain]bool
+	// kinds are those that the rules have a chain for, with how many fronts are of
+	// each. One that lost its last front goes a little later (idle).
+	kinds map[chain]int
 }
 
 func newState() *state {
@@ -35,15 +36,28 @@ func newState() *state {
 }
 
 // fixedKinds are always there: those of fronts that need no endpoint.
-func fixedKinds() map[chain]bool {
-	return map[chain]bool{{verdict: verdictReject}: true, {verdict: verdictDrop}: true}
+func fixedKinds() map[chain]int {
+	return map[chain]int{{verdict: verdictReject}: 0, {verdict: verdictDrop}: 0}
 }
 
-// kind notes a kind, and tells whether it is new.
+// kind notes a front of a kind, and tells whether the kind is new.
 func (s *state) kind(c chain) (fresh bool) {
-	fresh = !s.kinds[c]
-	s.kinds[c] = true
-	return fresh
+	_, known := s.kinds[c]
+	s.kinds[c]++
+	return !known
+}
+
+// idle tells the kinds apart that have fronts, or always stay, and those of which
+// there is no front any more.
+func (s *state) idle() (used, idle []chain) {
+	for c, n := range s.kinds {
+		if n > 0 || c.verdict != "" {
+			used = append(used, c)
+		} else {
+			idle = append(idle, c)
+		}
+	}
+	return used, idle
 }
 
 // slot is a key of the map of endpoints.
@@ -73,7 +87,8 @@ type delta struct {
 	addPins, delPins     map[pinned]bool
 	addIPs, delIPs       []netip.Addr
 	addPairs, delPairs   []netip.Addr
-	udp                  bool
+	// udp says that flows may be stale, idle that kinds may be.
+	udp, idle bool
 }
 
 func newDelta() *delta {
@@ -192,6 +207,10 @@ func (s *state) change(next map[string]*fragment, discard bool) *delta {
 		if f, ok := s.front(at); ok {
 			d.udp = d.udp || !contains(f.serving, was)
 		}
+	}
+	for _, c := range d.delFronts {
+		s.kinds[c]--
+		d.idle = d.idle || s.kinds[c] == 0 && c.verdict == ""
 	}
 	for _, c := range d.addFronts {
 		if s.kind(c) {

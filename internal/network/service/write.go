@@ -167,24 +167,16 @@ func (l layout) writeBase(t *nft.Txn, d Deps, found *present) {
 		return ch
 	}
 
-	kinds, node := l.chain(chainKinds), l.chain(chainNode)
-	t.AddChain(kinds)
-	t.AddChain(node)
-	reject, drop := chain{verdict: verdictReject}, chain{verdict: verdictDrop}
-	for _, c := range []chain{reject, drop} {
-		set := l.kindSet(c)
-		t.AddSet(set)
+	t.AddChain(l.chain(chainKinds))
+	t.AddChain(l.chain(chainNode))
+	for c := range fixedKinds() {
+		t.AddSet(l.kindSet(c))
 		t.AddChain(l.chain(c.name()))
-		t.Rule(kinds, l.front(false).In(set, 0).Goto(c.name()))
-		t.Rule(node, l.front(true).In(set, 0).Goto(c.name()))
 	}
+	l.writeFixed(t)
 	t.Rule(l.chain(verdictReject), nft.Rule{}.Proto(unix.IPPROTO_TCP).RejectTCP())
 	t.Rule(l.chain(verdictReject), nft.Rule{}.Reject(f))
 	t.Rule(l.chain(verdictDrop), nft.Rule{}.Drop())
-	// In services and of no kind: the packet came while the kind changed. It is
-	// sent again.
-	t.Rule(kinds, nft.Rule{}.Drop())
-	t.Rule(node, nft.Rule{}.Drop())
 
 	lookup := l.chain(chainLookup)
 	t.AddChain(lookup)
@@ -221,18 +213,72 @@ func (l layout) writeBase(t *nft.Txn, d Deps, found *present) {
 	t.Rule(fwd, nft.Rule{}.CTState(expr.CtStateBitINVALID).SAddr(f, 0).In(l.clusters, 0).Drop())
 }
 
+// writeFixed adds the rules of the kinds that are always there, after all others.
+func (l layout) writeFixed(t *nft.Txn) {
+	for _, at := range []struct {
+		chain string
+		node  bool
+	}{{chainKinds, false}, {chainNode, true}} {
+		for _, c := range []chain{{verdict: verdictReject}, {verdict: verdictDrop}} {
+			t.Rule(l.chain(at.chain), l.front(at.node).In(l.kindSet(c), 0).Goto(c.name()))
+		}
+		// In services and of no kind: the packet came while the kind changed. It is
+		// sent again.
+		t.Rule(l.chain(at.chain), nft.Rule{}.Drop())
+	}
+}
+
+// writeKind adds the rule that leads to the chain of a kind, before all others.
+func (l layout) writeKind(t *nft.Txn, c chain) {
+	from := chainKinds
+	if c.node {
+		from = chainNode
+	}
+	t.RuleFirst(l.chain(from), l.front(c.node).In(l.kindSet(c), 0).Goto(c.name()))
+}
+
+// tidy leaves the rules of the kinds in use alone, in one transaction: rules cannot
+// be named, so those that lead to kinds are all written anew.
+func (l layout) tidy(t *nft.Txn, used, idle []chain) {
+	t.FlushChain(l.chain(chainKinds))
+	t.FlushChain(l.chain(chainNode))
+	l.writeFixed(t)
+	keep := map[string]bool{}
+	for _, c := range used {
+		if c.verdict == "" {
+			l.writeKind(t, c)
+		}
+		for _, name := range c.chains() {
+			keep[name] = true
+		}
+	}
+	var gone []string
+	for _, c := range idle {
+		for _, name := range c.chains() {
+			if !keep[name] {
+				keep[name] = true // once
+				gone = append(gone, name)
+			}
+		}
+	}
+	for _, name := range gone {
+		t.FlushChain(l.chain(name))
+	}
+	for _, name := range gone {
+		t.DelChain(l.chain(name))
+	}
+	for _, c := range idle {
+		t.DelSet(l.kindSet(c))
+	}
+}
+
 // write writes a difference. Elements that go are first, so that a key can get
 // another value.
 func (l layout) write(t *nft.Txn, chains []chain, del, add content) {
 	for _, c := range chains {
 		l.writeChain(t, c)
-		set := l.kindSet(c)
-		t.AddSet(set)
-		from := chainKinds
-		if c.node {
-			from = chainNode
-		}
-		t.RuleFirst(l.chain(from), l.front(c.node).In(set, 0).Goto(c.name()))
+		t.AddSet(l.kindSet(c))
+		l.writeKind(t, c)
 	}
 	l.each(del, t.Delete)
 	l.each(add, t.Add)
@@ -397,13 +443,9 @@ func (l layout) deleteRest(t *nft.Txn, chains []chain, found *present) {
 		"prerouting": true, "output": true, "postrouting": true, "forward": true,
 		kindPrefix + verdictReject: true, kindPrefix + verdictDrop: true}
 	for _, c := range chains {
-		used[c.name()], used[kindPrefix+c.name()] = true, true
-		c = c.open()
-		used[c.name()] = true
-		if c.split {
-			for _, part := range c.parts() {
-				used[part.name()] = true
-			}
+		used[kindPrefix+c.name()] = true
+		for _, name := range c.chains() {
+			used[name] = true
 		}
 	}
 	for _, name := range found.chains {
@@ -416,6 +458,21 @@ func (l layout) deleteRest(t *nft.Txn, chains []chain, found *present) {
 			t.DelSet(&nftables.Set{Table: l.table, Name: name})
 		}
 	}
+}
+
+// chains are the names of those that a kind needs.
+func (c chain) chains() []string {
+	names := []string{c.name()}
+	if c.from != "" {
+		c = c.open()
+		names = append(names, c.name())
+	}
+	if c.split {
+		for _, part := range c.parts() {
+			names = append(names, part.name())
+		}
+	}
+	return names
 }
 
 // parts are the chains that one under the Local policy uses for pods and for the
