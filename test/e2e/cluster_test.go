@@ -36,6 +36,8 @@ type cluster struct {
 	// carried makes kubectl the one of this release that skiff carries, where
 	// otherwise the machine's own is preferred.
 	carried bool
+	// minor is kubectl's minor version, in the tests that look at what it says.
+	minor int
 	// args are more flags of up, enter a command that runs what follows it in
 	// other namespaces.
 	args, enter []string

@@ -46,10 +46,11 @@ type worn struct {
 }
 
 // wear starts a cluster with pods that are to go on all the time.
-func wear(t *testing.T, name string) *worn {
+func wear(t *testing.T, name string, args ...string) *worn {
 	t.Helper()
 	// What tests build is built where there is a network.
 	w := &worn{starts: t.TempDir(), cluster: own(t, name, "/var/lib/skiff/NAME")}
+	w.args = args
 	w.up()
 	w.importBusybox()
 	cfg, err := client.LoadKubeconfig(w.data + "/admin.kubeconfig")
@@ -144,10 +145,11 @@ func namespaces(t *testing.T) []string {
 	return out
 }
 
-func (w *worn) create(name string) {
+// create makes a pod that notes its start, and differs from others by edits.
+func (w *worn) create(name string, edits ...func(*corev1.Pod)) {
 	w.t.Helper()
 	grace := int64(1)
-	_, err := w.pods.Create(w.t.Context(), &corev1.Pod{
+	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: &grace,
@@ -162,8 +164,11 @@ func (w *worn) create(name string) {
 				{Name: "conf", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "conf"}}}},
 			},
 		},
-	})
-	if err != nil {
+	}
+	for _, edit := range edits {
+		edit(p)
+	}
+	if _, err := w.pods.Create(w.t.Context(), p); err != nil {
 		w.t.Fatalf("create pod %s: %v", name, err)
 	}
 }

@@ -84,9 +84,12 @@ func kubectlDebug(c *cluster) {
 	}
 	s.says(own)
 	s.exits()
-	pod := strings.TrimSpace(c.kubectl("get", "pods", "-o", "name", "-l", "app.kubernetes.io/managed-by=kubectl-debug"))
-	if !strings.HasPrefix(pod, "pod/node-debugger-"+node+"-") {
-		c.t.Errorf("the pod on the node is %q", pod)
+	label := "app.kubernetes.io/managed-by=kubectl-debug"
+	if c.minor < 33 {
+		label = "" // it gives its pods none
+	}
+	if pods := c.kubectl("get", "pods", "-o", "name", "-l", label); !strings.Contains("\n"+pods, "\npod/node-debugger-"+node+"-") {
+		c.t.Errorf("the pod on the node is not among %q", pods)
 	}
 }
 
@@ -178,7 +181,11 @@ func kubectlSet(c *cluster) {
 
 func kubectlAutoscale(c *cluster) {
 	c.apply(web(1, "one"))
-	if out := c.kubectl("autoscale", "deployment", "web", "--min=2", "--max=5", "--cpu=80%"); out != "horizontalpodautoscaler.autoscaling/web autoscaled\n" {
+	target := "--cpu=80%"
+	if c.minor < 34 {
+		target = "--cpu-percent=80"
+	}
+	if out := c.kubectl("autoscale", "deployment", "web", "--min=2", "--max=5", target); out != "horizontalpodautoscaler.autoscaling/web autoscaled\n" {
 		c.t.Errorf("autoscale says %q", out)
 	}
 	// Its effect: the least number of pods.
@@ -388,9 +395,11 @@ func kubectlKustomize(c *cluster) {
 func kubectlConfig(c *cluster) {
 	dir := c.t.TempDir()
 	path := write(c.t, dir+"/config", c.kubectl("config", "view", "--raw"))
+	anywhere := *c
+	anywhere.ns = "" // older ones take no -n before config
 	with := func(args ...string) string {
 		c.t.Helper()
-		return c.kubectl(append(args, "--kubeconfig="+path)...)
+		return anywhere.kubectl(append(args, "--kubeconfig="+path)...)
 	}
 	first := strings.TrimSpace(with("config", "current-context"))
 	cluster := with("config", "view", "-o", "jsonpath={.clusters[0].name}")
@@ -429,6 +438,9 @@ func kubectlPlugin(c *cluster) {
 	ns.ns = "" // what comes before its name is not for a plugin
 	if out := ns.kubectl("greet", "you"); out != "hello you from kubectl-greet\n" {
 		c.t.Errorf("the plugin says %q", out)
+	}
+	if c.minor < 35 {
+		return // it has no kuberc command
 	}
 	// Settings of a user: an alias, and a default of a flag.
 	kuberc := write(c.t, dir+"/kuberc", "apiVersion: kubectl.config.k8s.io/v1beta1\nkind: Preference\n")
@@ -611,7 +623,11 @@ spec:
 	})
 	_ = in.Process.Kill()
 	_ = in.Wait()
-	c.refused([]string{"attach", "box", "-c", "nosuch"}, "container nosuch is not valid for pod box out of: tty, plain, once")
+	says := "container nosuch is not valid for pod box out of: tty, plain, once"
+	if c.minor < 35 {
+		says = "container nosuch not found in pod box"
+	}
+	c.refused([]string{"attach", "box", "-c", "nosuch"}, says)
 }
 
 // kubectlLogFlags are those that kubectlLogs does not use.

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -88,9 +91,31 @@ const readyPath = `.status.conditions[?(@.type=="Ready")].status`
 
 // TestKubectl drives one cluster with an unmodified kubectl of the same release,
 // and looks at the effect of everything that it does.
-func TestKubectl(t *testing.T) {
-	c := start(t, "kubectl")
-	c.carried = true
+func TestKubectl(t *testing.T) { driveKubectl(t, "kubectl", true) }
+
+// TestKubectlOfMachine is the same with the machine's own kubectl, of whatever
+// release from 1.32 on. What an older one does not have, or says in other words, is
+// told apart by c.minor.
+func TestKubectlOfMachine(t *testing.T) {
+	if _, err := exec.LookPath("kubectl"); err != nil {
+		t.Skip("the machine has no kubectl of its own: only the carried one is tested")
+	}
+	driveKubectl(t, "kubectl-own", false)
+}
+
+func driveKubectl(t *testing.T, name string, carried bool) {
+	c := start(t, name)
+	c.carried = carried
+	var client struct {
+		ClientVersion struct{ Minor string }
+	}
+	if err := json.Unmarshal([]byte(c.kubectl("version", "--client", "-o", "json")), &client); err != nil {
+		t.Fatal(err)
+	}
+	if c.minor, _ = strconv.Atoi(strings.TrimSuffix(client.ClientVersion.Minor, "+")); c.minor == 0 {
+		t.Fatalf("kubectl is of minor version %q", client.ClientVersion.Minor)
+	}
+	t.Logf("kubectl 1.%d", c.minor)
 	c.importBusybox()
 	if out, err := c.skiff("image", "tag", "busybox:1", "busybox:2"); err != nil {
 		t.Fatalf("image tag: %v\n%s", err, out)
@@ -237,9 +262,13 @@ func kubectlDescribe(c *cluster) {
 		out := c.kubectl("describe", "pod", pod)
 		return strings.Contains(out, "Started container web") || strings.Contains(out, "Container started"), out
 	})
+	times := "successThreshold=1 failureThreshold=3"
+	if c.minor < 35 {
+		times = "#success=1 #failure=3"
+	}
 	hasRow(c.t, c.kubectl("describe", "pod", pod), "Name: "+pod+"\n", "Namespace: describe\n", "Service Account: default\n", "Status: Running\n", "IP: "+ip+"\n",
 		"Controlled By: ReplicaSet/web-", " Image: busybox:1\n", " Port: 8080/TCP", " State: Running\n", " Ready: True\n", " Restart Count: 0\n",
-		"Readiness: http-get http://:http/ delay=0s timeout=1s period=1s successThreshold=1 failureThreshold=3\n", " VERSION: one\n",
+		"Readiness: http-get http://:http/ delay=0s timeout=1s period=1s "+times+"\n", " VERSION: one\n",
 		"/var/run/secrets/kubernetes.io/serviceaccount from kube-api-access-", " PodScheduled True", "QoS Class: BestEffort\n",
 		"node.kubernetes.io/not-ready:NoExecute op=Exists for 300s", "Normal Scheduled ", " default-scheduler Successfully assigned describe/"+pod+" to "+node+"\n",
 		"Normal Pulled ", "Normal Created ", "Normal Started ")
@@ -688,7 +717,7 @@ func kubectlDiscovery(c *cluster) {
 	}
 	has(c.t, c.kubectl("api-versions"), "apps/v1\n", "events.k8s.io/v1\n", "\nv1\n")
 	has(c.t, c.kubectl("cluster-info"), "Kubernetes control plane", "is running at", "https://")
-	has(c.t, c.kubectl("version"), "Server Version: v1.37.2", "Client Version: v1.37.2")
+	has(c.t, c.kubectl("version"), "Server Version: v1.37.2", fmt.Sprintf("Client Version: v1.%d.", c.minor))
 }
 
 func kubectlEdit(c *cluster) {
