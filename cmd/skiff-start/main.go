@@ -3,7 +3,7 @@
 // started it.
 //
 //	skiff-start run  ROOT ID BUNDLE   the container of BUNDLE/spec.json
-//	skiff-start exec ROOT ID FILE     the OCI process in FILE
+//	skiff-start exec ROOT ID FILE     the process in FILE, a startspec.Exec
 //	skiff-start update ROOT ID FILE   the OCI resources in FILE, for a running one
 //	skiff-start filter DIR CAPS -     the default seccomp filter of a process that
 //	                                  can come to have CAPS (separated by commas),
@@ -132,16 +132,21 @@ func run(root, id, bundle string) (int, error) {
 }
 
 func execIn(root, id, file string) (int, error) {
-	var op specs.Process
-	if err := startspec.Read(file, &op); err != nil {
+	var x startspec.Exec
+	if err := startspec.Read(file, &x); err != nil {
 		return 0, err
 	}
-	adjustOOM(&op)
+	adjustOOM(&x.Process)
 	c, err := libcontainer.Load(root, id)
 	if err != nil {
 		return 0, err
 	}
-	p := process(&op)
+	if x.As != nil {
+		if x.User, err = lookUpIn(c, *x.As); err != nil {
+			return 0, err
+		}
+	}
+	p := process(&x.Process)
 	if err := c.Run(p); err != nil {
 		return 0, err
 	}

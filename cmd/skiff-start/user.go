@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/moby/sys/user"
+	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -59,6 +60,15 @@ func lookUp(root string, u startspec.User) (specs.User, error) {
 		add(g)
 	}
 	return out, nil
+}
+
+// lookUpIn is lookUp in a running container: by the files that its processes see.
+func lookUpIn(c *libcontainer.Container, u startspec.User) (specs.User, error) {
+	st, err := c.State()
+	if err != nil {
+		return specs.User{}, err
+	}
+	return lookUp(fmt.Sprintf("/proc/%d/root", st.InitProcessPid), u)
 }
 
 // memberOf are the groups whose member lists name the user.

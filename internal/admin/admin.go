@@ -188,17 +188,18 @@ func answer[T any](get func(context.Context) (T, error)) http.HandlerFunc {
 }
 
 // Client talks to a running skiff.
-type Client struct{ http *http.Client }
+type Client struct {
+	http *http.Client
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
 
 // Dial returns a client of the socket at path.
 func Dial(path string) *Client {
-	return &Client{&http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		},
-		DisableKeepAlives: true,
-	}}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Client{dial: dial, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // ErrNotRunning: nobody answers on the socket.
@@ -277,9 +278,8 @@ func (c *Client) Do(ctx context.Context, method, path string, q url.Values, body
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return nil, ErrNotRunning
+		if err = notRunning(err); errors.Is(err, ErrNotRunning) {
+			return nil, err
 		}
 		if method == http.MethodGet && ctx.Err() == nil {
 			return nil, fmt.Errorf("%w: %w", ErrNotRunning, err) // it was killed while it was asked
@@ -288,13 +288,27 @@ func (c *Client) Do(ctx context.Context, method, path string, q url.Values, body
 	}
 	if resp.StatusCode >= 400 {
 		defer resp.Body.Close()
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		if err != nil {
-			return nil, err
-		}
-		return nil, errors.New(string(trimNewline(b)))
+		return nil, refusal(resp)
 	}
 	return resp, nil
+}
+
+// notRunning is ErrNotRunning where err is that nobody listens.
+func notRunning(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return ErrNotRunning
+	}
+	return err
+}
+
+// refusal is the text of an answer of 400 or more.
+func refusal(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return err
+	}
+	return errors.New(string(trimNewline(b)))
 }
 
 func trimNewline(b []byte) []byte {

@@ -8,6 +8,10 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"github.com/gorilla/websocket"
+
+	"skiff/internal/client"
 )
 
 // ErrNoContainer: this node runs no container of that ID.
@@ -20,6 +24,43 @@ type Containers interface {
 	Signal(ctx context.Context, id string, signal int) error
 	// Processes are a container's, by their numbers on the host.
 	Processes(ctx context.Context, id string) ([]int, error)
+	// Command runs a command in a container for a client that speaks WebSocket, as
+	// exec of the API does. After an error the request is not answered yet.
+	Command(w http.ResponseWriter, r *http.Request, id string, c Command) error
+	// StartCommand starts one that nobody is attached to.
+	StartCommand(ctx context.Context, id string, c Command) error
+}
+
+// Command is one more process of a container. What it does not say is as the
+// container's first process has it.
+type Command struct {
+	Args []string
+	// User is USER[:GROUP], by name or number; Dir an absolute path; Env has NAME=VALUE.
+	User, Dir  string
+	Env        []string
+	Stdin, TTY bool
+}
+
+func (c *Command) query() url.Values {
+	q := url.Values{"command": c.Args, "env": c.Env}
+	for name, v := range map[string]string{"user": c.User, "dir": c.Dir} {
+		if v != "" {
+			q.Set(name, v)
+		}
+	}
+	for name, on := range map[string]bool{"stdin": c.Stdin, "tty": c.TTY} {
+		if on {
+			q.Set(name, "true")
+		}
+	}
+	return q
+}
+
+func commandOf(q url.Values) Command {
+	return Command{
+		Args: q["command"], User: q.Get("user"), Dir: q.Get("dir"), Env: q["env"],
+		Stdin: q.Get("stdin") == "true", TTY: q.Get("tty") == "true",
+	}
 }
 
 func serveContainers(mux *http.ServeMux, h Containers) {
@@ -37,6 +78,18 @@ func serveContainers(mux *http.ServeMux, h Containers) {
 			return
 		}
 		if err := h.Signal(r.Context(), r.PathValue("id"), n); err != nil {
+			fail(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /containers/{id}/exec", func(w http.ResponseWriter, r *http.Request) {
+		if err := h.Command(w, r, r.PathValue("id"), commandOf(r.URL.Query())); err != nil {
+			fail(w, err)
+		}
+	})
+	mux.HandleFunc("POST /containers/{id}/exec", func(w http.ResponseWriter, r *http.Request) {
+		if err := h.StartCommand(r.Context(), r.PathValue("id"), commandOf(r.URL.Query())); err != nil {
 			fail(w, err)
 			return
 		}
@@ -71,4 +124,36 @@ func (c *Client) Processes(ctx context.Context, id string) ([]int, error) {
 	defer resp.Body.Close()
 	var out []int
 	return out, json.NewDecoder(resp.Body).Decode(&out)
+}
+
+// Command runs a command in a container, with its streams, and returns its exit code.
+// The error is ErrNoContainer where this node runs no such container.
+func (c *Client) Command(ctx context.Context, id string, cmd Command, s client.Streams) (int, error) {
+	d := websocket.Dialer{Subprotocols: []string{client.CommandProtocol}, NetDialContext: c.dial}
+	u := url.URL{Scheme: "ws", Host: "skiff", Path: "/containers/" + url.PathEscape(id) + "/exec", RawQuery: cmd.query().Encode()}
+	ws, resp, err := d.DialContext(ctx, u.String(), nil)
+	if err != nil {
+		if resp == nil || resp.StatusCode < 400 {
+			return 0, notRunning(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode == http.StatusNotFound {
+			return 0, ErrNoContainer
+		}
+		return 0, refusal(resp)
+	}
+	return client.Converse(ctx, ws, s)
+}
+
+// StartCommand starts a command in a container, and leaves it there. The error is
+// ErrNoContainer where this node runs no such container.
+func (c *Client) StartCommand(ctx context.Context, id string, cmd Command) error {
+	resp, err := c.Do(ctx, http.MethodPost, "/containers/"+url.PathEscape(id)+"/exec", cmd.query(), nil)
+	if err != nil {
+		if err.Error() == ErrNoContainer.Error() {
+			return ErrNoContainer
+		}
+		return err
+	}
+	return resp.Body.Close()
 }

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"net/http"
 	"syscall"
 
 	"google.golang.org/grpc/codes"
@@ -33,6 +34,28 @@ func (p *Process) Signal(ctx context.Context, id string, signal int) error {
 		return err
 	}
 	return known(r.Signal(ctx, id, syscall.Signal(signal)))
+}
+
+// Command implements admin.Host.
+func (p *Process) Command(w http.ResponseWriter, req *http.Request, id string, c admin.Command) error {
+	r, err := p.own()
+	if err != nil {
+		return err
+	}
+	return known(r.ServeCommand(w, req, id, command(c), c.Stdin, c.TTY))
+}
+
+// StartCommand implements admin.Host.
+func (p *Process) StartCommand(ctx context.Context, id string, c admin.Command) error {
+	r, err := p.own()
+	if err != nil {
+		return err
+	}
+	return known(r.StartCommand(ctx, id, command(c)))
+}
+
+func command(c admin.Command) runtime.Command {
+	return runtime.Command{Args: c.Args, User: c.User, Dir: c.Dir, Env: c.Env}
 }
 
 // Processes implements admin.Host.

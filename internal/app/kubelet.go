@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"skiff/internal/cli"
 	"skiff/internal/kubelet"
 	"skiff/internal/kubelet/eviction"
+	"skiff/internal/kubelet/pullrecord"
 )
 
 // kubeletSettings are a cli.KubeletConfig that was completed and checked.
@@ -19,6 +21,9 @@ type kubeletSettings struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 	StaticPods  string
+	PullPolicy  pullrecord.Policy
+	// ParallelPulls is 0 where nothing was said.
+	ParallelPulls int
 }
 
 // The room that the usual shares of a disk keep free for images at most: collection
@@ -27,6 +32,11 @@ const (
 	keepForImages = 15 << 30
 	keepAtLow     = 20 << 30
 )
+
+// parallelPulls is how many images pods pull at once.
+func (s *Settings) parallelPulls() int {
+	return cmp.Or(s.kubelet.ParallelPulls, s.MaxParallelImagePulls)
+}
 
 // kubelet completes and checks the settings of the kubelet.
 func (c *Config) kubelet() (s kubeletSettings, err error) {
@@ -97,6 +107,22 @@ func (c *Config) kubelet() (s kubeletSettings, err error) {
 		if s.LogMaxFiles = int(*n); s.LogMaxFiles <= 1 {
 			return wrong("containerLogMaxFiles", "%d: must be greater than 1", s.LogMaxFiles)
 		}
+	}
+	var field string
+	if s.PullPolicy, field, err = pullrecord.ParsePolicy(k.ImagePullCredentialsVerificationPolicy, k.PreloadedImagesVerificationAllowlist); err != nil {
+		return wrong(field, "%v", err)
+	}
+	serial := k.SerializeImagePulls != nil && *k.SerializeImagePulls
+	if n := k.MaxParallelImagePulls; n != nil {
+		switch s.ParallelPulls = int(*n); {
+		case *n < 1:
+			return wrong("maxParallelImagePulls", "%d: must be a positive number", *n)
+		case *n > 1 && serial:
+			return wrong("maxParallelImagePulls", "%d: must be 1 while serializeImagePulls is true", *n)
+		}
+	}
+	if serial {
+		s.ParallelPulls = 1
 	}
 	if k.StaticPodPath != "" && !filepath.IsAbs(k.StaticPodPath) {
 		return wrong("staticPodPath", "%q: must be an absolute path", k.StaticPodPath)

@@ -156,7 +156,9 @@ func (n *node) run(ctx context.Context) error {
 		Eviction: n.set.kubelet.Eviction, ImageGC: n.set.kubelet.ImageGC, ImageDir: n.set.Instance.Data("images"),
 		LogMaxSize: n.set.kubelet.LogMaxSize, LogMaxFiles: n.set.kubelet.LogMaxFiles, StaticPods: n.set.kubelet.StaticPods,
 		Plugins:       n.set.Instance.Data("kubelet", "plugins_registry"),
-		ParallelPulls: n.set.MaxParallelImagePulls, DockerConfigs: dockerConfigs(n.set.Instance),
+		FreeCache:     n.images.handler.builder.Free,
+		PullPolicy:    n.set.kubelet.PullPolicy,
+		ParallelPulls: n.set.parallelPulls(), DockerConfigs: dockerConfigs(n.set.Instance),
 
 		AllowedUnsafeSysctls: n.set.AllowedUnsafeSysctls, MaxRestartPeriod: restartPeriod,
 	})

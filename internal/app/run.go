@@ -108,6 +108,16 @@ func (p *Process) Run(ctx context.Context, withNode bool, ready func()) (err err
 		return err
 	}
 	p.sockets = &sockets{keeper: k}
+	defer func() {
+		if err == nil || p.ready.Load() {
+			return
+		}
+		letGo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if lerr := p.sockets.letGo(letGo); lerr != nil {
+			p.log.Warn("the sockets of a start that failed stay open", "err", lerr)
+		}
+	}()
 	l, err := admin.Listen(inst.AdminSocket())
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +17,44 @@ import (
 
 // sockets opens listening sockets that outlive this process: a keeper holds a
 // copy of each, so that what arrives while skiff is down waits for the next one.
-type sockets struct{ keeper *keeper.Keeper }
+type sockets struct {
+	keeper *keeper.Keeper
+
+	mu sync.Mutex
+	// opened are the names of those that were not kept before.
+	opened []string
+}
+
+// letGo undoes what a start that failed had kept: its ports are free again. What was
+// kept before stays, for the next start; a keeper of nothing ends.
+func (s *sockets) letGo(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, name := range s.opened {
+		errs = append(errs, s.keeper.Drop(ctx, name))
+	}
+	if names, err := s.keeper.Names(ctx); err != nil || len(names) > 0 {
+		return errors.Join(append(errs, err)...)
+	}
+	return errors.Join(append(errs, s.keeper.Shutdown(ctx))...)
+}
+
+// keep gives the keeper a socket that was opened.
+func (s *sockets) keep(ctx context.Context, name string, sock interface{ File() (*os.File, error) }) error {
+	f, err := sock.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := s.keeper.Put(ctx, name, f); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened = append(s.opened, name)
+	return nil
+}
 
 // listen returns the TCP listener kept under name, or opens one at addr. A kept
 // one at another address than addr is replaced; port 0 takes any.
@@ -43,12 +82,7 @@ func (s *sockets) listen(ctx context.Context, name, addr string) (net.Listener, 
 		l.Close()
 		return nil, fmt.Errorf("%T is no TCP listener", l)
 	}
-	if f, err = tl.File(); err != nil {
-		l.Close()
-		return nil, err
-	}
-	defer f.Close()
-	if err := s.keeper.Put(ctx, name, f); err != nil {
+	if err := s.keep(ctx, name, tl); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -80,12 +114,7 @@ func (s *sockets) listenPacket(ctx context.Context, name, addr string) (net.Pack
 		pc.Close()
 		return nil, fmt.Errorf("%T is no UDP socket", pc)
 	}
-	if f, err = uc.File(); err != nil {
-		pc.Close()
-		return nil, err
-	}
-	defer f.Close()
-	if err := s.keeper.Put(ctx, name, f); err != nil {
+	if err := s.keep(ctx, name, uc); err != nil {
 		pc.Close()
 		return nil, err
 	}

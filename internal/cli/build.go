@@ -22,7 +22,7 @@ type buildFlags struct {
 	file, progress, iidFile, metadataFile, call, shmSize     string
 	args, labels, annotations, secrets, ssh, contexts, hosts []string
 	allow, outputs                                           []string
-	quiet, check, load                                       bool
+	quiet, check, load, push                                 bool
 }
 
 func (c *command) build() *cobra.Command {
@@ -66,6 +66,7 @@ what of the language and of docker's flags there is.`,
 	f.BoolVar(&req.Pull, "pull", false, "ask registries for base images even where they are stored")
 	f.StringArrayVarP(&b.outputs, "output", "o", nil, "type=local|tar|oci|docker,dest=PATH, or a directory, or - for a tar on standard output")
 	f.BoolVar(&b.load, "load", true, "put the image into the store: what happens anyway")
+	f.BoolVar(&b.push, "push", false, "push the image to the registries that its names say; the same as -o type=registry")
 	f.StringVar(&b.progress, "progress", "auto", "auto, plain, tty, quiet or rawjson")
 	f.BoolVarP(&b.quiet, "quiet", "q", false, "print the image's ID alone")
 	f.StringVar(&b.iidFile, "iidfile", "", "file that gets the image's ID")
@@ -143,7 +144,19 @@ func (b *buildFlags) fill(req *admin.BuildRequest, dir string, stdin io.Reader) 
 		return fmt.Errorf("--call %q: must be build or check", b.call)
 	}
 	req.Check = b.check
-	return b.output(req)
+	if err := b.output(req); err != nil {
+		return err
+	}
+	switch {
+	case !b.push:
+	case len(req.Tags) == 0:
+		return errors.New("--push: a tag is needed: give a name with --tag")
+	case req.OutputType != "":
+		return fmt.Errorf("--push and --output type=%s exclude each other: what is pushed is an image of the store", req.OutputType)
+	case b.check:
+		return errors.New("--push and --check exclude each other: a check builds nothing")
+	}
+	return nil
 }
 
 // context finds the directory and its Dockerfile.
@@ -191,7 +204,7 @@ func (b *buildFlags) output(req *admin.BuildRequest) error {
 	if len(b.outputs) > 1 {
 		return errors.New("--output can be given once")
 	}
-	o := b.outputs[0]
+	o, push := b.outputs[0], false
 	if o == "-" {
 		req.OutputType, req.OutputDest = "tar", "-"
 		return nil
@@ -199,11 +212,12 @@ func (b *buildFlags) output(req *admin.BuildRequest) error {
 	if !strings.Contains(o, "=") {
 		req.OutputType, req.OutputDest = "local", o
 	} else {
-		fields, err := csvFields(o, "type", "dest", "name", "tar")
+		fields, err := csvFields(o, "type", "dest", "name", "tar", "push")
 		if err != nil {
 			return fmt.Errorf("--output: %w", err)
 		}
 		req.OutputType, req.OutputDest = fields["type"], fields["dest"]
+		push = fields["push"] == "true"
 		if name := fields["name"]; name != "" {
 			req.Tags = append(req.Tags, strings.Split(name, ",")...)
 		}
@@ -211,6 +225,7 @@ func (b *buildFlags) output(req *admin.BuildRequest) error {
 	switch req.OutputType {
 	case "image":
 		req.OutputType = ""
+		b.push = b.push || push
 		return nil
 	case "local":
 		if req.OutputDest == "" {
@@ -226,9 +241,10 @@ func (b *buildFlags) output(req *admin.BuildRequest) error {
 			req.OutputDest = "-"
 		}
 	case "registry":
-		return errors.New("--output type=registry is not supported: build, then skiff image push")
+		req.OutputType, b.push = "", true
+		return nil
 	default:
-		return fmt.Errorf("--output type %q: must be image, local, tar, oci or docker", req.OutputType)
+		return fmt.Errorf("--output type %q: must be image, local, tar, oci, docker or registry", req.OutputType)
 	}
 	if req.OutputDest == "-" {
 		return nil
@@ -290,6 +306,11 @@ func (c *command) runBuild(ctx context.Context, req admin.BuildRequest, b buildF
 	case made == nil:
 		return nil
 	}
+	if b.push {
+		if err := c.pushBuilt(ctx, made, req.Tags, b.quiet); err != nil {
+			return err
+		}
+	}
 	if err := b.record(made, req.Tags); err != nil {
 		return err
 	}
@@ -299,6 +320,30 @@ func (c *command) runBuild(ctx context.Context, req admin.BuildRequest, b buildF
 	}
 	fmt.Fprintf(c.out, "Built %s %s (%s)\n", shortID(made.ID), strings.Join(made.Names, " "), size(made.Size))
 	return nil
+}
+
+// pushBuilt pushes an image under each of its names. It then has the digest that the
+// registry knows it by.
+func (c *command) pushBuilt(ctx context.Context, made *admin.Image, tags []string, quiet bool) error {
+	return c.withImages(ctx, func(a *admin.Client) error {
+		for _, tag := range tags {
+			t := transferFlags{quiet: quiet}
+			if err := t.complete(ctx, c, tag); err != nil {
+				return err
+			}
+			shown := newLayers(c.err, quiet)
+			done, err := a.Push(ctx, t.req, shown.note)
+			shown.close()
+			if err != nil {
+				return fmt.Errorf("push %s: %w", tag, err)
+			}
+			made.Digest = done.Digest
+			if !quiet {
+				fmt.Fprintf(c.err, "%s: digest: %s size: %d\n", tag, done.Digest, done.Bytes)
+			}
+		}
+		return nil
+	})
 }
 
 // record writes the files that say what was built.

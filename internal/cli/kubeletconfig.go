@@ -32,6 +32,15 @@ type KubeletConfig struct {
 	// (5) are kept of it.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize,omitempty"`
 	ContainerLogMaxFiles *int32 `json:"containerLogMaxFiles,omitempty"`
+	// ImagePullCredentialsVerificationPolicy says which images that are present a pod may
+	// use only with credentials of its own: NeverVerifyPreloadedImages (those that a pod
+	// pulled; the default), NeverVerify, AlwaysVerify or NeverVerifyAllowlistedImages, with
+	// PreloadedImagesVerificationAllowlist: names without tag, or such as example.com/team/*.
+	ImagePullCredentialsVerificationPolicy string   `json:"imagePullCredentialsVerificationPolicy,omitempty"`
+	PreloadedImagesVerificationAllowlist   []string `json:"preloadedImagesVerificationAllowlist,omitempty"`
+	// SerializeImagePulls pulls one image at a time, MaxParallelImagePulls (5) so many.
+	SerializeImagePulls   *bool  `json:"serializeImagePulls,omitempty"`
+	MaxParallelImagePulls *int32 `json:"maxParallelImagePulls,omitempty"`
 	// StaticPodPath is a directory of manifests of pods that run on this node by
 	// themselves.
 	StaticPodPath string `json:"staticPodPath,omitempty"`

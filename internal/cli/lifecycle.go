@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"strings"
 	"syscall"
 	"time"
 
@@ -289,18 +289,16 @@ func (c *command) execIn() *cobra.Command {
 		Use:                   "exec [FLAGS] CONTAINER COMMAND [ARG...]", Short: "Run a command in a running container", Args: cobra.MinimumNArgs(2),
 		Long: `Run a command in a running container, of skiff run or, as NAMESPACE/POD[/CONTAINER],
 of any pod. skiff exits with its exit code.`,
-		Example: "  skiff exec -it web sh\n  skiff exec -w /etc -e LANG=C web ls\n  skiff exec kube-system/dns-0 cat /etc/resolv.conf",
+		Example: "  skiff exec -it web sh\n  skiff exec -u www-data -w /etc -e LANG=C web ls\n  skiff exec kube-system/dns-0 cat /etc/resolv.conf",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if user != "" {
-				return errors.New("--user: a command added to a pod runs as its container does")
+			if dir != "" && !strings.HasPrefix(dir, "/") {
+				return fmt.Errorf("--workdir %q: must be an absolute path", dir)
 			}
-			if detach {
-				return errors.New("--detach: what is added to a pod ends with its client; use run -d, or sh -c '... &'")
-			}
-			argv, err := wrapped(args[1:], dir, env)
+			vars, err := pairs("--env", env)
 			if err != nil {
 				return err
 			}
+			x := execution{args: args[1:], dir: dir, vars: vars, user: user, stdin: in, tty: tty}
 			return c.with(cmd.Context(), ns, func(p *pods) error {
 				pod, ct, err := p.find(cmd.Context(), args[0])
 				if err != nil {
@@ -312,16 +310,15 @@ of any pod. skiff exits with its exit code.`,
 				if container == "" {
 					container = ct
 				}
+				if detach {
+					return p.leave(cmd.Context(), pod, container, x)
+				}
 				con, err := c.consoleFor(in, tty, true, true, keys)
 				if err != nil {
 					return err
 				}
 				defer con.restore()
-				q := url.Values{"command": argv, "tty": {fmt.Sprint(tty)}}
-				if container != "" {
-					q.Set("container", container)
-				}
-				code, err := p.http.Command(cmd.Context(), refOf(pod, "exec"), q, con.streams())
+				code, err := p.exec(cmd.Context(), pod, container, x, con.streams())
 				con.restore()
 				switch {
 				case errors.Is(err, errDetached):
@@ -342,39 +339,10 @@ of any pod. skiff exits with its exit code.`,
 	f.StringVar(&container, "container", "", "container of the pod (default: its first)")
 	f.BoolVarP(&in, "interactive", "i", false, "send standard input")
 	f.BoolVarP(&tty, "tty", "t", false, "give it a terminal")
-	f.BoolVarP(&detach, "detach", "d", false, "")
-	_ = f.MarkHidden("detach")
-	f.StringArrayVarP(&env, "env", "e", nil, "NAME=VALUE; needs a shell in the container")
-	f.StringVarP(&dir, "workdir", "w", "", "working directory; needs a shell in the container")
-	f.StringVarP(&user, "user", "u", "", "")
-	_ = f.MarkHidden("user")
+	f.BoolVarP(&detach, "detach", "d", false, "start the command and leave it there")
+	f.StringArrayVarP(&env, "env", "e", nil, "NAME=VALUE")
+	f.StringVarP(&dir, "workdir", "w", "", "working directory")
+	f.StringVarP(&user, "user", "u", "", "USER[:GROUP], by name or number (default: the container's)")
 	f.StringVar(&keys, "detach-keys", defaultDetachKeys, "keys that end the connection")
 	return cmd
-}
-
-// wrapped has a shell set what exec of the API cannot: a directory and variables.
-func wrapped(args []string, dir string, env []string) ([]string, error) {
-	if dir == "" && len(env) == 0 {
-		return args, nil
-	}
-	vars, err := pairs("--env", env)
-	if err != nil {
-		return nil, err
-	}
-	script := `cd "$1" && shift && exec "$@"`
-	out := []string{"sh", "-c", script, "sh", dir}
-	if dir == "" {
-		out = []string{"sh", "-c", `exec "$@"`, "sh"}
-	}
-	if len(vars) > 0 {
-		script, out = "", nil
-		for _, name := range sortedKeys(vars) {
-			script += "export " + name + "=" + quoted(vars[name]) + "; "
-		}
-		if dir != "" {
-			script += "cd " + quoted(dir) + " && "
-		}
-		out = []string{"sh", "-c", script + `exec "$@"`, "sh"}
-	}
-	return append(out, args...), nil
 }

@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/yaml"
 
+	"skiff/internal/admin"
 	"skiff/internal/client"
 	"skiff/internal/run"
 )
@@ -67,7 +68,7 @@ the Pod and creates nothing.`,
 				o.StopTimeout = &o.stopTimeout
 			}
 			if o.dryRun {
-				return c.dryRun(&o)
+				return c.dryRun(cmd.Context(), &o)
 			}
 			if o.up {
 				if err := c.ensureUp(cmd.Context()); err != nil {
@@ -117,8 +118,9 @@ func (o *runFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&o.nameFile, "cidfile", "", "file to write the container's name to")
 
 	f.StringArrayVarP(&o.Publish, "publish", "p", nil, "[[IP:]HOST:]CONTAINER[/PROTOCOL]; ports or ranges")
+	f.BoolVarP(&o.PublishAll, "publish-all", "P", false, "publish every port that the image or --expose names, each on a free port")
 	f.StringArrayVar(&o.Expose, "expose", nil, "PORT[/PROTOCOL] that it serves")
-	f.StringVar(&o.Network, "network", "", "pod or host (default pod)")
+	f.StringVar(&o.Network, "network", "", "pod, host, or none for the loopback device alone (default pod)")
 	f.StringVar(&o.Network, "net", "", "")
 	_ = f.MarkHidden("net")
 	f.StringVarP(&o.Hostname, "hostname", "h", "", "host name (default: the container's name)")
@@ -151,7 +153,7 @@ func (o *runFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&o.RuntimeClass, "runtime", "", "runtime class")
 	f.StringVar(&o.ServiceAccount, "service-account", "", "account of the cluster whose token it gets (default none)")
 
-	f.StringVar(&o.Restart, "restart", "no", "no, on-failure, always or unless-stopped")
+	f.StringVar(&o.Restart, "restart", "no", "no, on-failure[:N] for N restarts at most, always or unless-stopped")
 	f.StringVar(&o.Pull, "pull", "missing", "always, missing or never")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "do not tell of a pull")
 	f.Int64Var(&o.stopTimeout, "stop-timeout", 10, "seconds that it has to end when it is stopped")
@@ -168,7 +170,6 @@ func (o *runFlags) flags(cmd *cobra.Command) {
 
 // refused are docker's flags that a Pod cannot honour, with what to do instead.
 var refused = map[string]string{
-	"publish-all":       "name the ports with --publish; the images' own are not looked up",
 	"link":              "containers reach each other by the addresses of their pods, or through a Service",
 	"network-alias":     "give it a Service: skiff kubectl expose pod NAME",
 	"ip":                "the cluster assigns addresses; a Service has one that lasts",
@@ -213,6 +214,7 @@ func (c *command) machine(ctx context.Context, p *pods) run.Machine {
 		Dir: dir, Lookup: os.LookupEnv, ReadFile: os.ReadFile, FreePort: freePort, Random: rand.IntN,
 		Exists: func(path string) bool { _, err := os.Stat(path); return err == nil },
 	}
+	m.Exposed = func(image string) ([]string, error) { return c.exposed(ctx, image) }
 	if p == nil {
 		return m
 	}
@@ -256,9 +258,28 @@ func freePort(ip, proto string, from, to int) (int, error) {
 	return 0, err
 }
 
+// exposed are the ports that an image of this machine names.
+func (c *command) exposed(ctx context.Context, ref string) ([]string, error) {
+	var img struct {
+		Config struct{ ExposedPorts map[string]struct{} }
+	}
+	err := c.withImages(ctx, func(a *admin.Client) error {
+		raw, err := a.Inspect(ctx, ref)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(raw, &img)
+	})
+	return sortedKeys(img.Config.ExposedPorts), err
+}
+
 // dryRun prints what run would create, as a manifest.
-func (c *command) dryRun(o *runFlags) error {
-	made, err := run.Plan(o.Options, c.machine(context.Background(), nil))
+func (c *command) dryRun(ctx context.Context, o *runFlags) error {
+	m := c.machine(ctx, nil)
+	made, err := run.Plan(o.Options, m)
+	if err == nil && o.PublishAll {
+		err = made.PublishAll(m)
+	}
 	if err != nil {
 		return err
 	}
@@ -338,12 +359,18 @@ const (
 )
 
 func (c *command) runIn(ctx context.Context, p *pods, o *runFlags) error {
-	made, err := run.Plan(o.Options, c.machine(ctx, p))
+	m := c.machine(ctx, p)
+	made, err := run.Plan(o.Options, m)
 	if err != nil {
 		return c.failed(codeFailed, err.Error())
 	}
 	if err := c.fetch(ctx, p, o); err != nil {
 		return c.failed(codeFailed, err.Error())
+	}
+	if o.PublishAll {
+		if err := made.PublishAll(m); err != nil {
+			return c.failed(codeFailed, err.Error())
+		}
 	}
 	var con *console
 	if o.Attached() {

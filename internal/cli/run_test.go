@@ -69,6 +69,12 @@ func TestRunTranscript(t *testing.T) {
 			port++
 			return max(port, from), nil
 		},
+		Exposed: func(image string) ([]string, error) {
+			if image == "web:1" {
+				return []string{"443/tcp", "53/udp", "80"}, nil
+			}
+			return nil, errors.New("no such image")
+		},
 		Gateway: "192.0.2.1",
 		Random:  func(int) int { return 3 },
 	}
@@ -214,8 +220,10 @@ func TestRows(t *testing.T) {
 
 // TestWrapped: a directory and variables of exec are set by a shell.
 func TestWrapped(t *testing.T) {
-	got, err := wrapped([]string{"ls", "-l"}, "/etc", []string{"A=it's"})
-	if err != nil || strings.Join(got, "|") != `sh|-c|export A='it'\''s'; cd '/etc' && exec "$@"|sh|ls|-l` {
-		t.Errorf("%q, %v", got, err)
+	if got := wrapped([]string{"ls", "-l"}, "/etc", map[string]string{"A": "it's"}); strings.Join(got, "|") != `sh|-c|export A='it'\''s'; cd '/etc' && exec "$@"|sh|ls|-l` {
+		t.Errorf("%q", got)
+	}
+	if got := wrapped([]string{"ls"}, "", nil); strings.Join(got, "|") != "ls" {
+		t.Errorf("%q", got)
 	}
 }

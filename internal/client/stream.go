@@ -20,10 +20,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The subprotocol of commands (exec, attach): KEP-4006. A message begins with its
-// channel.
+// CommandProtocol is the subprotocol of commands (exec, attach): KEP-4006. A message
+// begins with its channel.
 const (
-	commandProtocol = "v5.channel.k8s.io"
+	CommandProtocol = "v5.channel.k8s.io"
 
 	channelStdin  = 0
 	channelStdout = 1
@@ -66,6 +66,12 @@ func (h *HTTPS) Command(ctx context.Context, ref Ref, q url.Values, s Streams) (
 	if err != nil {
 		return 0, err
 	}
+	return Converse(ctx, ws, s)
+}
+
+// Converse connects streams with a process at the other end of ws, which speaks
+// CommandProtocol, and is Command in all else. ws is closed.
+func Converse(ctx context.Context, ws *websocket.Conn, s Streams) (int, error) {
 	c := &command{ws: ws}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -103,7 +109,7 @@ func (h *HTTPS) socket(ctx context.Context, ref Ref, q url.Values) (*websocket.C
 	}
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
 	d := websocket.Dialer{
-		Subprotocols: []string{commandProtocol}, HandshakeTimeout: 45 * time.Second, Proxy: http.ProxyFromEnvironment,
+		Subprotocols: []string{CommandProtocol}, HandshakeTimeout: 45 * time.Second, Proxy: http.ProxyFromEnvironment,
 		TLSClientConfig: &tls.Config{RootCAs: h.cfg.CA, GetClientCertificate: h.cfg.Certificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
 	}
 	header := http.Header{"User-Agent": {h.cfg.UserAgent}}

@@ -22,6 +22,19 @@ import (
 // runtimes refuse them.
 const AnnotationAttached = "cri.skiff.io/attached"
 
+// AnnotationNetwork, with the value NetworkNone in a sandbox's configuration, asks
+// skiff's runtime for a network namespace that nothing but the loopback device is in.
+// The sandbox's status has no network then.
+const (
+	AnnotationNetwork = "cri.skiff.io/network"
+	NetworkNone       = "none"
+)
+
+// AnnotationPreloaded, with the value "true" in the Spec of an image's status, says that
+// the name that was asked for was given to the image here: it was imported, built or
+// tagged, and not pulled under it.
+const AnnotationPreloaded = "cri.skiff.io/preloaded"
+
 // RuntimeService is CRI's runtime half as a kubelet calls it.
 type RuntimeService = internalapi.RuntimeService
 

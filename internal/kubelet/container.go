@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/api/runpod"
+	"skiff/internal/cri"
 )
 
 func (k *Kubelet) podDir(uid types.UID) string { return k.d.Host.Data("kubelet", "pods", string(uid)) }
@@ -64,6 +68,13 @@ func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.Pod
 		Annotations:  pod.Annotations,
 		LogDirectory: w.k.podLogDir(pod.Namespace, pod.Name, pod.UID),
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
+	}
+	if noNetwork(pod) {
+		if w.k.runtimeName != ownRuntime {
+			return nil, fmt.Errorf("annotation %s: this node's container runtime, %s, cannot withhold the network", runpod.AnnotationNetwork, w.k.runtimeName)
+		}
+		c.Annotations = maps.Clone(c.Annotations)
+		c.Annotations[cri.AnnotationNetwork] = cri.NetworkNone
 	}
 	var err error
 	if c.DnsConfig, err = w.k.podDNS(pod); err != nil {
@@ -267,7 +278,7 @@ func (w *worker) mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 		}
 		out = append(out, mount)
 	}
-	if hosts && (len(ips) > 0 || hostNetwork(pod)) {
+	if hosts && (len(ips) > 0 || hostNetwork(pod) || noNetwork(pod)) {
 		path, err := w.k.writeHosts(pod, ips)
 		if err != nil {
 			return nil, err

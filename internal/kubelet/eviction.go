@@ -195,8 +195,11 @@ func (k *Kubelet) refuse(pod *corev1.Pod) *verdict {
 	return &verdict{reason: eviction.Reason, message: m, rejected: true}
 }
 
-// reclaim frees what is the node's own: containers that have ended and images that
-// nothing uses. It tells whether there was anything to try.
+// cacheStep is how much of the cache is freed before the disk is looked at again, bytes.
+const cacheStep = 256 << 20
+
+// reclaim frees what is the node's own: containers that have ended, images that
+// nothing uses and then, as far as it must be, what is kept for later. It tells whether there was anything to try.
 func (k *Kubelet) reclaim(ctx context.Context, s eviction.Signal, l eviction.Layout) bool {
 	nodeAlone := l.ImageFs && (s == eviction.NodeFsAvailable || s == eviction.NodeFsInodesFree)
 	if !eviction.DiskSignal(s) || nodeAlone {
@@ -205,6 +208,16 @@ func (k *Kubelet) reclaim(ctx context.Context, s eviction.Signal, l eviction.Lay
 	k.removeDead(ctx)
 	if err := k.gc.free(ctx, allUnused); err != nil {
 		k.d.Log.Warn("remove unused images", "err", err)
+	}
+	for k.d.FreeCache != nil && k.d.Eviction.DiskCrossed(k.d.Observe()) {
+		freed, err := k.d.FreeCache(ctx, cacheStep)
+		if err != nil {
+			k.d.Log.Warn("free the build cache", "err", err)
+		}
+		if err != nil || freed == 0 {
+			break
+		}
+		k.d.Log.Info("build cache is freed", "bytes", freed)
 	}
 	return true
 }

@@ -227,3 +227,41 @@ func TestImagesGoFirst(t *testing.T) {
 		w.wantPhase("web", corev1.PodFailed)
 	})
 }
+
+// After the images, and before a pod, as much of the build cache goes as must.
+func TestCacheGoesBeforePods(t *testing.T) {
+	m := &tank{}
+	m.set(eviction.ImageFsAvailable, "50Gi", "100Gi")
+	left, frees := int64(3), 0 // steps of the cache
+	run(t, func(w *world) {
+		withTank(m, eviction.Settings{Hard: map[string]string{"imagefs.available": "10%"}}, false)(w)
+		deps := w.deps
+		w.deps = func(d *Deps) {
+			deps(d)
+			d.FreeCache = func(_ context.Context, bytes int64) (int64, error) {
+				if frees++; left == 0 {
+					return 0, nil
+				}
+				if left--; left == 1 {
+					m.set(eviction.ImageFsAvailable, "20Gi", "100Gi")
+				}
+				return bytes, nil
+			}
+		}
+	}, func(w *world) {
+		w.create(newPod("web", "a"))
+		m.set(eviction.ImageFsAvailable, "5Gi", "100Gi")
+		w.after(11 * time.Second)
+		w.wantPhase("web", corev1.PodRunning)
+		if frees != 2 {
+			t.Errorf("the cache was freed %d times", frees)
+		}
+		// With nothing left of it the pod goes.
+		m.set(eviction.ImageFsAvailable, "5Gi", "100Gi")
+		w.after(11 * time.Second)
+		w.wantPhase("web", corev1.PodFailed)
+		if left != 0 {
+			t.Errorf("%d steps of the cache are left", left)
+		}
+	})
+}

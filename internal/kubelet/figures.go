@@ -186,6 +186,13 @@ func (k *Kubelet) Collect(ch chan<- prometheus.Metric) {
 		removed(float64(n), reason)
 	}
 	k.gc.mu.Unlock()
+	pulling, pulled, checks := k.records.Figures()
+	value(gauge, "imagemanager_ondisk_pullintents", "Number of ImagePullIntents stored on disk.")(float64(pulling))
+	value(gauge, "imagemanager_ondisk_pulledrecords", "Number of ImagePulledRecords stored on disk.")(float64(pulled))
+	checked := value(counter, "imagemanager_image_mustpull_checks_total", "Counter for how many times kubelet checked whether credentials need to be re-verified to access an image", "result")
+	for result, n := range checks {
+		checked(float64(n), string(result))
+	}
 	states := value(gauge, "podcertificate_states", "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.", "signer_name", "state")
 	all := k.sources.certificates.States()
 	for _, s := range slices.SortedFunc(maps.Keys(all), certificates.State.Compare) {

@@ -6,11 +6,15 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/cri"
+	"skiff/internal/kubelet/pullrecord"
 )
 
 // pull is the back-off of an image that could not be pulled.
@@ -93,6 +97,8 @@ func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, c wanted, sc *runt
 		return "", &problem{"InvalidImageName", m, now.Add(startRetry)}
 	}
 	spec := &runtimeapi.ImageSpec{Image: image, Annotations: pod.Annotations}
+	// They are looked for when they are needed first, and no more than once.
+	credentials := sync.OnceValue(func() []credential { return w.credentials(ctx, pod, spec.Image) })
 	if c.policy != corev1.PullAlways {
 		resp, err := w.k.d.Images.ImageStatus(ctx, spec, false)
 		if err != nil {
@@ -100,20 +106,23 @@ func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, c wanted, sc *runt
 			event(corev1.EventTypeWarning, "InspectFailed", m)
 			return "", &problem{"ImageInspectError", m, now.Add(startRetry)}
 		}
-		if id := resp.GetImage().GetId(); id != "" {
+		id := resp.GetImage().GetId()
+		here := pullrecord.Present{Image: c.image, Ref: id, Preloaded: resp.GetImage().GetSpec().GetAnnotations()[cri.AnnotationPreloaded] == "true"}
+		if id != "" && w.k.records.MayUse(here, func() []pullrecord.Secret { return secretsOf(credentials()) }) {
 			event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.image))
 			return id, nil
 		}
+		// One that is present and is not the pod's to use is as one that is not there.
 		if c.policy == corev1.PullNever {
 			m := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.image)
 			event(corev1.EventTypeWarning, "ErrImageNeverPull", m)
 			return "", &problem{"ErrImageNeverPull", m, now.Add(startRetry)}
 		}
 	}
-	return w.pullImage(ctx, pod, c, spec, sc)
+	return w.pullImage(ctx, c, spec, credentials, sc)
 }
 
-func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
+func (w *worker) pullImage(ctx context.Context, c wanted, spec *runtimeapi.ImageSpec, credentials func() []credential, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
 	now, event := w.k.d.Now(), c.event
 	p := w.pulls[c.image]
 	if p == nil {
@@ -128,13 +137,25 @@ func (w *worker) pullImage(ctx context.Context, pod *corev1.Pod, c wanted, spec 
 		}
 		return "", &problem{"ImagePullBackOff", m, until}
 	}
+	if err := w.k.records.Begin(c.image); err != nil {
+		return "", &problem{"ErrImagePull", fmt.Sprintf("Failed to record image pull intent for container image %q: %v", c.image, err), now.Add(startRetry)}
+	}
+	var ref string
+	var used pullrecord.Credentials
+	defer func() {
+		if ref != "" {
+			w.k.records.Pulled(c.image, ref, used)
+		} else {
+			w.k.records.Failed(c.image)
+		}
+	}()
 	event(corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.image))
 	free, err := w.k.pullTurn(ctx)
 	if err != nil {
 		return "", &problem{"ErrImagePull", err.Error(), now}
 	}
 	began := w.k.d.Now()
-	ref, err := w.pullWithSecrets(ctx, pod, spec, sc)
+	ref, used, err = w.pullWith(ctx, credentials(), spec, sc)
 	free()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -187,29 +208,65 @@ func pullReason(image string, err error) (reason, message string) {
 	return "ErrImagePull", err.Error()
 }
 
-// pullWithSecrets tries what the pod's pull secrets, and then the node's own
-// configuration, have for the image's repository; without any of them, nothing.
-func (w *worker) pullWithSecrets(ctx context.Context, pod *corev1.Pod, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, error) {
+// credentials are what the pod's pull secrets, and then the node's own configuration,
+// have for an image's repository.
+func (w *worker) credentials(ctx context.Context, pod *corev1.Pod, image string) []credential {
 	secrets, missing := w.k.sources.pullSecrets(ctx, pod)
 	if len(missing) > 0 {
 		w.event(pod, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
 			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(missing, ", ")))
 	}
-	repo := repositoryOf(spec.Image)
-	auths := append(secretKeyring(secrets).lookup(repo), nodeKeyring(w.k.d.DockerConfigs).lookup(repo)...)
-	if len(auths) == 0 {
-		return w.k.d.Images.PullImage(ctx, spec, nil, sc)
+	repo := repositoryOf(image)
+	return append(secretKeyring(secrets).lookup(repo), nodeKeyring(w.k.d.DockerConfigs).lookup(repo)...)
+}
+
+// secretsOf are the pod's own among credentials.
+func secretsOf(all []credential) []pullrecord.Secret {
+	var out []pullrecord.Secret
+	for _, c := range all {
+		if c.secret != nil {
+			out = append(out, *c.secret)
+		}
+	}
+	return out
+}
+
+// pullWith tries credentials one after the other; without any of them, nothing. It
+// tells which opened the registry.
+func (w *worker) pullWith(ctx context.Context, credentials []credential, spec *runtimeapi.ImageSpec, sc *runtimeapi.PodSandboxConfig) (string, pullrecord.Credentials, error) {
+	ofNode := pullrecord.Credentials{NodePodsAccessible: true}
+	if len(credentials) == 0 {
+		ref, err := w.k.d.Images.PullImage(ctx, spec, nil, sc)
+		return ref, ofNode, err
 	}
 	var errs []error
-	for _, auth := range auths {
-		ref, err := w.k.d.Images.PullImage(ctx, spec, auth, sc)
-		if err == nil {
-			return ref, nil
+	for _, c := range credentials {
+		ref, err := w.k.d.Images.PullImage(ctx, spec, c.AuthConfig, sc)
+		switch {
+		case err == nil && c.secret != nil:
+			return ref, pullrecord.Credentials{KubernetesSecrets: []pullrecord.Secret{*c.secret}}, nil
+		case err == nil:
+			return ref, ofNode, nil
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return "", utilerrors.NewAggregate(errs)
+	return "", ofNode, utilerrors.NewAggregate(errs)
+}
+
+// adoptPulls settles the records of pulls that a former process did not see the end of.
+func (k *Kubelet) adoptPulls(ctx context.Context) {
+	err := k.records.Adopt(func(image string) (string, error) {
+		name, err := withTag(image)
+		if err != nil {
+			return "", nil // nothing was pulled by such a name
+		}
+		resp, err := k.d.Images.ImageStatus(ctx, &runtimeapi.ImageSpec{Image: name}, false)
+		return resp.GetImage().GetId(), err
+	})
+	if err != nil {
+		k.d.Log.Warn("settle pulls that were interrupted", "err", err)
+	}
 }

@@ -147,6 +147,11 @@ func (c *imageCollector) collect(ctx context.Context) error {
 		return nil
 	}
 	freed, err := c.freeOf(ctx, list, want, now)
+	if err == nil && freed < want && c.k.d.FreeCache != nil {
+		var more int64
+		more, err = c.k.d.FreeCache(ctx, want-freed)
+		freed += more
+	}
 	if err != nil || freed >= want {
 		return err
 	}
@@ -208,6 +213,13 @@ func (c *imageCollector) candidates(ctx context.Context, now time.Time) ([]image
 	images, err := c.k.d.Images.ListImages(ctx, nil)
 	if err != nil {
 		return nil, err
+	}
+	here := map[string]bool{}
+	for _, i := range images {
+		here[i.Id] = true
+	}
+	if err := c.k.records.Prune(here, now); err != nil {
+		c.k.d.Log.Warn("forget images that are gone", "err", err)
 	}
 	using, err := c.k.imagesInUse(ctx)
 	if err != nil {

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -120,6 +121,34 @@ func TestImagesAreCollected(t *testing.T) {
 		w.wantEvent("ImageGCFailed: Insufficient free disk space on the node's image filesystem (90% of 100.0 GiB used). ")
 		if got := w.images(); !slices.Equal(got, []string{"nginx"}) {
 			t.Errorf("images: %v", got)
+		}
+	})
+}
+
+// What images do not give, the build cache is asked for.
+func TestCacheGoesAfterImages(t *testing.T) {
+	m := &tank{}
+	m.set(eviction.ImageFsAvailable, "10Gi", "100Gi")
+	var asked []int64
+	run(t, func(w *world) {
+		withImageGC(m, ImageGC{High: 85, Low: 80, MinAge: 2 * time.Minute})(w)
+		deps := w.deps
+		w.deps = func(d *Deps) {
+			deps(d)
+			d.FreeCache = func(_ context.Context, bytes int64) (int64, error) {
+				asked = append(asked, bytes)
+				return bytes, nil
+			}
+		}
+	}, func(w *world) {
+		w.create(newPod("web", "a"))
+		w.after(6 * time.Minute)
+		// At first the images are too young; then busybox goes, of 1000 bytes.
+		if want := []int64{10 << 30, 10<<30 - 1000}; !slices.Equal(asked, want) {
+			t.Errorf("the cache was asked for %v, want %v", asked, want)
+		}
+		if w.events.has("FreeDiskSpaceFailed") {
+			t.Errorf("events: %v", w.events.all())
 		}
 	})
 }

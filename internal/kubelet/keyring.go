@@ -13,11 +13,20 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/kubelet/pullrecord"
 )
 
 // keyring are registry credentials by what they are for: a host, or a host with
 // the beginning of a path; parts of the host may be globs.
-type keyring map[string][]*runtimeapi.AuthConfig
+type keyring map[string][]credential
+
+// credential opens a registry.
+type credential struct {
+	*runtimeapi.AuthConfig
+	// secret is where it comes from; nil for the node's own.
+	secret *pullrecord.Secret
+}
 
 // dockerAuth is an entry of docker's config file.
 type dockerAuth struct {
@@ -43,7 +52,7 @@ func secretKeyring(secrets []*corev1.Secret) keyring {
 			err = json.Unmarshal(s.Data[corev1.DockerConfigKey], &c.Auths)
 		}
 		if err == nil {
-			k.add(c.Auths)
+			k.add(c.Auths, s)
 		}
 	}
 	return k
@@ -56,14 +65,15 @@ func nodeKeyring(files []string) keyring {
 		b, err := os.ReadFile(f)
 		var c dockerConfig
 		if err == nil && json.Unmarshal(b, &c) == nil {
-			k.add(c.Auths)
+			k.add(c.Auths, nil)
 			break
 		}
 	}
 	return k
 }
 
-func (k keyring) add(auths map[string]dockerAuth) {
+// add takes what a secret, or where it is nil the node's own configuration, says.
+func (k keyring) add(auths map[string]dockerAuth, from *corev1.Secret) {
 	for key, a := range auths {
 		if a.Auth != "" {
 			user, password, ok := decodeAuth(a.Auth)
@@ -87,7 +97,11 @@ func (k keyring) add(auths map[string]dockerAuth) {
 		if p != "/" {
 			key += p
 		}
-		k[key] = append(k[key], &runtimeapi.AuthConfig{Username: a.Username, Password: a.Password})
+		c := credential{AuthConfig: &runtimeapi.AuthConfig{Username: a.Username, Password: a.Password}}
+		if from != nil {
+			c.secret = &pullrecord.Secret{UID: string(from.UID), Namespace: from.Namespace, Name: from.Name, CredentialHash: pullrecord.Hash(c.AuthConfig)}
+		}
+		k[key] = append(k[key], c)
 	}
 }
 
@@ -104,13 +118,13 @@ func decodeAuth(s string) (user, password string, ok bool) {
 const hub = "index.docker.io"
 
 // lookup returns what is for a repository (repositoryOf), the most specific first.
-func (k keyring) lookup(repo string) []*runtimeapi.AuthConfig {
+func (k keyring) lookup(repo string) []credential {
 	keys := make([]string, 0, len(k))
 	for key := range k {
 		keys = append(keys, key)
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(keys)))
-	var out []*runtimeapi.AuthConfig
+	var out []credential
 	for _, key := range keys {
 		if keyMatches(key, repo) {
 			out = append(out, k[key]...)

@@ -42,7 +42,7 @@ func TestKeyring(t *testing.T) {
 			auths[k] = dockerAuth{Username: k, Password: "p"}
 		}
 		k := keyring{}
-		k.add(auths)
+		k.add(auths, nil)
 		var got []string
 		for _, a := range k.lookup(repositoryOf(tc.image)) {
 			got = append(got, a.Username)

@@ -51,6 +51,7 @@ import (
 	"skiff/internal/host"
 	"skiff/internal/kubelet/devices"
 	"skiff/internal/kubelet/eviction"
+	"skiff/internal/kubelet/pullrecord"
 )
 
 // Events records events about objects. It does not block.
@@ -165,6 +166,11 @@ type Deps struct {
 	StaticPods string
 	// ImageGC rules when images are removed; by default never.
 	ImageGC ImageGC
+	// FreeCache, where set, frees so many bytes of the disk of images, of what is kept
+	// for builds to come, the longest unused first, and tells how many it could.
+	FreeCache func(ctx context.Context, bytes int64) (freed int64, err error)
+	// PullPolicy says for which images that are present pods must show credentials.
+	PullPolicy pullrecord.Policy
 	// ParallelPulls is how many images are pulled at once; 0 for any number.
 	ParallelPulls int
 	// DockerConfigs are files in the form of docker's config.json, of which the
@@ -207,6 +213,8 @@ type Kubelet struct {
 	exitMu sync.Mutex
 	exits  map[string]map[chan struct{}]bool
 
+	// records say with whose credentials images were pulled.
+	records *pullrecord.Records
 	// pulling has a place for each image that may be pulled at once; nil for any.
 	pulling chan struct{}
 
@@ -293,6 +301,9 @@ func New(d Deps) (*Kubelet, error) {
 	k.sources.used.changed = k.node.lookNow
 	k.sources.used.reported = k.sources.changed
 	var err error
+	if k.records, err = pullrecord.Open(d.Host.Data("kubelet", "image_manager"), d.PullPolicy, d.Now, d.Log); err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
 	k.devices, err = devices.New(devices.Deps{
 		Client: d.Client, NodeName: d.NodeName, Registry: d.Plugins, State: d.Host.Data("kubelet", "dra_manager_state"),
 		Boot: line("/proc/sys/kernel/random/boot_id"), Log: d.Log, Active: k.active,
@@ -336,6 +347,7 @@ func (k *Kubelet) run(ctx context.Context) error {
 		return err
 	}
 	defer k.close()
+	k.adoptPulls(ctx)
 	k.look()
 	k.statics.read()
 	k.statics.follow()

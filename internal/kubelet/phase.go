@@ -40,7 +40,7 @@ func podPhase(pod *corev1.Pod, s *corev1.PodStatus, terminal bool) corev1.PodPha
 		switch {
 		case ended == nil:
 			pendingInit++
-		case ended.ExitCode != 0 && ended.Reason != reasonRestartingAll && !shouldRestart(pod, c, true, ended.ExitCode):
+		case ended.ExitCode != 0 && ended.Reason != reasonRestartingAll && !shouldRestart(pod, c, true, int(st.RestartCount), ended.ExitCode):
 			failedInit++
 		}
 	}
@@ -64,7 +64,7 @@ func podPhase(pod *corev1.Pod, s *corev1.PodStatus, terminal bool) corev1.PodPha
 		if e.ExitCode == 0 && st.State.Terminated != nil {
 			succeeded++
 		}
-		if e.Reason != reasonRestartingAll && !shouldRestart(pod, c, false, e.ExitCode) {
+		if e.Reason != reasonRestartingAll && !shouldRestart(pod, c, false, int(st.RestartCount), e.ExitCode) {
 			over++
 		}
 	}

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/api/runpod"
 )
 
 // killReason tells why a container is to end while its pod goes on; it chooses
@@ -99,9 +101,9 @@ func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-// shouldRestart tells whether a container that ended with this code is to run
-// again, by its own policy and rules, or the pod's.
-func shouldRestart(pod *corev1.Pod, c *corev1.Container, init bool, code int32) bool {
+// shouldRestart tells whether a container that was restarted so often before, and
+// ended with this code, is to run again, by its own policy and rules, or the pod's.
+func shouldRestart(pod *corev1.Pod, c *corev1.Container, init bool, restarts int, code int32) bool {
 	switch restartRule(c, code) {
 	case corev1.ContainerRestartRuleActionRestart, corev1.ContainerRestartRuleActionRestartAllContainers:
 		return true
@@ -120,23 +122,36 @@ func shouldRestart(pod *corev1.Pod, c *corev1.Container, init bool, code int32) 
 	case corev1.RestartPolicyNever:
 		return false
 	case corev1.RestartPolicyOnFailure:
-		return code != 0
+		return code != 0 && !retriesSpent(pod, c, restarts)
 	default:
 		// An init container that succeeded is done under every policy.
 		return !init || code != 0
 	}
 }
 
+// retriesSpent tells that a container has been restarted as often as its pod's word
+// of `skiff run --restart on-failure:N` allows. It is of no container that has a
+// policy of its own.
+func retriesSpent(pod *corev1.Pod, c *corev1.Container, restarts int) bool {
+	limit, limited := runpod.Retries(pod.Annotations)
+	return limited && restarts >= limit && c.RestartPolicy == nil && pod.Spec.RestartPolicy == corev1.RestartPolicyOnFailure
+}
+
 // restartsAfterKill tells whether a container that the kubelet ends for its
 // probes is started again.
-func restartsAfterKill(pod *corev1.Pod, c *corev1.Container) bool {
+func restartsAfterKill(pod *corev1.Pod, c *corev1.Container, restarts int) bool {
 	if c.RestartPolicy != nil {
 		return *c.RestartPolicy != corev1.ContainerRestartPolicyNever
 	}
-	return pod.Spec.RestartPolicy != corev1.RestartPolicyNever
+	return pod.Spec.RestartPolicy != corev1.RestartPolicyNever && !retriesSpent(pod, c, restarts)
 }
 
 func hostNetwork(p *corev1.Pod) bool { return p.Spec.HostNetwork }
+
+// noNetwork tells of a pod that is to have the loopback device alone.
+func noNetwork(p *corev1.Pod) bool {
+	return !hostNetwork(p) && p.Annotations[runpod.AnnotationNetwork] == runpod.NetworkNone
+}
 
 // Messages of the condition PodReadyToStartContainers.
 const (
@@ -237,7 +252,7 @@ func planSandbox(pod *corev1.Pod, o *observed, a actions) actions {
 		if c.RestartPolicy != nil {
 			once = *c.RestartPolicy == corev1.ContainerRestartPolicyOnFailure
 		}
-		if last := o.latest(c.Name); once && last != nil && last.exited() && last.exitCode == 0 {
+		if last := o.latest(c.Name); once && last != nil && last.exited() && (last.exitCode == 0 || retriesSpent(pod, c, last.restarts)) {
 			continue
 		}
 		starts = append(starts, start{container: c})
@@ -293,7 +308,7 @@ func planInit(pod *corev1.Pod, o *observed, probes probeView, a *actions) bool {
 		case last.exited() && last.exitCode == 0:
 			continue
 		case last.exited():
-			if !shouldRestart(pod, c, true, last.exitCode) {
+			if !shouldRestart(pod, c, true, last.restarts, last.exitCode) {
 				a.killPod = true
 				return false
 			}
@@ -360,7 +375,7 @@ func anyRegularActive(pod *corev1.Pod, o *observed) bool {
 	for i := range pod.Spec.Containers {
 		c := &pod.Spec.Containers[i]
 		last := o.latest(c.Name)
-		if last == nil || !last.exited() || shouldRestart(pod, c, false, last.exitCode) {
+		if last == nil || !last.exited() || shouldRestart(pod, c, false, last.restarts, last.exitCode) {
 			return true
 		}
 	}
@@ -406,7 +421,7 @@ func planContainers(pod *corev1.Pod, o *observed, probes probeView, a *actions) 
 			if changed {
 				failed, reason = false, killUnknown
 			}
-			restart := changed || restartsAfterKill(pod, c)
+			restart := changed || restartsAfterKill(pod, c, last.restarts)
 			a.kill = append(a.kill, kill{last.id, c.Name, killMessage(c.Name, reason, failed, restart, "Container"), reason})
 			if restart {
 				a.start = append(a.start, start{container: c})
@@ -415,7 +430,7 @@ func planContainers(pod *corev1.Pod, o *observed, probes probeView, a *actions) 
 		case createdBefore(last, c, a.sandboxID):
 			a.start = append(a.start, start{container: c, id: last.id})
 			starts++
-		case last.exited() && !shouldRestart(pod, c, false, last.exitCode):
+		case last.exited() && !shouldRestart(pod, c, false, last.restarts, last.exitCode):
 		default:
 			if last.state == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
 				a.kill = append(a.kill, kill{last.id, c.Name, fmt.Sprintf("Container is in %q state, try killing it before restart", "unknown"), killUnknown})

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"skiff/internal/api/runpod"
 )
 
 // view is a probeView by container ID.
@@ -22,7 +24,7 @@ func (v view) started(id string) bool              { return !v.waiting[id] }
 
 // the is what the runtime has, written as "sandbox: name=state name=state ...";
 // newer containers come first; a state is running, created, unknown or an exit
-// code; "name~" has another image than the pod's.
+// code, with "xN" after N restarts; "name~" has another image than the pod's.
 func the(pod *corev1.Pod, s string) *observed {
 	o := &observed{}
 	head, rest, _ := strings.Cut(s, ":")
@@ -56,7 +58,8 @@ func the(pod *corev1.Pod, s string) *observed {
 			c.state = runtimeapi.ContainerState_CONTAINER_UNKNOWN
 		default:
 			c.state = runtimeapi.ContainerState_CONTAINER_EXITED
-			if _, err := fmt.Sscan(state, &c.exitCode); err != nil {
+			code, restarts, _ := strings.Cut(state, "x")
+			if _, err := fmt.Sscan(code+" 0"+restarts, &c.exitCode, &c.restarts); err != nil {
 				panic(err)
 			}
 		}
@@ -94,6 +97,7 @@ func TestPlan(t *testing.T) {
 		init   string // "name" or "name!" for a sidecar
 		have   string
 		probes view
+		limit  string // the pod's word of skiff run --restart
 		want   string
 	}{
 		{about: "nothing yet", policy: always, have: ":", want: "sandbox 0, start a, start b"},
@@ -102,6 +106,12 @@ func TestPlan(t *testing.T) {
 		{about: "one ended", policy: always, have: "ready: b=0 a=running", want: "start b"},
 		{about: "one ended well", policy: onFailure, have: "ready: b=0 a=running", want: ""},
 		{about: "one ended badly", policy: onFailure, have: "ready: b=1 a=running", want: "start b"},
+		{about: "one ended badly, and may again", policy: onFailure, limit: "on-failure:2", have: "ready: b=1x1 a=running", want: "start b"},
+		{about: "one ended badly too often", policy: onFailure, limit: "on-failure:2", have: "ready: b=1x2 a=running", want: ""},
+		{about: "all ended badly too often", policy: onFailure, limit: "on-failure:2", have: "ready: b=1x2 a=1x3", want: "end"},
+		{about: "no limit", policy: onFailure, limit: "on-failure:0", have: "ready: b=1x9 a=running", want: "start b"},
+		{about: "the limit is of another policy", policy: always, limit: "on-failure:2", have: "ready: b=1x9 a=running", want: "start b"},
+		{about: "the sandbox died, one had ended too often", policy: onFailure, limit: "on-failure:2", have: "dead: b=137 a=1x2", want: "sandbox 1, start b"},
 		{about: "one ended for good", policy: never, have: "ready: b=1 a=running", want: ""},
 		{about: "all ended", policy: never, have: "ready: b=1 a=0", want: "end"},
 		{about: "all ended well", policy: onFailure, have: "ready: b=0 a=0", want: "end"},
@@ -141,6 +151,7 @@ func TestPlan(t *testing.T) {
 	} {
 		p := newPod("p", "a", "b")
 		p.Spec.RestartPolicy = c.policy
+		p.Annotations = map[string]string{runpod.AnnotationRestart: c.limit}
 		for _, n := range strings.Fields(c.init) {
 			ic := corev1.Container{Name: strings.TrimSuffix(n, "!"), Image: "x"}
 			if strings.HasSuffix(n, "!") {
@@ -167,7 +178,7 @@ func TestContainerRestartRules(t *testing.T) {
 	c.RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestart,
 		ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}}}}
 	for code, want := range map[int32]bool{0: false, 1: false, 42: true} {
-		if got := shouldRestart(p, c, false, code); got != want {
+		if got := shouldRestart(p, c, false, 0, code); got != want {
 			t.Errorf("exit code %d: %v", code, got)
 		}
 	}

@@ -245,7 +245,7 @@ func showWaiting(in statusInput, c *corev1.Container, cur *container, s *corev1.
 	if !ok || in.terminal || in.pod.DeletionTimestamp != nil || cur.running() {
 		return
 	}
-	if cur.exited() && !shouldRestart(in.pod, c, isInit, cur.exitCode) {
+	if cur.exited() && !shouldRestart(in.pod, c, isInit, cur.restarts, cur.exitCode) {
 		return
 	}
 	if s.State.Terminated != nil {

@@ -1,13 +1,17 @@
 package run
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"skiff/internal/api/runpod"
 )
 
 func (p *plan) network() error {
@@ -18,7 +22,7 @@ func (p *plan) network() error {
 		if p.o.Hostname != "" {
 			return errors.New("--hostname: with --network host the host's name is the container's")
 		}
-		if len(p.o.Publish) > 0 {
+		if len(p.o.Publish) > 0 || p.o.PublishAll {
 			return errors.New("--publish: with --network host a container's ports are the host's already")
 		}
 		// Names of the cluster are found from there too.
@@ -26,11 +30,18 @@ func (p *plan) network() error {
 			p.pod.Spec.DNSPolicy = corev1.DNSClusterFirstWithHostNet
 		}
 	case n == "none":
-		return errors.New("--network none: every pod has an address; a NetworkPolicy can keep traffic from it")
+		p.annotate(runpod.AnnotationNetwork, runpod.NetworkNone)
+		if len(p.o.Publish) > 0 || p.o.PublishAll {
+			return errors.New("--publish: with --network none nothing reaches a container's ports")
+		}
+		// The cluster's DNS cannot be reached: as with docker, the host's file is there.
+		if p.pod.Spec.DNSPolicy == "" {
+			p.pod.Spec.DNSPolicy = corev1.DNSDefault
+		}
 	case strings.HasPrefix(n, "container:"):
 		return fmt.Errorf("--network %s: containers that share a network are containers of one pod; apply a manifest for it", n)
 	default:
-		return fmt.Errorf("--network %q: must be pod or host: all pods are in one network and reach each other", n)
+		return fmt.Errorf("--network %q: must be pod, host or none: all pods are in one network and reach each other", n)
 	}
 	return nil
 }
@@ -133,6 +144,50 @@ func (p *plan) ports() error {
 		for i := range pub.container.size() {
 			p.c.Ports = append(p.c.Ports, corev1.ContainerPort{ContainerPort: int32(pub.container.from + i), Protocol: pub.proto})
 		}
+	}
+	return nil
+}
+
+// PublishAll has a free port of the host lead to each port that the image or --expose
+// names and --publish does not. The image must be there.
+func (m Made) PublishAll(here Machine) error {
+	c := &m.Pod.Spec.Containers[0]
+	exposed, err := here.Exposed(c.Image)
+	if err != nil {
+		return fmt.Errorf("--publish-all: the ports of image %s are not known: %w; name them with --publish", c.Image, err)
+	}
+	same := func(a, b corev1.ContainerPort) bool {
+		return a.ContainerPort == b.ContainerPort && cmp.Or(a.Protocol, corev1.ProtocolTCP) == cmp.Or(b.Protocol, corev1.ProtocolTCP)
+	}
+	var more []corev1.ContainerPort
+	for _, s := range exposed {
+		pub, err := parsePublish(s)
+		if err != nil || strings.Contains(s, ":") {
+			return fmt.Errorf("--publish-all: the image exposes %q, which is no port", s)
+		}
+		for i := range pub.container.size() {
+			more = append(more, corev1.ContainerPort{ContainerPort: int32(pub.container.from + i), Protocol: pub.proto})
+		}
+	}
+	slices.SortFunc(more, func(a, b corev1.ContainerPort) int {
+		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	for _, p := range more {
+		if !slices.ContainsFunc(c.Ports, func(have corev1.ContainerPort) bool { return same(have, p) }) {
+			c.Ports = append(c.Ports, p)
+		}
+	}
+	for i := range c.Ports {
+		p := &c.Ports[i]
+		published := slices.ContainsFunc(c.Ports, func(have corev1.ContainerPort) bool { return have.HostPort > 0 && same(have, *p) })
+		if published {
+			continue
+		}
+		host, err := here.FreePort("", strings.ToLower(string(p.Protocol)), 0, 0)
+		if err != nil {
+			return fmt.Errorf("--publish-all: port %d: %w", p.ContainerPort, err)
+		}
+		p.HostPort = int32(host)
 	}
 	return nil
 }

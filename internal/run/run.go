@@ -45,6 +45,7 @@ type Options struct {
 	AddHosts                     []string
 	DNS, DNSSearch, DNSOptions   []string
 	Publish                      []string
+	PublishAll                   bool
 	Expose                       []string
 	Network                      string
 	Volumes, Mounts, Tmpfs       []string
@@ -86,6 +87,8 @@ type Machine struct {
 	Exists func(path string) bool
 	// FreePort finds a port of the host from..to that is free; from 0 means any.
 	FreePort func(ip, proto string, from, to int) (int, error)
+	// Exposed are the ports that an image names, PORT[/PROTOCOL], for --publish-all.
+	Exposed func(image string) ([]string, error)
 	// Gateway is the node's address, for --add-host NAME:host-gateway.
 	Gateway string
 	// Taken tells that a container of the name exists.
@@ -347,15 +350,14 @@ func (p *plan) restart() error {
 	case "on-failure":
 		if limited {
 			if _, err := strconv.ParseUint(retries, 10, 31); err != nil {
-				return fmt.Errorf("--restart %q: the number of retries must be one", p.o.Restart)
+				return fmt.Errorf("--restart %q: must be on-failure:N with a number of restarts, such as on-failure:3", p.o.Restart)
 			}
-			return fmt.Errorf("--restart %q: a pod has no limit of restarts; on-failure restarts with growing pauses, a Job counts (backoffLimit)", p.o.Restart)
 		}
 		p.pod.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
 	case "always", "unless-stopped":
 		p.pod.Spec.RestartPolicy = corev1.RestartPolicyAlways
 	default:
-		return fmt.Errorf("--restart %q: must be no, on-failure, always or unless-stopped", p.o.Restart)
+		return fmt.Errorf("--restart %q: must be no, on-failure[:N], always or unless-stopped", p.o.Restart)
 	}
 	if limited && word != "on-failure" {
 		return fmt.Errorf("--restart %q: only on-failure takes a number", p.o.Restart)
@@ -364,7 +366,7 @@ func (p *plan) restart() error {
 		if p.o.Remove {
 			return errors.New("--restart and --rm exclude each other")
 		}
-		p.annotate(runpod.AnnotationRestart, word)
+		p.annotate(runpod.AnnotationRestart, p.o.Restart)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func StateOf(p *corev1.Pod, name string) State {
 	case (s.Word == Created || s.Word == Restarting) && (p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded):
 		// It never ran, or nobody knows how it ended. One that runs is about to end.
 		s.Word = Exited
-	case s.Word == Exited && p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded && restarts(p, s.Code):
+	case s.Word == Exited && p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded && restarts(p, st, s.Code):
 		s.Word = Restarting
 	}
 	return s
@@ -109,12 +109,15 @@ func grace(p *corev1.Probe) time.Duration {
 	return time.Duration(p.InitialDelaySeconds+max(p.PeriodSeconds, 1)*max(p.FailureThreshold, 1)) * time.Second
 }
 
-func restarts(p *corev1.Pod, code int) bool {
+// restarts tells that a container with the status st, which ended with code, is started
+// again.
+func restarts(p *corev1.Pod, st *corev1.ContainerStatus, code int) bool {
 	switch p.Spec.RestartPolicy {
 	case corev1.RestartPolicyNever:
 		return false
 	case corev1.RestartPolicyOnFailure:
-		return code != 0
+		limit, limited := runpod.Retries(p.Annotations)
+		return code != 0 && !(limited && st != nil && int(st.RestartCount) >= limit)
 	}
 	return true
 }
@@ -207,9 +210,12 @@ func bareID(id string) string {
 	return id
 }
 
-// ID is the runtime's ID of a pod's container, "" before there is one.
-func ID(p *corev1.Pod) string {
-	if _, st := container(p, ""); st != nil {
+// ID is the runtime's ID of a pod's first container, "" before there is one.
+func ID(p *corev1.Pod) string { return IDOf(p, "") }
+
+// IDOf is the runtime's ID of a pod's container, by name, "" before there is one.
+func IDOf(p *corev1.Pod, name string) string {
+	if _, st := container(p, name); st != nil {
 		return bareID(st.ContainerID)
 	}
 	return ""

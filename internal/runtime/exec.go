@@ -49,25 +49,26 @@ type execution struct {
 
 // exec starts cmd. files are its stdin, stdout and stderr, or with tty a socket
 // for the terminal's master. done must be called.
-func (r *Runtime) exec(ctx context.Context, id string, cmd []string, tty bool, files ...*os.File) (*execution, error) {
+func (r *Runtime) exec(ctx context.Context, id string, cmd Command, tty bool, files ...*os.File) (*execution, error) {
 	c, client, err := r.running(id)
 	if err != nil {
 		return nil, err
 	}
-	if len(cmd) == 0 {
+	if len(cmd.Args) == 0 {
 		return nil, status.Error(codes.InvalidArgument, "cmd: required")
 	}
 	p, err := c.process()
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %q: %w", c.id, err)
 	}
-	p.Args, p.Terminal = cmd, tty
+	p.Terminal = tty
+	cmd.change(p)
 	if tty && !hasEnv(p.Env, "TERM") {
 		p.Env = append(p.Env, "TERM=xterm")
 	}
 	e := &execution{r: r, id: "exec-" + newID()[:32], client: client, exit: make(chan pod.Process, 1)}
 	e.file = filepath.Join(c.dir, e.id+".json")
-	if err := startspec.Write(e.file, p); err != nil {
+	if err := startspec.Write(e.file, startspec.Exec{Process: *p, As: cmd.user()}); err != nil {
 		return nil, fmt.Errorf("exec in container %q: %w", c.id, err)
 	}
 	r.mu.Lock()
@@ -158,7 +159,7 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		defer cancel()
 	}
 	var stdout, stderr limited
-	code, err := r.execPipes(ctx, req.GetContainerId(), req.GetCmd(), nil, &stdout, &stderr)
+	code, err := r.execPipes(ctx, req.GetContainerId(), Command{Args: req.GetCmd()}, nil, &stdout, &stderr)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil, status.Errorf(codes.DeadlineExceeded, "failed to exec in container: timeout %v exceeded: %v", timeout, err)
 	}
@@ -169,7 +170,7 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 }
 
 // execPipes runs a command without a terminal.
-func (r *Runtime) execPipes(ctx context.Context, id string, cmd []string, in io.Reader, stdout, stderr io.Writer) (int, error) {
+func (r *Runtime) execPipes(ctx context.Context, id string, cmd Command, in io.Reader, stdout, stderr io.Writer) (int, error) {
 	var g errgroup.Group
 	or, ow, err := copyTo(&g, stdout)
 	if err != nil {
@@ -222,7 +223,7 @@ func (r *Runtime) execPipes(ctx context.Context, id string, cmd []string, in io.
 }
 
 // execTerminal runs a command with a terminal.
-func (r *Runtime) execTerminal(ctx context.Context, id string, cmd []string, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) (int, error) {
+func (r *Runtime) execTerminal(ctx context.Context, id string, cmd Command, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) (int, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return 0, err

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"skiff/internal/cri"
 	"skiff/internal/runtime/image"
 )
 
@@ -124,7 +125,11 @@ func (r *Runtime) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRe
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ImageStatusResponse{Image: criImage(img)}, nil
+	out := criImage(img)
+	if img.GivenHere(req.GetImage().GetImage()) {
+		out.Spec.Annotations = map[string]string{cri.AnnotationPreloaded: "true"}
+	}
+	return &runtimeapi.ImageStatusResponse{Image: out}, nil
 }
 
 // PullImage fetches an image from its registry.

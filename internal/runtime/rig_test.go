@@ -241,9 +241,13 @@ func hostState(t testing.TB, i host.Instance) string {
 			out = append(out, "mount "+f[4])
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + i.CgroupParent)
-	more, _ := filepath.Glob("/sys/fs/cgroup" + i.CgroupParent)
-	out = append(append(out, groups...), more...)
+	for _, where := range []string{"", "/*", "/*/*"} {
+		groups, err := filepath.Glob("/sys/fs/cgroup" + where + i.CgroupParent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, groups...)
+	}
 	cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, c := range cmds {
 		if b, _ := os.ReadFile(c); strings.Contains(string(b), "skiff-pod") && strings.Contains(string(b), i.RunDir) {

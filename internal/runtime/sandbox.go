@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"skiff/internal/cri"
 	"skiff/internal/runtime/pod"
 )
 
@@ -47,6 +48,11 @@ func (s *sandbox) nsOptions() *runtimeapi.NamespaceOption {
 
 func (s *sandbox) hostNetwork() bool {
 	return s.nsOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// networked tells that the pod is in a network: its host's or that of pods.
+func (s *sandbox) networked() bool {
+	return s.config.GetAnnotations()[cri.AnnotationNetwork] != cri.NetworkNone
 }
 
 func (s *sandbox) ready() bool { return s.rec.Phase == phaseReady && s.client != nil }
@@ -207,7 +213,7 @@ func (r *Runtime) networkSandbox(s *sandbox) NetworkSandbox {
 }
 
 func (r *Runtime) attachNetwork(ctx context.Context, s *sandbox) ([]netip.Addr, error) {
-	if s.hostNetwork() {
+	if s.hostNetwork() || !s.networked() {
 		return nil, nil
 	}
 	res, err := r.Network.Attach(ctx, r.networkSandbox(s))
@@ -280,7 +286,7 @@ func (r *Runtime) stop(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	r.Step("stop-killed")
-	if !s.hostNetwork() {
+	if !s.hostNetwork() && s.networked() {
 		if err := r.Network.Detach(ctx, r.networkSandbox(s)); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}

@@ -43,6 +43,9 @@ func (s *sandbox) status() *runtimeapi.PodSandboxStatus {
 	if ns == nil {
 		ns = &runtimeapi.NamespaceOption{}
 	}
+	if !s.networked() {
+		net = nil
+	}
 	return &runtimeapi.PodSandboxStatus{
 		Id: s.id, Metadata: s.config.GetMetadata(), State: s.state(), CreatedAt: s.rec.Created.UnixNano(),
 		Network: net, Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: ns}},

@@ -20,19 +20,7 @@ type streams struct{ r *Runtime }
 // Exec runs a command with the client's streams. Its exit code comes back as
 // the error that the protocol carries.
 func (s streams) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	discard := func(w io.Writer, given bool) io.Writer {
-		if !given {
-			return io.Discard
-		}
-		return w
-	}
-	var code int
-	var err error
-	if tty {
-		code, err = s.r.execTerminal(ctx, id, cmd, in, discard(out, out != nil), resize)
-	} else {
-		code, err = s.r.execPipes(ctx, id, cmd, in, discard(out, out != nil), discard(errOut, errOut != nil))
-	}
+	code, err := s.r.execStreams(ctx, id, Command{Args: cmd}, in, out, errOut, tty, resize)
 	if err != nil {
 		return err
 	}
@@ -40,6 +28,20 @@ func (s streams) Exec(ctx context.Context, id string, cmd []string, in io.Reader
 		return utilexec.CodeExitError{Err: fmt.Errorf("error executing command %v, exit code %d", cmd, code), Code: code}
 	}
 	return nil
+}
+
+// execStreams runs a command with a client's streams, each of which may be nil.
+func (r *Runtime) execStreams(ctx context.Context, id string, cmd Command, in io.Reader, out, errOut io.Writer, tty bool, resize <-chan remotecommand.TerminalSize) (int, error) {
+	discard := func(w io.Writer, given bool) io.Writer {
+		if !given {
+			return io.Discard
+		}
+		return w
+	}
+	if tty {
+		return r.execTerminal(ctx, id, cmd, in, discard(out, out != nil), resize)
+	}
+	return r.execPipes(ctx, id, cmd, in, discard(out, out != nil), discard(errOut, errOut != nil))
 }
 
 // Attach connects the client to the container's own streams until the container

@@ -47,9 +47,57 @@ func TestBuild(t *testing.T) {
 	if out, err := c.skiff("build", "--check", "--progress", "plain", dir); err == nil || !strings.Contains(out, "MaintainerDeprecated") {
 		t.Errorf("check: %v\n%s", err, out)
 	}
+	pushed(t, c, dir)
 	interrupted(t, c, dir)
 	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 2 steps and 1 cache mounts") {
 		t.Errorf("prune: %v\n%s", err, out)
+	}
+}
+
+// pushed builds and pushes at once, under both names.
+func pushed(t *testing.T, c *cluster, dir string) {
+	host := privateRegistry(t)
+	config := t.TempDir()
+	if err := os.WriteFile(config+"/config.json", fmt.Appendf(nil, `{"auths":{%q:{"username":"joe","password":"secret"}}}`, host), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM busybox:1\nLABEL a=b\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := func(args ...string) (string, error) {
+		cmd := c.command(append([]string{"build", "--progress", "plain"}, args...)...)
+		cmd.Env = append(cmd.Environ(), "DOCKER_CONFIG="+config, "HOME="+config, "XDG_RUNTIME_DIR="+config)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := build("--push", "-t", host+"/team/app:1", "-t", host+"/team/app:2", "--metadata-file", dir+"/meta", dir)
+	if err != nil || strings.Count(out, ": digest: sha256:") != 2 {
+		t.Fatalf("build --push: %v\n%s", err, out)
+	}
+	_, rest, _ := strings.Cut(out, ": digest: ")
+	digest, _, _ := strings.Cut(rest, " ")
+	if b, err := os.ReadFile(dir + "/meta"); err != nil || !strings.Contains(string(b), digest) {
+		t.Errorf("metadata: %s, %v; want %s", b, err, digest)
+	}
+	for _, ref := range []string{host + "/team/app:1", host + "/team/app:2"} {
+		if out, err := c.skiff("image", "rm", ref); err != nil {
+			t.Fatalf("rm: %v\n%s", err, out)
+		}
+	}
+	if out, err := c.skiff("image", "pull", "--creds", "joe:secret", host+"/team/app@"+digest); err != nil {
+		t.Errorf("pull of what was pushed: %v\n%s", err, out)
+	}
+	if out, err := c.skiff("image", "rm", host+"/team/app@"+digest); err != nil {
+		t.Errorf("rm: %v\n%s", err, out)
+	}
+	if err := os.Remove(config + "/config.json"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := build("-o", "type=registry", "-t", host+"/team/app:3", dir); err == nil || !strings.Contains(out, "push "+host+"/team/app:3: ") {
+		t.Errorf("a push without credentials: %v\n%s", err, out)
+	}
+	if out, err := c.skiff("image", "rm", host+"/team/app:3"); err != nil {
+		t.Errorf("what was built is there: %v\n%s", err, out)
 	}
 }
 

@@ -99,10 +99,11 @@ func TestImages(t *testing.T) {
 	do(digest, "ls", "--digests", ref)
 
 	// Pods: without a secret, with the pod's, with the service account's.
-	pod := func(name, more string) {
+	podOf := func(name, image, policy, more string) {
 		c.apply(fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n  terminationGracePeriodSeconds: 0\n"+
-			"  containers: [{name: main, image: %q, imagePullPolicy: Always, command: [sleep, \"1000\"]}]\n%s\n", name, ref, more))
+			"  containers: [{name: main, image: %q, imagePullPolicy: %s, command: [sleep, \"1000\"]}]\n%s\n", name, image, policy, more))
 	}
+	pod := func(name, more string) { podOf(name, ref, "Always", more) }
 	pod("refused", "")
 	c.told("refused", "ImagePullBackOff",
 		fmt.Sprintf(`Failed to pull image %q: rpc error: code = Unknown desc = failed to pull and unpack image %q: failed to resolve reference %q: pull access denied`, ref, ref, ref))
@@ -118,6 +119,29 @@ func TestImages(t *testing.T) {
 		out := c.kubectl("get", "events", "--field-selector", "involvedObject.name=missing")
 		return strings.Contains(out, "Unable to retrieve some image pull secrets (nosuch); attempting to pull the image may not succeed."), out
 	})
+
+	// What a secret brought is no other pod's, now and after a restart; what was brought
+	// by hand is everybody's, also where it is the same image.
+	c.kubectl("create", "secret", "docker-registry", "eve", "--docker-server="+host, "--docker-username=eve", "--docker-password=guess")
+	for _, when := range []string{"now", "later"} {
+		podOf("thief-"+when, ref, "IfNotPresent", "  imagePullSecrets: [{name: eve}]")
+		c.told("thief-"+when, "ImagePullBackOff", fmt.Sprintf(`Failed to pull image %q`, ref))
+		podOf("sly-"+when, ref, "Never", "")
+		c.told("sly-"+when, "ErrImageNeverPull", fmt.Sprintf(`Container image %q is not present with pull policy of Never`, ref))
+		podOf("friend-"+when, ref, "IfNotPresent", "  imagePullSecrets: [{name: joe}]")
+		c.waitPod("friend-"+when, ".status.phase", "Running")
+		if out := c.kubectl("get", "events", "--field-selector", "involvedObject.name=friend-"+when); strings.Contains(out, "Pulling image") ||
+			!strings.Contains(out, fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", ref)) {
+			t.Errorf("events of a pod with the secret:\n%s", out)
+		}
+		podOf("local-"+when, "busybox:1", "IfNotPresent", "")
+		c.waitPod("local-"+when, ".status.phase", "Running")
+		if when == "now" {
+			c.kill9()
+			c.up()
+		}
+	}
+	c.kubectl("delete", "pod", "thief-now", "thief-later", "sly-now", "sly-later", "friend-now", "friend-later", "local-now", "local-later", "--now")
 
 	// Who uses an image is told, and what is used stays.
 	do("Untagged: docker.io/library/busybox:1", "rm", "busybox:1")

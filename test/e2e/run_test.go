@@ -221,6 +221,129 @@ func TestRun(t *testing.T) {
 		c.noneLeft()
 	})
 
+	t.Run("exec as others", func(t *testing.T) {
+		c := c.of(t)
+		c.must("run", "-d", "--name", "as", "-u", "1000", "-e", "KEPT=yes", "--stop-timeout", "0", "busybox:1", "sleep", "1000")
+		for _, tc := range []struct {
+			in   string
+			args []string
+			out  string
+			err  string // is contained
+			code int
+		}{
+			{"", []string{"as", "id", "-u"}, "1000\n", "", 0},
+			{"", []string{"-u", "root", "as", "sh", "-c", "id -u; id -g; echo $KEPT"}, "0\n0\nyes\n", "", 0},
+			{"", []string{"-u", "web", "as", "sh", "-c", "id -u; id -g"}, "1000\n1000\n", "", 0},
+			{"", []string{"--user", "12:34", "as", "sh", "-c", "id -u; id -g; exit 5"}, "12\n34\n", "", 5},
+			{"x\n", []string{"-i", "-u", "0", "as", "cat"}, "x\n", "", 0},
+			{"", []string{"-u", "0", "-w", "/etc", "-e", "A=b c", "as", "/bin/busybox", "sh", "-c", "pwd; echo $A >&2"}, "/etc\n", "b c\n", 0},
+			{"", []string{"-w", "/bin", "-e", "KEPT=no", "as", "env"}, "", "", -1}, // looked at below
+			{"", []string{"-u", "nobody", "as", "id"}, "", "unable to find user nobody: no matching entries in passwd file", 1},
+			{"", []string{"-u", "0:nogroup", "as", "id"}, "", "unable to find group nogroup", 1},
+			{"", []string{"-u", "0", "as", "nonesuch"}, "", "not found", 1},
+			{"", []string{"-w", "etc", "as", "id"}, "", `--workdir "etc": must be an absolute path`, 1},
+		} {
+			out, errOut, code := c.docker(strings.NewReader(tc.in), append([]string{"exec"}, tc.args...)...)
+			if tc.code < 0 {
+				if code != 0 || !strings.Contains(out, "KEPT=no\n") || strings.Contains(out, "KEPT=yes") {
+					t.Errorf("environment: %q, %q, code %d", out, errOut, code)
+				}
+				continue
+			}
+			if out != tc.out || !strings.Contains(errOut, tc.err) || code != tc.code {
+				t.Errorf("exec %q: %q, %q, code %d; want %q, %q, code %d", tc.args, out, errOut, code, tc.out, tc.err, tc.code)
+			}
+		}
+		c.must("exec", "-d", "-u", "0", "as", "sh", "-c", "id -u > /tmp/left; sleep 1000")
+		c.eventually("what was left there runs", func() (bool, string) {
+			out := c.must("exec", "as", "sh", "-c", "cat /tmp/left; /bin/busybox ps")
+			return strings.HasPrefix(out, "0\n") && strings.Contains(out, "sleep 1000"), out
+		})
+		if _, errOut, code := c.docker(nil, "exec", "-d", "as", "nonesuch"); code != 1 || !strings.Contains(errOut, "not found") {
+			t.Errorf("exec -d of nothing: %q, code %d", errOut, code)
+		}
+		s := c.skiffOnTerminal(31, 71, "exec", "-it", "-u", "root", "as", "sh", "-c", "stty size; id -u; read x; echo got $x; exit 6")
+		s.says("31 71")
+		s.types("word\r")
+		s.says("got word")
+		if code := s.exits(); code != 6 {
+			t.Errorf("exec on a terminal: code %d", code)
+		}
+		c.must("rm", "-f", "as")
+		c.noneLeft()
+	})
+
+	t.Run("no network", func(t *testing.T) {
+		c := c.of(t)
+		out := c.must("run", "--rm", "--network", "none", "--name", "alone", "busybox:1", "sh", "-c", "cat /proc/net/dev | /bin/busybox tail -n +3 | /bin/busybox cut -d: -f1; echo reached > /tmp/x; httpd -p 127.0.0.1:80 -h /tmp; wget -q -O - http://127.0.0.1/x; /bin/busybox grep -c localhost /etc/hosts")
+		if f := strings.Fields(out); len(f) != 3 || f[0] != "lo" || f[1] != "reached" || f[2] == "0" {
+			t.Errorf("it has %q", out)
+		}
+		c.must("run", "-d", "--network", "none", "--name", "alone", "--stop-timeout", "0", "busybox:1", "sleep", "1000")
+		if out := c.kubectl("get", "pod", "alone", "-o", "jsonpath={.status.phase} {.status.podIP}{.status.podIPs}"); out != "Running " {
+			t.Errorf("the pod is %q", out)
+		}
+		c.kill9()
+		c.up()
+		if out := c.must("exec", "alone", "cat", "/proc/net/route"); strings.Count(out, "\n") != 0 {
+			t.Errorf("routes: %q", out)
+		}
+		if out := c.kubectl("get", "pod", "alone", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); out != "0" {
+			t.Errorf("restarts after skiff came back: %q", out)
+		}
+		c.must("rm", "-f", "alone")
+		c.noneLeft()
+	})
+
+	t.Run("publish all", func(t *testing.T) {
+		c := c.of(t)
+		dir := t.TempDir()
+		if err := os.WriteFile(dir+"/Dockerfile", []byte("FROM busybox:1\nEXPOSE 80 53/udp\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c.must("build", "-q", "-t", "exposes:1", dir)
+		c.must("run", "-d", "-P", "--expose", "8081", "-p", "127.0.0.1::9000", "--name", "open", "--stop-timeout", "0", "exposes:1", "sh", "-c", "echo hello > /tmp/index.html; exec httpd -f -p 80 -h /tmp")
+		ports := map[string]string{}
+		for l := range strings.Lines(c.must("port", "open") + "\n") {
+			to, host, _ := strings.Cut(strings.TrimSpace(l), " -> ")
+			ports[to] = host
+		}
+		if len(ports) != 4 || !strings.HasPrefix(ports["53/udp"], "0.0.0.0:") || !strings.HasPrefix(ports["8081/tcp"], "0.0.0.0:") || !strings.HasPrefix(ports["9000/tcp"], "127.0.0.1:") {
+			t.Errorf("ports: %v", ports)
+		}
+		_, port, _ := strings.Cut(ports["80/tcp"], ":")
+		c.eventually("the port answers", func() (bool, string) {
+			resp, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://127.0.0.1:" + port)
+			if err != nil {
+				return false, err.Error()
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			return err == nil && string(b) == "hello\n", string(b)
+		})
+		if out := c.must("ps", "--format", "{{.Ports}}"); !strings.Contains(out, "0.0.0.0:"+port+"->80/tcp") {
+			t.Errorf("ps has the ports %q", out)
+		}
+		c.must("rm", "-f", "open")
+		c.noneLeft()
+	})
+
+	t.Run("a limit of restarts", func(t *testing.T) {
+		c := c.of(t)
+		c.must("run", "-d", "--restart", "on-failure:1", "--name", "fails", "busybox:1", "sh", "-c", "echo try; exit 3")
+		if out := c.must("wait", "fails"); out != "3" {
+			t.Errorf("wait: %q", out)
+		}
+		if out := c.kubectl("get", "pod", "fails", "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].restartCount}"); out != "Failed 1" {
+			t.Errorf("the pod is %q", out)
+		}
+		if out := c.must("ps", "-a", "--format", "{{.Status}}"); !strings.HasPrefix(out, "Exited (3) ") {
+			t.Errorf("status: %q", out)
+		}
+		c.must("rm", "fails")
+		c.noneLeft()
+	})
+
 	t.Run("wait and stop", func(t *testing.T) {
 		c := c.of(t)
 		c.must("run", "-d", "--name", "job", "busybox:1", "sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done")

@@ -80,8 +80,9 @@ func TestStartFaults(t *testing.T) {
 	free()
 	for _, network := range []string{"tcp", "udp"} {
 		free := busy(network, "0.0.0.0:53")
-		refused(":53, where this node's pods look up names, is in use by another program, which may listen on port 53 of all addresses; have it listen on the addresses that it needs, or end it", "up")
+		refused(":53, where this node's pods look up names, is in use by another program, which may listen on port 53 of all addresses; have it listen on the addresses that it needs, or end it", "up", "--api-port", "18084")
 		free()
+		busy("tcp", ":18084")() // what the start had opened is free again
 	}
 
 	// None of that is in the way of a start.

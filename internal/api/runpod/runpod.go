@@ -3,6 +3,11 @@
 // each does.
 package runpod
 
+import (
+	"strconv"
+	"strings"
+)
+
 const (
 	// LabelName has the container's name; a pod with it is one of `skiff run`.
 	LabelName = "run.skiff.io/name"
@@ -12,8 +17,12 @@ const (
 	// AnnotationStart with the value StartAttached holds the process until a
 	// client is attached to its container.
 	AnnotationStart = "run.skiff.io/start"
-	// AnnotationRestart keeps the word of --restart.
+	// AnnotationRestart keeps the word of --restart. With "on-failure:N" the kubelet
+	// starts a container that fails N times again, and then no more.
 	AnnotationRestart = "run.skiff.io/restart"
+	// AnnotationNetwork with the value NetworkNone gives a pod a network of its own
+	// with the loopback device alone.
+	AnnotationNetwork = "run.skiff.io/network"
 )
 
 // Values of LabelRemove and AnnotationStart.
@@ -24,7 +33,19 @@ const (
 	// control plane, should the client have died.
 	RemoveByClient = "by-client"
 	StartAttached  = "attached"
+	NetworkNone    = "none"
 )
+
+// Retries is how often a container that fails is started again at most, by its pod's
+// annotations; ok is false where there is no limit.
+func Retries(annotations map[string]string) (n int, ok bool) {
+	count, ok := strings.CutPrefix(annotations[AnnotationRestart], "on-failure:")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.Atoi(count)
+	return n, err == nil && n > 0
+}
 
 // ReasonUnattached is why a container with StartAttached waits.
 const ReasonUnattached = "WaitingForAttach"

@@ -63,6 +63,7 @@ type Runtime struct {
 	sandboxes  map[string]*Sandbox
 	images     map[string]*runtimeapi.Image
 	pullable   map[string]bool
+	private    map[string]string // image -> who may pull it
 	calls      []Call
 	faults     map[string][]*fault
 	noEvents   bool
@@ -84,7 +85,7 @@ type fault struct {
 func New(images ...string) *Runtime {
 	r := &Runtime{
 		containers: map[string]*Container{}, sandboxes: map[string]*Sandbox{},
-		images: map[string]*runtimeapi.Image{}, pullable: map[string]bool{},
+		images: map[string]*runtimeapi.Image{}, pullable: map[string]bool{}, private: map[string]string{},
 		faults: map[string][]*fault{}, streams: map[chan *runtimeapi.ContainerEventResponse]bool{},
 		IgnoreTerm: map[string]bool{}, nextIP: 2, networkUp: true,
 	}
@@ -120,6 +121,16 @@ func (r *Runtime) SetPullable(names ...string) {
 	defer r.mu.Unlock()
 	for _, n := range names {
 		r.pullable[n] = true
+	}
+}
+
+// SetPrivate makes PullImage of these images succeed for a user alone.
+func (r *Runtime) SetPrivate(user string, names ...string) {
+	r.SetPullable(names...)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range names {
+		r.private[n] = user
 	}
 }
 

@@ -46,7 +46,7 @@ func (r *Runtime) ImageStatus(ctx context.Context, s *runtimeapi.ImageSpec, _ bo
 }
 
 // PullImage implements ImageManagerService.
-func (r *Runtime) PullImage(ctx context.Context, s *runtimeapi.ImageSpec, _ *runtimeapi.AuthConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
+func (r *Runtime) PullImage(ctx context.Context, s *runtimeapi.ImageSpec, auth *runtimeapi.AuthConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
 	after, err := r.enter(ctx, "PullImage", s.Image, true)
 	if err != nil {
 		return "", err
@@ -55,6 +55,9 @@ func (r *Runtime) PullImage(ctx context.Context, s *runtimeapi.ImageSpec, _ *run
 	defer r.mu.Unlock()
 	if !r.pullable[s.Image] {
 		return "", fmt.Errorf("failed to resolve reference %q: not found", s.Image)
+	}
+	if user := r.private[s.Image]; user != "" && auth.GetUsername() != user {
+		return "", fmt.Errorf("failed to resolve reference %q: pull access denied", s.Image)
 	}
 	return r.addImage(s.Image).Id, after(nil)
 }

@@ -154,6 +154,11 @@ func (c Config) Crossed(o Observations) bool {
 	return slices.ContainsFunc(c.Thresholds, func(t Threshold) bool { return o.crossed(t, true) })
 }
 
+// DiskCrossed is Crossed for what is short of disk.
+func (c Config) DiskCrossed(o Observations) bool {
+	return slices.ContainsFunc(c.Thresholds, func(t Threshold) bool { return DiskSignal(t.Signal) && o.crossed(t, true) })
+}
+
 // Next takes in what was measured at now. due are the thresholds for which pods must
 // go, the most urgent first: memory before everything else, hard before soft.
 func (c Config) Next(s State, o Observations, now time.Time) (next State, due []Threshold) {

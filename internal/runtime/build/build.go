@@ -18,7 +18,12 @@
 // # Different from Docker
 //
 // docs/dockerfile.md lists every instruction and flag, and what is refused and
-// why. Stages are built one after another.
+// why.
+//
+// # Side by side
+//
+// Stages are built as soon as those that they start from or read are there, as many
+// at once as there are processors. A build's result does not depend on their order.
 package build
 
 import (
@@ -28,6 +33,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,6 +68,8 @@ type Builder struct {
 	stub string // an image's lowest layer while a command runs
 	tmp  string // what builds use while they run
 
+	atOnce int // stages of one build
+
 	caches *caches
 	steps  keyed // steps under way, by cache key
 	sums   *sums
@@ -75,7 +83,7 @@ type Builder struct {
 func New(d Deps) (*Builder, error) {
 	b := &Builder{
 		deps: d, now: d.Now, stub: filepath.Join(d.Dir, "stub"), tmp: filepath.Join(d.Dir, "tmp"),
-		caches: &caches{dir: filepath.Join(d.Dir, "cache"), users: map[string]int{}}, sums: newSums(), http: &http.Client{Transport: d.HTTP},
+		caches: &caches{dir: filepath.Join(d.Dir, "cache"), users: map[string]int{}}, sums: newSums(), atOnce: max(1, runtime.NumCPU()), http: &http.Client{Transport: d.HTTP},
 	}
 	if b.now == nil {
 		b.now = time.Now
@@ -245,10 +253,8 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 	if err := r.check(); err != nil {
 		return nil, err
 	}
-	for _, i := range r.order {
-		if err := r.buildStage(ctx, i); err != nil {
-			return nil, err
-		}
+	if err := r.buildStages(ctx); err != nil {
+		return nil, err
 	}
 	r.warnUnusedArgs()
 	st := r.stages[target]
@@ -284,8 +290,8 @@ func (b *Builder) start(req Request) (*run, error) {
 		return nil, err
 	}
 	r := &run{
-		b: b, req: req, file: file, platform: machinePlatform(), stages: map[int]*stage{}, usedArgs: map[string]bool{},
-		images: map[string]*image.Image{}, contexts: map[string]*tree{}, triggering: map[instructions.Command]bool{},
+		b: b, req: req, file: file, platform: machinePlatform(), stages: make([]*stage, len(file.stages)), usedArgs: map[string]bool{},
+		images: map[string]*image.Image{}, contexts: map[string]*contextDir{}, triggering: map[instructions.Command]bool{},
 	}
 	if req.Platform != "" {
 		if r.platform, err = parsePlatform(req.Platform); err != nil {

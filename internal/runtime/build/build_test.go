@@ -116,26 +116,44 @@ type recorder struct {
 	steps  []string
 	cached []string
 	warned []string
+	failed map[string]string // steps that did not end well, with why
 	out    bytes.Buffer
-	name   string
+	names  map[int]string
 }
 
-func (r *recorder) Start(n, total int, name string) { r.name = name }
+func (r *recorder) Start(n, total int, name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.names == nil {
+		r.names, r.failed = map[int]string{}, map[string]string{}
+	}
+	r.names[n] = name
+}
 func (r *recorder) Output(_ int, b []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.out.Write(b)
 }
-func (r *recorder) Done(_ int, cached bool, err error) {
-	if strings.HasPrefix(r.name, "FROM") {
+func (r *recorder) Done(n int, cached bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	name := r.names[n]
+	if strings.HasPrefix(name, "FROM") {
 		return
 	}
-	r.steps = append(r.steps, r.name)
+	r.steps = append(r.steps, name)
 	if cached {
-		r.cached = append(r.cached, r.name)
+		r.cached = append(r.cached, name)
+	}
+	if err != nil {
+		r.failed[name] = err.Error()
 	}
 }
-func (r *recorder) Warn(_ string, _ int, text string) { r.warned = append(r.warned, text) }
+func (r *recorder) Warn(_ string, _ int, text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.warned = append(r.warned, text)
+}
 
 func writeFiles(t testing.TB, dir string, files map[string]string) {
 	t.Helper()
@@ -553,7 +571,7 @@ func TestConcurrentBuilds(t *testing.T) {
 func TestPlainProgress(t *testing.T) {
 	var b bytes.Buffer
 	now := time.Unix(0, 0)
-	p := &plain{w: &b, now: func() time.Time { now = now.Add(100 * time.Millisecond); return now }}
+	p := newPlain(&b, func() time.Time { now = now.Add(100 * time.Millisecond); return now })
 	p.Start(1, 2, "RUN a \\\n  b")
 	p.Output(1, []byte("one\ntw"))
 	p.Output(1, []byte("o\n\x1b[31mthree"))

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,7 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -114,42 +115,118 @@ func (b *Builder) Prune(ctx context.Context, unused time.Duration) (Pruned, erro
 	return gone, nil
 }
 
-// forget removes records and cache mounts that were not used for that long, and
-// the records longest unused beyond most; 0 is no such limit.
-func (b *Builder) forget(unused time.Duration, most int) (Pruned, error) {
-	var gone Pruned
+// Free removes what was longest unused, steps and cache mounts alike, until so many
+// bytes of disk are free again, or nothing is left, and returns how many are.
+func (b *Builder) Free(ctx context.Context, bytes int64) (int64, error) {
+	list, err := b.kept()
+	if err != nil {
+		return 0, err
+	}
+	var freed int64
+	// What steps keep overlaps: only the disk tells, which is looked at a few times.
+	for batch := (len(list) + 7) / 8; len(list) > 0 && freed < bytes; list = list[min(batch, len(list)):] {
+		_, before, _, err := b.deps.Images.Usage(ctx)
+		if err != nil {
+			return freed, err
+		}
+		gone, err := b.drop(list[:min(batch, len(list))])
+		freed += gone.Bytes
+		if err == nil {
+			err = b.deps.Images.Collect(ctx)
+		}
+		if err != nil {
+			return freed, err
+		}
+		_, after, _, err := b.deps.Images.Usage(ctx)
+		if err != nil {
+			return freed, err
+		}
+		freed += max(0, int64(before)-int64(after))
+	}
+	return freed, nil
+}
+
+// kept is something of the cache: the record of a step, or a cache mount.
+type kept struct {
+	record string // its path
+	mount  string // its name
+	used   time.Time
+}
+
+// kept is all of the cache, the longest unused first.
+func (b *Builder) kept() ([]kept, error) {
 	entries, err := os.ReadDir(b.refs)
 	if err != nil {
-		return gone, fmt.Errorf("build cache: %w", err)
+		return nil, fmt.Errorf("build cache: %w", err)
 	}
-	type used struct {
-		path string
-		at   time.Time
-	}
-	var all []used
+	var out []kept
 	for _, e := range entries {
 		fi, err := e.Info()
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return gone, fmt.Errorf("build cache: %w", err)
+			return nil, fmt.Errorf("build cache: %w", err)
 		}
-		all = append(all, used{filepath.Join(b.refs, e.Name()), fi.ModTime()})
+		out = append(out, kept{record: filepath.Join(b.refs, e.Name()), used: fi.ModTime()})
 	}
-	sort.Slice(all, func(i, k int) bool { return all[i].at.After(all[k].at) })
-	limit := b.now().Add(-unused)
-	for i, u := range all {
-		if (most == 0 || i < most) && u.at.After(limit) {
+	mounts, err := b.caches.lastUse()
+	if err != nil {
+		return nil, err
+	}
+	for name, at := range mounts {
+		out = append(out, kept{mount: name, used: at})
+	}
+	slices.SortFunc(out, func(a, b kept) int {
+		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.record, b.record), cmp.Compare(a.mount, b.mount))
+	})
+	return out, nil
+}
+
+// drop removes records, and cache mounts that nobody uses. Bytes are those of the
+// latter alone.
+func (b *Builder) drop(list []kept) (gone Pruned, err error) {
+	for _, k := range list {
+		if k.mount != "" {
+			bytes, removed, err := b.caches.remove(k.mount)
+			if err != nil {
+				return gone, err
+			}
+			if removed {
+				gone.Caches, gone.Bytes = gone.Caches+1, gone.Bytes+bytes
+			}
 			continue
 		}
-		if err := os.Remove(u.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(k.record); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return gone, fmt.Errorf("build cache: %w", err)
 		}
 		gone.Steps++
 	}
-	gone.Caches, gone.Bytes, err = b.caches.prune(limit)
-	return gone, err
+	return gone, nil
+}
+
+// forget removes records and cache mounts that were not used for that long, and
+// the records longest unused beyond most; 0 is no such limit.
+func (b *Builder) forget(unused time.Duration, most int) (Pruned, error) {
+	list, err := b.kept()
+	if err != nil {
+		return Pruned{}, err
+	}
+	records := 0
+	for _, k := range list {
+		if k.record != "" {
+			records++
+		}
+	}
+	limit := b.now().Add(-unused)
+	list = slices.DeleteFunc(list, func(k kept) bool {
+		if k.mount != "" {
+			return k.used.After(limit)
+		}
+		records-- // how many are younger
+		return k.used.After(limit) && (most == 0 || records < most)
+	})
+	return b.drop(list)
 }
 
 // What is kept of the cache without anybody asking: as long as BuildKit keeps

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"sync"
 	"syscall"
@@ -123,41 +122,49 @@ func (c *caches) ensure(dir string, s cacheSpec) error {
 	return os.Rename(tmp, dir)
 }
 
-// prune removes the directories that nobody uses and that were not used since
-// limit.
-func (c *caches) prune(limit time.Time) (n int, bytes int64, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// lastUse are the directories, by name, with when each was last used; what a killed
+// process left half made has the zero time.
+func (c *caches) lastUse() (map[string]time.Time, error) {
 	entries, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("cache mounts: %w", err)
+		return nil, fmt.Errorf("cache mounts: %w", err)
 	}
-	sort.Slice(entries, func(i, k int) bool { return entries[i].Name() < entries[k].Name() })
+	out := map[string]time.Time{}
 	for _, e := range entries {
-		if !e.IsDir() || c.users[e.Name()] > 0 {
+		if !e.IsDir() {
 			continue
 		}
-		dir := filepath.Join(c.dir, e.Name())
-		fi, err := os.Stat(dir + usedSuffix)
-		if err == nil && fi.ModTime().After(limit) && !strings.HasPrefix(e.Name(), ".new-") {
-			continue
+		out[e.Name()] = time.Time{}
+		if fi, err := os.Stat(filepath.Join(c.dir, e.Name()) + usedSuffix); err == nil && !strings.HasPrefix(e.Name(), ".new-") {
+			out[e.Name()] = fi.ModTime()
 		}
-		size, err := diskUse(dir)
-		if err == nil {
-			err = os.RemoveAll(dir)
-		}
-		if rerr := os.Remove(dir + usedSuffix); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
-		}
-		if err != nil {
-			return n, bytes, fmt.Errorf("cache mounts: %w", err)
-		}
-		n, bytes = n+1, bytes+size
 	}
-	return n, bytes, nil
+	return out, nil
+}
+
+// remove removes a directory and returns what it took on disk; one that is in use
+// stays, which gone tells.
+func (c *caches) remove(name string) (bytes int64, gone bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.users[name] > 0 {
+		return 0, false, nil
+	}
+	dir := filepath.Join(c.dir, name)
+	bytes, err = diskUse(dir)
+	if err == nil {
+		err = os.RemoveAll(dir)
+	}
+	if rerr := os.Remove(dir + usedSuffix); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("cache mounts: %w", err)
+	}
+	return bytes, true, nil
 }
 
 // diskUse is what a directory takes on disk, bytes.

@@ -19,7 +19,7 @@ import (
 func (s *step) runCommand(ctx context.Context, c *instructions.RunCommand, text string) error {
 	n := s.begin(text)
 	cached, err := s.execute(ctx, c, text, n)
-	s.req.Progress.Done(n, cached, err)
+	s.end(ctx, n, cached, err)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -43,10 +44,8 @@ func (s *step) open(ctx context.Context, from string) (*tree, error) {
 		return s.dirTree(dir)
 	}
 	chain := chainOf(img.DiffIDs)
-	for _, v := range s.views {
-		if v.chain == chain {
-			return &tree{root: fdPath(v.root), owners: true}, nil
-		}
+	if root := s.viewed(chain); root != nil {
+		return &tree{root: fdPath(root), owners: true}, nil
 	}
 	rootfs, done, err := s.b.deps.Snapshots.View(ctx, img)
 	if err != nil {
@@ -57,8 +56,21 @@ func (s *step) open(ctx context.Context, from string) (*tree, error) {
 		done()
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.views = append(s.views, view{chain: chain, root: f, done: done})
 	return &tree{root: fdPath(f), owners: true}, nil
+}
+
+// viewed is the root of a view that the build has of these layers already; nil where it
+// has none.
+func (r *run) viewed(chain string) *os.File {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := slices.IndexFunc(r.views, func(v view) bool { return v.chain == chain }); i >= 0 {
+		return r.views[i].root
+	}
+	return nil
 }
 
 // sourceOf is the stage, image or directory that --from names.
@@ -86,7 +98,7 @@ func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 func (s *step) copyCommand(ctx context.Context, c copySpec) error {
 	n := s.begin(c.text)
 	cached, err := s.copyFiles(ctx, c)
-	s.req.Progress.Done(n, cached, err)
+	s.end(ctx, n, cached, err)
 	return err
 }
 

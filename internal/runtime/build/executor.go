@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -107,6 +108,9 @@ type NamespaceExecutor struct {
 	// Cgroup is the group below which each command has its own while it runs; ""
 	// leaves it in the caller's.
 	Cgroup string
+
+	// joining is held while a group is made below Cgroup, or Cgroup removed.
+	joining sync.Mutex
 }
 
 // helperSpec is what the helper reads.
@@ -158,10 +162,15 @@ func (e *NamespaceExecutor) joinCgroup(hs *helperSpec) (leave func() error, err 
 		ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
 		defer cancel()
 		err := errors.Join(h.Kill(ctx, group), h.Remove(ctx, group))
+		e.joining.Lock()
+		defer e.joining.Unlock()
 		h.RemoveEmpty(e.Cgroup)
 		return err
 	}
-	if hs.Cgroups, err = h.Procs(group); err != nil {
+	e.joining.Lock()
+	hs.Cgroups, err = h.Procs(group)
+	e.joining.Unlock()
+	if err != nil {
 		return nil, errors.Join(err, leave())
 	}
 	return leave, nil

@@ -164,8 +164,8 @@ func (c *checker) casing(stages []instructions.Stage) {
 
 // defaultBases wants base names that stand without build arguments too.
 func (c *checker) defaultBases(stages []instructions.Stage) {
-	bare := *c.run
-	bare.req.Args, bare.usedArgs = nil, map[string]bool{}
+	bare := &run{req: c.req, file: c.file, platform: c.platform, usedArgs: map[string]bool{}}
+	bare.req.Args = nil
 	vars, err := bare.globalArgs()
 	if err != nil {
 		return // its default is an error, which the build tells

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +27,16 @@ type mounts struct {
 	key  []string // what counts for the cache
 
 	later []func(context.Context) error // what is done only if the command runs
+	// takes are the caches to take, which is done in the order of their names: who wants
+	// two that are locked must not wait for who has the other.
+	takes []take
 	undo  []func()
+}
+
+// take is a cache mount, which list[at] becomes.
+type take struct {
+	spec cacheSpec
+	at   int
 }
 
 func (m *mounts) close() {
@@ -35,6 +46,15 @@ func (m *mounts) close() {
 }
 
 func (m *mounts) open(ctx context.Context) error {
+	slices.SortFunc(m.takes, func(a, b take) int { return strings.Compare(a.spec.name, b.spec.name) })
+	for _, t := range m.takes {
+		dir, release, err := m.b.caches.take(ctx, t.spec)
+		if err != nil {
+			return err
+		}
+		m.undo = append(m.undo, release)
+		m.list[t.at].Source = dir
+	}
 	for _, f := range m.later {
 		if err := f(ctx); err != nil {
 			return err
@@ -276,17 +296,8 @@ func (m *mounts) cache(ctx context.Context, mt *instructions.Mount, target strin
 		identity = append(identity, "below "+path.Clean("/"+mt.Source))
 	}
 	spec.name = digestOf(identity...)[:32]
-	at := len(m.list)
+	m.takes = append(m.takes, take{spec, len(m.list)})
 	m.list = append(m.list, Mount{Target: target, ReadOnly: mt.ReadOnly})
-	m.later = append(m.later, func(ctx context.Context) error {
-		dir, release, err := m.b.caches.take(ctx, spec)
-		if err != nil {
-			return err
-		}
-		m.undo = append(m.undo, release)
-		m.list[at].Source = dir
-		return nil
-	})
 	return nil
 }
 

@@ -57,7 +57,7 @@ func (r *run) writeFiles(ctx context.Context, st *stage) error {
 	} else {
 		err = copyOut(ctx, fdPath(f), o.Dest)
 	}
-	r.req.Progress.Done(n, false, err)
+	r.end(ctx, n, false, err)
 	if err != nil {
 		return fmt.Errorf("output %s: %w", o.Dest, err)
 	}
@@ -120,7 +120,7 @@ func (r *run) writeImage(ctx context.Context, img *image.Image) error {
 	err := writeFile(o.Dest, func(w *os.File) error {
 		return r.b.deps.Images.Export(ctx, w, refs, image.Format(o.Type))
 	})
-	r.req.Progress.Done(n, false, err)
+	r.end(ctx, n, false, err)
 	if err != nil {
 		return fmt.Errorf("output %s: %w", o.Dest, err)
 	}

@@ -307,7 +307,7 @@ func (r *run) load(ctx context.Context, i int) error {
 		if err == nil {
 			b.platform = platformOf(img.Config)
 		}
-		r.req.Progress.Done(n, false, err)
+		r.end(ctx, n, false, err)
 		if err != nil {
 			return r.file.at(def.Location, fmt.Errorf("%s: %w", b.name, err))
 		}

@@ -14,14 +14,14 @@ import (
 	"golang.org/x/term"
 )
 
-// Progress hears what a build does. Calls come from one build at a time, Output
-// possibly from several goroutines.
+// Progress hears what a build does. Calls come from one build at a time, and from
+// several of its goroutines.
 type Progress interface {
-	// Start begins step n of total (as far as known). Steps do not overlap.
+	// Start begins step n of total (as far as known). Steps of several stages overlap.
 	Start(n, total int, name string)
 	// Output is what the step's command writes.
 	Output(n int, data []byte)
-	// Done ends the step.
+	// Done ends the step; err is ErrCanceled where it was given up.
 	Done(n int, cached bool, err error)
 	// Warn tells of something doubtful; line 0 is no line.
 	Warn(file string, line int, text string)
@@ -48,10 +48,10 @@ func NewProgress(w io.Writer, mode string) (ProgressCloser, error) {
 	case "rawjson":
 		return &raw{enc: json.NewEncoder(w)}, nil
 	case "plain":
-		return &plain{w: w, now: time.Now}, nil
+		return newPlain(w, time.Now), nil
 	case "auto", "":
 		if !terminal {
-			return &plain{w: w, now: time.Now}, nil
+			return newPlain(w, time.Now), nil
 		}
 	case "tty":
 		if !terminal {
@@ -123,9 +123,28 @@ type plain struct {
 	mu    sync.Mutex
 	w     io.Writer
 	now   func() time.Time
+	steps map[int]*plainStep // that run
+	err   error
+}
+
+type plainStep struct {
 	start time.Time
 	part  []byte // of a line
-	err   error
+}
+
+func newPlain(w io.Writer, now func() time.Time) *plain {
+	return &plain{w: w, now: now, steps: map[int]*plainStep{}}
+}
+
+// since is a step's time in seconds.
+func (p *plain) since(s *plainStep) float64 { return p.now().Sub(s.start).Seconds() }
+
+// of is a step; what was not begun begins now.
+func (p *plain) of(n int) *plainStep {
+	if p.steps[n] == nil {
+		p.steps[n] = &plainStep{start: p.now()}
+	}
+	return p.steps[n]
 }
 
 func (p *plain) printf(format string, args ...any) {
@@ -137,38 +156,42 @@ func (p *plain) printf(format string, args ...any) {
 func (p *plain) Start(n, total int, name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.start = p.now()
+	p.of(n)
 	p.printf("#%d [%d/%d] %s\n", n, n, total, oneLine(name))
 }
 
 func (p *plain) Output(n int, data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.part = append(p.part, data...)
+	s := p.of(n)
+	s.part = append(s.part, data...)
 	for {
-		i := bytes.IndexByte(p.part, '\n')
+		i := bytes.IndexByte(s.part, '\n')
 		if i < 0 {
 			return
 		}
-		p.printf("#%d %.3f %s\n", n, p.now().Sub(p.start).Seconds(), clean(p.part[:i]))
-		p.part = p.part[i+1:]
+		p.printf("#%d %.3f %s\n", n, p.since(s), clean(s.part[:i]))
+		s.part = s.part[i+1:]
 	}
 }
 
 func (p *plain) Done(n int, cached bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.part) > 0 {
-		p.printf("#%d %.3f %s\n", n, p.now().Sub(p.start).Seconds(), clean(p.part))
-		p.part = nil
+	s := p.of(n)
+	delete(p.steps, n)
+	if len(s.part) > 0 {
+		p.printf("#%d %.3f %s\n", n, p.since(s), clean(s.part))
 	}
 	switch {
+	case canceled(err):
+		p.printf("#%d CANCELED\n\n", n)
 	case err != nil:
 		p.printf("#%d ERROR: %v\n\n", n, err)
 	case cached:
 		p.printf("#%d CACHED\n\n", n)
 	default:
-		p.printf("#%d DONE %.1fs\n\n", n, p.now().Sub(p.start).Seconds())
+		p.printf("#%d DONE %.1fs\n\n", n, p.since(s))
 	}
 }
 
@@ -187,6 +210,9 @@ func place(file string, line int) string {
 	return fmt.Sprintf("%s:%d: ", file, line)
 }
 
+// canceled tells of an error, which may have come as text, that it is ErrCanceled.
+func canceled(err error) bool { return err != nil && err.Error() == ErrCanceled.Error() }
+
 // oneLine is an instruction on one line.
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
@@ -203,23 +229,29 @@ func clean(line []byte) string {
 	}, string(line))
 }
 
-// live keeps one line of a terminal up to date: the step that runs, its time,
-// and the last that its command wrote. All of it is written when a step fails.
+// live keeps one line of a terminal up to date: of the steps that run, the one that
+// wrote last, its time, and the last that its command wrote; and how many others run.
+// All of a step's output is written when it fails.
 type live struct {
 	mu         sync.Mutex
 	w          io.Writer
 	width      int
-	n, total   int
-	name, last string
-	log        []byte
-	start      time.Time
-	running    bool
+	total      int
+	steps      map[int]*liveStep // that run
+	shown      int               // the one that has the line
 	stop, done chan struct{}
 	err        error
 }
 
+type liveStep struct {
+	n          int
+	name, last string
+	log        []byte
+	start      time.Time
+}
+
 func newLive(w io.Writer, width int) *live {
-	l := &live{w: w, width: width, stop: make(chan struct{}), done: make(chan struct{})}
+	l := &live{w: w, width: width, steps: map[int]*liveStep{}, stop: make(chan struct{}), done: make(chan struct{})}
 	go l.tick() // Close waits for it
 	return l
 }
@@ -234,9 +266,7 @@ func (l *live) tick() {
 			return
 		case <-t.C:
 			l.mu.Lock()
-			if l.running {
-				l.draw()
-			}
+			l.draw()
 			l.mu.Unlock()
 		}
 	}
@@ -249,8 +279,8 @@ func (l *live) write(s string) {
 }
 
 // line is a step with its time at the right edge.
-func (l *live) line(mark, text, right string) string {
-	head := fmt.Sprintf("%s [%d/%d] ", mark, l.n, l.total)
+func (l *live) line(s *liveStep, mark, text, right string) string {
+	head := fmt.Sprintf("%s [%d/%d] ", mark, s.n, l.total)
 	room := l.width - len([]rune(head)) - len(right) - 2
 	return head + pad(text, room) + " " + right
 }
@@ -268,56 +298,83 @@ func pad(s string, width int) string {
 
 // draw replaces the line; mu is held.
 func (l *live) draw() {
-	text := l.name
-	if l.last != "" {
-		text += "  | " + l.last
+	s := l.steps[l.shown]
+	if s == nil { // its time is over: the oldest of the others
+		for n, o := range l.steps {
+			if s == nil || n < s.n {
+				s = o
+			}
+		}
 	}
-	l.write("\r\x1b[K" + l.line("=>", text, fmt.Sprintf("%.1fs", time.Since(l.start).Seconds())))
+	if s == nil {
+		return
+	}
+	l.shown = s.n
+	text, right := s.name, fmt.Sprintf("%.1fs", time.Since(s.start).Seconds())
+	if s.last != "" {
+		text += "  | " + s.last
+	}
+	if more := len(l.steps) - 1; more > 0 {
+		right = fmt.Sprintf("+%d  %s", more, right)
+	}
+	l.write("\r\x1b[K" + l.line(s, "=>", text, right))
 }
 
 func (l *live) Start(n, total int, name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.n, l.total, l.name, l.last, l.log, l.start, l.running = n, total, oneLine(name), "", nil, time.Now(), true
+	l.steps[n] = &liveStep{n: n, name: oneLine(name), start: time.Now()}
+	l.total, l.shown = total, n
 	l.draw()
 }
 
 // maxLog is how much of a failed step's output is shown.
 const maxLog = 64 << 10
 
-func (l *live) Output(_ int, data []byte) {
+func (l *live) Output(n int, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.log = append(l.log, data...)
-	if len(l.log) > 2*maxLog {
-		l.log = append([]byte{}, l.log[len(l.log)-maxLog:]...)
+	s := l.steps[n]
+	if s == nil {
+		return
+	}
+	s.log = append(s.log, data...)
+	if len(s.log) > 2*maxLog {
+		s.log = append([]byte{}, s.log[len(s.log)-maxLog:]...)
 	}
 	lines := bytes.Split(bytes.TrimRight(data, "\r\n"), []byte("\n"))
-	if s := clean(lines[len(lines)-1]); s != "" {
-		l.last = s
+	if text := clean(lines[len(lines)-1]); text != "" {
+		s.last, l.shown = text, n
 	}
 }
 
-func (l *live) Done(_ int, cached bool, err error) {
+func (l *live) Done(n int, cached bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.running = false
-	right := fmt.Sprintf("%.1fs", time.Since(l.start).Seconds())
+	s := l.steps[n]
+	if s == nil {
+		return
+	}
+	delete(l.steps, n)
+	right := fmt.Sprintf("%.1fs", time.Since(s.start).Seconds())
 	mark := "✓ "
 	switch {
+	case canceled(err):
+		mark, right = "✗ ", "CANCELED"
 	case err != nil:
 		mark = "✗ "
 	case cached:
 		right = "CACHED"
 	}
-	l.write("\r\x1b[K" + l.line(mark, l.name, right) + "\n")
-	if err != nil && len(l.log) > 0 {
-		log := l.log[max(0, len(l.log)-maxLog):]
+	l.write("\r\x1b[K" + l.line(s, mark, s.name, right) + "\n")
+	if err != nil && !canceled(err) && len(s.log) > 0 {
+		log := s.log[max(0, len(s.log)-maxLog):]
 		l.write(string(log))
 		if log[len(log)-1] != '\n' {
 			l.write("\n")
 		}
 	}
+	l.draw()
 }
 
 func (l *live) Warn(file string, line int, text string) {

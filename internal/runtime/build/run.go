@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sort"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -28,14 +29,17 @@ type run struct {
 	bases      []base
 	triggering map[instructions.Command]bool // instructions that are triggers
 	order      []int                         // stages to build
-	stages     map[int]*stage
-	images     map[string]*image.Image // that FROM and --from named
-	views      []view
-	contexts   map[string]*tree // by directory; "" for none
-	undo       []func()         // when the build ends, in turn
+	stages     []*stage                      // each is written by who builds it alone
+	finding    keyed                         // images that are looked for, by name
+	total      int                           // steps, as far as known
 
-	step, total int
-	usedArgs    map[string]bool
+	mu       sync.Mutex              // guards what follows: stages are built side by side
+	images   map[string]*image.Image // that FROM and --from named
+	views    []view
+	contexts map[string]*contextDir // by directory
+	undo     []func()               // when the build ends, in turn
+	step     int                    // the number of the last one that was begun
+	usedArgs map[string]bool
 }
 
 // view is a mounted rootfs that lives as long as the build.
@@ -81,6 +85,8 @@ func (r *run) tempDir() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("build: %w", err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.undo = append(r.undo, func() { os.RemoveAll(dir) })
 	return dir, nil
 }
@@ -116,8 +122,16 @@ func (r *run) baseImage(ctx context.Context, name string, want *platform) (*imag
 	if want != nil {
 		key += " " + want.String()
 	}
-	if img := r.images[key]; img != nil {
-		return img, nil
+	unlock, err := r.finding.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	r.mu.Lock()
+	known := r.images[key]
+	r.mu.Unlock()
+	if known != nil {
+		return known, nil
 	}
 	img, err := r.b.deps.Images.Resolve(ctx, name)
 	if err != nil && !errors.Is(err, image.ErrNotFound) {
@@ -132,6 +146,8 @@ func (r *run) baseImage(ctx context.Context, name string, want *platform) (*imag
 	for _, l := range img.Layers {
 		r.lease.Hold(l.Digest)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.images[key] = img
 	return img, nil
 }

@@ -21,6 +21,7 @@ type step struct {
 	*stage
 	index   int
 	noCache bool
+	lex     *shell.Lex // one of its own: it is one goroutine's
 }
 
 func (r *run) buildStage(ctx context.Context, i int) error {
@@ -36,14 +37,14 @@ func (r *run) buildStage(ctx context.Context, i int) error {
 		}
 	}
 	r.stages[i] = st
-	s := &step{run: r, stage: st, index: i, noCache: r.req.NoCache || r.noCacheFilter(i)}
+	s := &step{run: r, stage: st, index: i, noCache: r.req.NoCache || r.noCacheFilter(i), lex: shell.NewLex(r.file.escape)}
 	if b.image == nil {
 		n := r.begin("FROM " + b.name)
 		cached, err := false, error(nil)
 		if b.dir != "" {
 			cached, err = s.wholeContext(ctx, b.dir)
 		}
-		r.req.Progress.Done(n, cached, err)
+		r.end(ctx, n, cached, err)
 		if err != nil {
 			return r.file.at(def.Location, err)
 		}
@@ -67,20 +68,13 @@ func (r *run) noCacheFilter(i int) bool {
 	return slices.ContainsFunc(r.req.NoCacheFilter, func(f string) bool { return name != "" && strings.EqualFold(f, name) })
 }
 
-// begin tells the progress of a step and returns its number.
-func (r *run) begin(name string) int {
-	r.step++
-	r.req.Progress.Start(r.step, r.total, name)
-	return r.step
-}
-
 func (s *step) dispatch(ctx context.Context, cmd instructions.Command) error {
 	env := shell.EnvsFromSlice(s.vars)
 	if c, ok := cmd.(*instructions.ArgCommand); ok {
 		return s.arg(c)
 	}
 	if c, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
-		if err := c.Expand(func(word string) (string, error) { v, _, err := s.file.lex.ProcessWord(word, env); return v, err }); err != nil {
+		if err := c.Expand(func(word string) (string, error) { v, _, err := s.lex.ProcessWord(word, env); return v, err }); err != nil {
 			return err
 		}
 	}
@@ -206,9 +200,11 @@ func (s *step) arg(c *instructions.ArgCommand) error {
 		value, given := s.req.Args[a.Key]
 		switch {
 		case given:
+			s.mu.Lock()
 			s.usedArgs[a.Key] = true
+			s.mu.Unlock()
 		case a.Value != nil:
-			v, _, err := s.file.lex.ProcessWord(*a.Value, shell.EnvsFromSlice(s.vars))
+			v, _, err := s.lex.ProcessWord(*a.Value, shell.EnvsFromSlice(s.vars))
 			if err != nil {
 				return err
 			}
@@ -232,7 +228,7 @@ func (s *step) arg(c *instructions.ArgCommand) error {
 func (s *step) expose(c *instructions.ExposeCommand, env shell.EnvGetter) ([]string, error) {
 	var all []string
 	for _, word := range c.Ports {
-		words, err := s.file.lex.ProcessWords(word, env)
+		words, err := s.lex.ProcessWords(word, env)
 		if err != nil {
 			return nil, err
 		}
@@ -336,6 +332,6 @@ func (s *step) workdir(ctx context.Context, c *instructions.WorkdirCommand, text
 		_, err := w.mkdirAllAs(dir, u.UID, u.GID)
 		return err
 	})
-	s.req.Progress.Done(n, cached, err)
+	s.end(ctx, n, cached, err)
 	return err
 }

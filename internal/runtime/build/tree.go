@@ -35,12 +35,37 @@ func (r *run) contextTree() (*tree, error) {
 	return r.dirTree(r.req.Context)
 }
 
-// dirTree opens a directory with its .dockerignore; the main context may have one
-// that belongs to the Dockerfile.
+// contextDir is a directory that is a context, with what its .dockerignore says.
+type contextDir struct{ ignore []string }
+
+// dirTree opens a directory with its .dockerignore.
 func (r *run) dirTree(dir string) (*tree, error) {
-	if t := r.contexts[dir]; t != nil {
-		return t, nil
+	r.mu.Lock()
+	c := r.contexts[dir]
+	r.mu.Unlock()
+	if c == nil {
+		var err error
+		if c, err = r.readContext(dir); err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		r.contexts[dir] = c
+		r.mu.Unlock()
 	}
+	t := &tree{root: dir, sums: r.b.sums}
+	if len(c.ignore) > 0 {
+		// A matcher is one goroutine's: it compiles its patterns as it goes.
+		var err error
+		if t.ignore, err = patternmatcher.New(c.ignore); err != nil {
+			return nil, fmt.Errorf(".dockerignore: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// readContext reads the .dockerignore of a directory; the main context may have one
+// that belongs to the Dockerfile.
+func (r *run) readContext(dir string) (*contextDir, error) {
 	fi, err := os.Stat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("build context: %w", err)
@@ -48,7 +73,6 @@ func (r *run) dirTree(dir string) (*tree, error) {
 	if !fi.IsDir() {
 		return nil, fmt.Errorf("build context: %s is not a directory", dir)
 	}
-	t := &tree{root: dir, sums: r.b.sums}
 	names := []string{filepath.Join(dir, ".dockerignore")}
 	if dir == r.req.Context {
 		own := r.file.name + ".dockerignore"
@@ -67,16 +91,15 @@ func (r *run) dirTree(dir string) (*tree, error) {
 		}
 		patterns, err := ignorefile.ReadAll(f)
 		f.Close()
-		if err == nil && len(patterns) > 0 {
-			t.ignore, err = patternmatcher.New(patterns)
+		if err == nil {
+			_, err = patternmatcher.New(patterns)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Base(name), err)
 		}
-		break
+		return &contextDir{ignore: patterns}, nil
 	}
-	r.contexts[dir] = t
-	return t, nil
+	return &contextDir{}, nil
 }
 
 // source is a file or directory that is copied.

@@ -62,7 +62,8 @@ func Detect() (*Host, error) {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-		h.V2 = true
+		// What else the table has may lie below it, out of reach.
+		h.V2, h.roots = true, map[string]string{"": "/sys/fs/cgroup"}
 	}
 	if len(h.roots) == 0 {
 		return nil, errors.New("no cgroup hierarchy is mounted: containers need cgroup v1 or v2 at /sys/fs/cgroup")
@@ -74,7 +75,7 @@ func Detect() (*Host, error) {
 func (h *Host) Path(controller, group string) string {
 	root, ok := h.roots[controller]
 	if h.V2 {
-		root, ok = h.roots[""], true
+		root, ok = h.roots[""]
 	}
 	if !ok {
 		return ""

@@ -64,6 +64,15 @@ type Image struct {
 	// Remote images came from a registry, and can be had from there again: not those
 	// that were imported or built here.
 	Remote bool
+	// given are those of RepoTags that no pull brought.
+	given []string
+}
+
+// GivenHere tells whether the image has a name, canonical or not, because it was
+// imported, built or tagged under it, and not pulled.
+func (i *Image) GivenHere(name string) bool {
+	n, err := ParseName(name)
+	return err == nil && contains(i.given, n.String())
 }
 
 // Errors of the image store.

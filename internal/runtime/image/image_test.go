@@ -217,6 +217,36 @@ func blobs(t testing.TB, s *Store) int {
 	return len(b)
 }
 
+// TestGivenHere: which names no pull brought, now and after a restart.
+func TestGivenHere(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	img := importNamed(t, s, "a", "web:1")
+	// The same image, as a pull brings it.
+	lease := s.Lease()
+	defer lease.Release()
+	if _, err := s.publish(lease, s.entryOf(img), []string{"reg.example/web:1"}, publication{remote: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Tag(t.Context(), "reg.example/web:1", "other"); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"now", "after a restart"} {
+		for name, want := range map[string]bool{
+			"web:1": true, "docker.io/library/web:1": true, "other:latest": true, "other": true, "reg.example/web:1": false, "web:2": false, img.ID: false,
+		} {
+			got, err := s.Resolve(t.Context(), img.ID)
+			if err != nil || got.GivenHere(name) != want {
+				t.Errorf("%s, %s: %v, %v", when, name, !want, err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir)
+	}
+}
+
 func TestTagRemovePrune(t *testing.T) {
 	ctx := t.Context()
 	dir := t.TempDir()

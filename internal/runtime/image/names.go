@@ -27,7 +27,9 @@ func (s *Store) Tag(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.save(s.withEntry(s.entryOf(img), n.String(), ""))
+	e := s.entryOf(img)
+	e.Annotations[annTagged] = "true"
+	return s.save(s.withEntry(e, n.String(), ""))
 }
 
 // entryOf returns an entry of img without its names; s.mu is held.
@@ -45,7 +47,7 @@ func (s *Store) entryOf(img *Image) v1.Descriptor {
 			return e
 		}
 	}
-	return v1.Descriptor{}
+	return v1.Descriptor{Annotations: map[string]string{}}
 }
 
 // withEntry returns the entries after e got that name, or none; s.mu is held.

@@ -77,6 +77,7 @@ const (
 	annPulled = "dev.skiff.image.digest"            // what the registry called it: an index, maybe
 	annPinned = "dev.skiff.image.pinned"
 	annRemote = "dev.skiff.image.remote"
+	annTagged = "dev.skiff.image.tagged" // the name was given here
 )
 
 // Open opens the store in dir and makes it where there is none. It removes what
@@ -140,7 +141,7 @@ func lockDir(dir string, wait time.Duration) (*os.File, error) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
 	if err != nil {
@@ -292,6 +293,9 @@ func (s *Store) derive() {
 		}
 		if n.Digest == "" {
 			img.RepoTags = append(img.RepoTags, full)
+			if e.Annotations[annRemote] == "" || e.Annotations[annTagged] != "" {
+				img.given = append(img.given, full)
+			}
 		}
 		n.Tag, n.Digest = "", e.Digest.String()
 		if d := e.Annotations[annPulled]; d != "" {

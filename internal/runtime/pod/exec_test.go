@@ -22,7 +22,7 @@ import (
 
 var devpts = specs.Mount{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"}}
 
-func (r *rig) exec(container, id string, p specs.Process) (string, string, pod.Process) {
+func (r *rig) exec(container, id string, p any) (string, string, pod.Process) {
 	r.t.Helper()
 	file := filepath.Join(r.dir, id+".json")
 	if err := startspec.Write(file, p); err != nil {
@@ -71,6 +71,22 @@ func TestExec(t *testing.T) {
 	t.Logf("exec took %v", time.Since(start))
 	if want := "uid=1000(app) gid=1001(apps) groups=2002(extra)\n4\n"; out != want || errOut != "oops\n" || e.ExitCode != 5 {
 		t.Errorf("out %q, err %q, %+v; want %q", out, errOut, e, want)
+	}
+	for i, tc := range []struct {
+		as   startspec.User
+		want string
+	}{
+		{startspec.User{User: "app"}, "uid=1000(app) gid=1001(apps) groups=1001(apps),2002(extra)\n"},
+		{startspec.User{User: "1000"}, "uid=1000(app) gid=1001(apps) groups=1001(apps),2002(extra)\n"},
+		{startspec.User{User: "app", Group: "nogroup"}, "uid=1000(app) gid=65534(nogroup) groups=2002(extra),65534(nogroup)\n"},
+		{startspec.User{User: "root"}, "uid=0(root) gid=0(root) groups=0(root)\n"},
+	} {
+		out, errOut, e := r.exec(p.ID, fmt.Sprint("as", i), startspec.Exec{
+			Process: specs.Process{Args: []string{"id"}, Cwd: "/", Env: []string{"PATH=/bin"}, User: specs.User{UID: 7}}, As: &tc.as,
+		})
+		if out != tc.want || e.ExitCode != 0 {
+			t.Errorf("as %+v: out %q, err %q, %+v; want %q", tc.as, out, errOut, e, tc.want)
+		}
 	}
 	l, err := r.c.List(t.Context())
 	if err != nil || len(l) != 1 {

@@ -1,6 +1,6 @@
 // Package startspec is what the runtime hands to skiff-start: the file
 // "spec.json" in a container's bundle directory for a new container, and a file
-// of an OCI process for one more process in a running container.
+// of an Exec for one more process in a running container.
 //
 // The file is read by the skiff-start of the same content hash as the runtime
 // that wrote it, and by no other: it needs no version.
@@ -60,6 +60,14 @@ type Spec struct {
 	// Filters is a directory, root's alone, where compiled seccomp filters are
 	// kept for the next container; "" for none.
 	Filters string `json:"filters,omitempty"`
+}
+
+// Exec is one more process of a running container.
+type Exec struct {
+	specs.Process
+	// As, where not nil, is looked up in the container's root file system and put
+	// into the process.
+	As *User `json:"as,omitempty"`
 }
 
 // Write stores v at path. The file is read once, right away or after a restart
