@@ -12,7 +12,7 @@ NEED_GO := 1.26
 export GOFLAGS := -buildvcs=false -tags=fieldsv1string
 K8S     := v1.37.2
 LOCK    := flock $(or $(TMPDIR),/tmp)/skiff-make.lock
-PKGS    := gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2 \
+PKGS    := zstd gcc libc6-dev libseccomp-dev pkg-config busybox-static ca-certificates nftables iproute2 \
            containernetworking-plugins iptables
 
 .PHONY: all build programs up down reset test unit race e2e lint demo clean deps check-go
@@ -45,7 +45,7 @@ $(BIN)/kubectl.zst: cmd/kubectl/main.go cmd/kubectl/go.mod
 	@cd cmd/kubectl && GOFLAGS=-buildvcs=false CGO_ENABLED=0 $(LOCK) $(GO) build -trimpath \
 	  -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(K8S) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" \
 	  -o ../../out/kubectl .
-	@$(GO) run ./internal/runtime/programs/pack out/kubectl $@
+	@zstd -q -f -19 --long=26 out/kubectl -o $@ && rm out/kubectl
 
 build: programs
 	@mkdir -p bin

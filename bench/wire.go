@@ -75,14 +75,19 @@ func newEndpoint(cfg client.HTTPSConfig) (*endpoint, error) {
 
 // wire is a connection of its own that speaks HTTP/1.1 and costs its own side as
 // little as possible, since both ends share the processors. It connects at the
-// first call, and again after an error.
+// first call, and again after an error or a long rest.
 type wire struct {
 	e    *endpoint
 	conn net.Conn
 	in   *bufio.Reader
 	out  []byte
 	body []byte
+	used time.Time // when it was last
 }
+
+// mostIdle is how long a connection is kept without use: servers end those that
+// idle (upstream's API server after 90 s), at any moment.
+const mostIdle = 30 * time.Second
 
 func (e *endpoint) wire() *wire { return &wire{e: e} }
 
@@ -174,6 +179,9 @@ func (w *wire) readHead() (head, error) {
 }
 
 func (w *wire) call(ctx context.Context, r request) (int, []byte, error) {
+	if time.Since(w.used) > mostIdle {
+		w.close()
+	}
 	if w.conn == nil {
 		if err := w.connect(ctx); err != nil {
 			return 0, nil, err
@@ -190,6 +198,7 @@ func (w *wire) call(ctx context.Context, r request) (int, []byte, error) {
 		}
 		return 0, nil, fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
 	}
+	w.used = time.Now()
 	return code, body, nil
 }
 

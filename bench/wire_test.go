@@ -85,6 +85,29 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// A connection that rested for long is not used again: the server may be ending it.
+func TestCallAfterRest(t *testing.T) {
+	e := tlsServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RemoteAddr) })
+	w := e.wire()
+	defer w.close()
+	from := func() string {
+		t.Helper()
+		_, body, err := w.call(t.Context(), request{Method: http.MethodGet, Path: "/", Accept: asJSON})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	first := from()
+	if again := from(); again != first {
+		t.Errorf("a connection in use is not kept: %s, then %s", first, again)
+	}
+	w.used = w.used.Add(-mostIdle - time.Second)
+	if later := from(); later == first {
+		t.Errorf("a connection that rested is used again")
+	}
+}
+
 func TestCallEndsWithContext(t *testing.T) {
 	asked, over := make(chan struct{}), make(chan struct{})
 	e := tlsServer(t, func(http.ResponseWriter, *http.Request) { close(asked); <-over })

@@ -42,6 +42,7 @@ func apart(t *testing.T) bool {
 		if !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
 			t.Fatalf("the test did not run:\n%s", out)
 		}
+		t.Logf("%s", out)
 		return false
 	}
 	must := func(err error) {

@@ -14,4 +14,4 @@ endure: build
 	  $(LOCK) $(GO) test -count=1 -timeout 70m -v -run 'TestUpgrade|TestEndure|TestKillAtEachStep' ./test/e2e
 
 full: build
-	@SKIFF=$(CURDIR)/bin/skiff SKIFF_FULL_SECONDS=600 $(LOCK) $(GO) test -count=1 -timeout 20m -v -run TestFullNode ./test/e2e
+	@SKIFF=$(CURDIR)/bin/skiff SKIFF_FULL_SECONDS=600 SKIFF_E2E_TIMEOUT=18m $(LOCK) $(GO) test -count=1 -timeout 20m -v -run TestFullNode ./test/e2e

@@ -7,6 +7,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"skiff/internal/network/ns"
@@ -144,20 +146,60 @@ func first(err error) error {
 	}
 }
 
-// Query calls fn with the connection, for dumps.
+// mostReads bounds how often Query reads: where rules change all the time, what the
+// last one read has to do.
+const mostReads = 50
+
+// Query calls fn with the connection, for dumps. It calls it again where somebody's
+// transaction came between, since entries may be missing in such a dump: fn starts
+// anew each time.
 func (c *Conn) Query(fn func(*nftables.Conn) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	conn, err := c.dial()
-	if err != nil {
-		return err
+	before, err := c.generation()
+	for n := 1; err == nil; n++ {
+		var conn *nftables.Conn
+		if conn, err = c.dial(); err != nil {
+			return err
+		}
+		if err = fn(conn); err != nil {
+			_ = conn.CloseLasting()
+			c.c = nil
+			break
+		}
+		var after uint32
+		if after, err = c.generation(); err == nil && after == before || n == mostReads {
+			return err
+		}
+		before = after
 	}
-	if err := fn(conn); err != nil {
-		_ = conn.CloseLasting()
-		c.c = nil
-		return fmt.Errorf("nftables: %w", err)
-	}
-	return nil
+	return fmt.Errorf("nftables: %w", err)
+}
+
+// generation is the number of the rules' last transaction in the namespace.
+func (c *Conn) generation() (id uint32, err error) {
+	err = c.ns.Do(func() error {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+		msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+		if err != nil {
+			return fmt.Errorf("read generation: %w", err)
+		}
+		for _, m := range msgs {
+			attrs, err := nl.ParseRouteAttr(m[min(nl.SizeofNfgenmsg, len(m)):])
+			if err != nil {
+				return fmt.Errorf("read generation: %w", err)
+			}
+			for _, a := range attrs {
+				if a.Attr.Type == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+					id = binary.BigEndian.Uint32(a.Value)
+					return nil
+				}
+			}
+		}
+		return errors.New("read generation: the kernel tells none")
+	})
+	return id, err
 }
 
 func (t *Txn) fail(err error) {

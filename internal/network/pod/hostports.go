@@ -132,6 +132,7 @@ func (n *Network) adoptHostPorts(f nft.Family) error {
 	r := n.rules(f)
 	var elems []nftables.SetElement
 	err := n.nft.Query(func(c *nftables.Conn) error {
+		elems = nil
 		tables, err := c.ListTablesOfFamily(f.Table)
 		if err != nil {
 			return fmt.Errorf("list tables: %w", err)

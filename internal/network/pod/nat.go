@@ -64,12 +64,13 @@ func (n *Network) writeRules(c Config) error {
 		if err := n.adoptHostPorts(f); err != nil {
 			return err
 		}
+		var there bool
 		err := n.nft.Query(func(q *nftables.Conn) error {
 			chains, err := q.ListChainsOfTableFamily(f.Table)
 			if err != nil {
 				return fmt.Errorf("list chains: %w", err)
 			}
-			current = current && slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
+			there = slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
 				return ch.Table.Name == n.tableName() && ch.Name == mark
 			})
 			return nil
@@ -77,6 +78,7 @@ func (n *Network) writeRules(c Config) error {
 		if err != nil {
 			return err
 		}
+		current = current && there
 	}
 	if current {
 		return nil

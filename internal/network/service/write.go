@@ -88,6 +88,7 @@ type present struct{ chains, sets []string }
 // one of another layout.
 func (l layout) find(conn *nft.Conn) (found *present, err error) {
 	err = conn.Query(func(c *nftables.Conn) error {
+		found = nil
 		chains, err := c.ListChainsOfTableFamily(l.f.Table)
 		if err != nil {
 			return fmt.Errorf("list chains: %w", err)
