@@ -31,6 +31,7 @@ type figures struct {
 	containers map[string]uint64             // started, by type
 	failed     map[[2]string]uint64          // by type and code
 	rejected   map[string]uint64             // by reason
+	images     map[[3]string]uint64          // asked for, by policy, whether present, whether pulled
 }
 
 // operation is one of the runtime's.
@@ -51,7 +52,7 @@ func pullBounds() []float64 {
 func newFigures() *figures {
 	return &figures{
 		podStart: metrics.NewHistogram(podStartBounds()), operations: map[string]*operation{}, pulls: map[string]*metrics.Histogram{},
-		containers: map[string]uint64{}, failed: map[[2]string]uint64{}, rejected: map[string]uint64{},
+		containers: map[string]uint64{}, failed: map[[2]string]uint64{}, rejected: map[string]uint64{}, images: map[[3]string]uint64{},
 	}
 }
 
@@ -124,6 +125,14 @@ func (f *figures) pulled(size uint64, took time.Duration) {
 	f.pulls[label].Observe(took.Seconds())
 }
 
+// ensured counts a container's image that was asked for; "unknown" stands for what was
+// not looked at.
+func (f *figures) ensured(policy corev1.PullPolicy, present, pull string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.images[[3]string{strings.ToLower(string(policy)), present, pull}]++
+}
+
 // Describe has nothing to say beforehand: what is collected follows from what happened.
 func (k *Kubelet) Describe(chan<- *prometheus.Desc) {}
 
@@ -186,6 +195,10 @@ func (k *Kubelet) Collect(ch chan<- prometheus.Metric) {
 		removed(float64(n), reason)
 	}
 	k.gc.mu.Unlock()
+	ensured := value(counter, "image_manager_ensure_image_requests_total", "Number of ensure-image requests processed by the kubelet.", "pull_policy", "present_locally", "pull_required")
+	for key, n := range f.images {
+		ensured(float64(n), key[:]...)
+	}
 	pulling, pulled, checks := k.records.Figures()
 	value(gauge, "imagemanager_ondisk_pullintents", "Number of ImagePullIntents stored on disk.")(float64(pulling))
 	value(gauge, "imagemanager_ondisk_pulledrecords", "Number of ImagePulledRecords stored on disk.")(float64(pulled))

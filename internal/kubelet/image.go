@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,6 +91,8 @@ func (w *worker) imageVolumes(ctx context.Context, pod *corev1.Pod, c *corev1.Co
 
 func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, c wanted, sc *runtimeapi.PodSandboxConfig) (string, *problem) {
 	now, event := w.k.d.Now(), c.event
+	present, pull := "unknown", "unknown"
+	defer func() { w.k.figures.ensured(c.policy, present, pull) }()
 	image, err := withTag(c.image)
 	if err != nil {
 		m := fmt.Sprintf("Failed to apply default image tag %q: %v", c.image, err)
@@ -107,18 +110,24 @@ func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, c wanted, sc *runt
 			return "", &problem{"ImageInspectError", m, now.Add(startRetry)}
 		}
 		id := resp.GetImage().GetId()
+		present = strconv.FormatBool(id != "")
 		here := pullrecord.Present{Image: c.image, Ref: id, Preloaded: resp.GetImage().GetSpec().GetAnnotations()[cri.AnnotationPreloaded] == "true"}
 		if id != "" && w.k.records.MayUse(here, func() []pullrecord.Secret { return secretsOf(credentials()) }) {
+			pull = "false"
 			event(corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.image))
 			return id, nil
 		}
 		// One that is present and is not the pod's to use is as one that is not there.
+		if id != "" {
+			pull = "true"
+		}
 		if c.policy == corev1.PullNever {
 			m := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.image)
 			event(corev1.EventTypeWarning, "ErrImageNeverPull", m)
 			return "", &problem{"ErrImageNeverPull", m, now.Add(startRetry)}
 		}
 	}
+	pull = "true"
 	return w.pullImage(ctx, c, spec, credentials, sc)
 }
 

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,9 @@ func TestSecretPulledImages(t *testing.T) {
 		w.wantEvent(`Pulled: Container image "r.example/app:1" already present on machine and can be accessed by the pod`)
 		pod("copy", corev1.PullNever, "copy")
 		uses("copy", 1)
+		w.k.figures.mu.Lock()
+		first := maps.Clone(w.k.figures.images)
+		w.k.figures.mu.Unlock()
 		for _, again := range []bool{false, true} {
 			before := w.pulls()
 			suffix := ""
@@ -81,6 +85,14 @@ func TestSecretPulledImages(t *testing.T) {
 			n := w.pulls()
 			pod("later"+suffix, corev1.PullIfNotPresent, "joe")
 			uses("later"+suffix, n)
+		}
+		want := map[[3]string]uint64{{"ifnotpresent", "false", "true"}: 1, {"ifnotpresent", "true", "false"}: 1, {"never", "true", "false"}: 1}
+		got := map[[3]string]uint64{}
+		for key := range want {
+			got[key] = first[key]
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("images that were asked for: %v", first)
 		}
 		// What nobody pulled is everybody's.
 		w.create(newPod("preloaded", "b"))
