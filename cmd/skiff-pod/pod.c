@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -50,13 +51,23 @@ static int loopback_up(void)
 
 int own_users;
 
+#define PAUSE_USER 65535
+
 /* PID 1 of a pod whose containers share their processes: it waits and reaps. */
 static void init_of_namespace(void)
 {
 	sigset_t set;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	struct __user_cap_header_struct caps = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2] = {{0}};
 	prctl(PR_SET_NAME, "skiff-pause");
 	close_range(0, ~0U, 0);
+	/* A container may be allowed to trace it: no files and no rights are to be had
+	 * here. A user namespace may be too small to have the user. */
+	if (chroot("/proc/self/fdinfo") || chdir("/") || setgroups(0, NULL) ||
+	    ((setresgid(PAUSE_USER, PAUSE_USER, PAUSE_USER) || setresuid(PAUSE_USER, PAUSE_USER, PAUSE_USER)) && errno != EINVAL) ||
+	    syscall(SYS_capset, &caps, none))
+		_exit(1);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	sigfillset(&set);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	for (;;) {

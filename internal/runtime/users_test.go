@@ -248,3 +248,28 @@ func TestUserNamespaceRefused(t *testing.T) {
 		}
 	}
 }
+
+// The process that keeps a shared PID namespace has nothing for a container that may
+// trace it.
+func TestPauseHasNothing(t *testing.T) {
+	both(t, "shared", func(t *testing.T, configOf func(bench, testing.TB, string) *runtimeapi.PodSandboxConfig) {
+		b := newBench(t)
+		r, _ := b.start(t, nil)
+		config := configOf(b, t, "p")
+		config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		c := containerConfig("c", "sh", "-c", "grep -e ^Uid -e ^CapPrm /proc/1/status; cat /proc/1/root/etc/passwd 2>/dev/null; ls -A /proc/1/root/ /proc/1/cwd/ 2>/dev/null | grep -v '^/\\|^$'; echo end; sleep 1000")
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE"}}
+		sb, _, err := pod(t.Context(), cri.InProcess(r), config, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "Uid:\t65535\t65535\t65535\t65535\nCapPrm:\t0000000000000000\n"
+		if got := said(t, config, "c"); got != want {
+			t.Errorf("it has\n%s\nwant\n%s", got, want)
+		}
+		if _, err := r.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sb}); err != nil {
+			t.Error(err)
+		}
+	})
+}
