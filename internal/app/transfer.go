@@ -117,6 +117,10 @@ func (h *imageHandler) pull(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, err
 		}
+		// Who pulls by hand means the image for every pod.
+		if err := h.images.Give(n.String()); err != nil {
+			return nil, err
+		}
 		return &admin.Transfer{Image: describe(img), Name: n.String(), Digest: digestIn(img, n), Newer: img.ID != before}, nil
 	})
 }

@@ -31,8 +31,8 @@ const (
 )
 
 // AnnotationPreloaded, with the value "true" in the Spec of an image's status, says that
-// the name that was asked for was given to the image here: it was imported, built or
-// tagged, and not pulled under it.
+// the name that was asked for was given to the image here: somebody imported, built,
+// tagged or pulled it by hand.
 const AnnotationPreloaded = "cri.skiff.io/preloaded"
 
 // RuntimeService is CRI's runtime half as a kubelet calls it.

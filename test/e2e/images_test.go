@@ -99,6 +99,7 @@ func TestImages(t *testing.T) {
 	do(digest, "ls", "--digests", ref)
 
 	// Pods: without a secret, with the pod's, with the service account's.
+	do("Untagged: "+ref, "rm", ref) // what is pulled by hand is every pod's
 	podOf := func(name, image, policy, more string) {
 		c.apply(fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n  terminationGracePeriodSeconds: 0\n"+
 			"  containers: [{name: main, image: %q, imagePullPolicy: %s, command: [sleep, \"1000\"]}]\n%s\n", name, image, policy, more))
@@ -141,7 +142,10 @@ func TestImages(t *testing.T) {
 			c.up()
 		}
 	}
-	c.kubectl("delete", "pod", "thief-now", "thief-later", "sly-now", "sly-later", "friend-now", "friend-later", "local-now", "local-later", "--now")
+	do("Digest: "+digest, "pull", "--creds", "joe:secret", ref)
+	podOf("given", ref, "IfNotPresent", "")
+	c.waitPod("given", ".status.phase", "Running")
+	c.kubectl("delete", "pod", "given", "thief-now", "thief-later", "sly-now", "sly-later", "friend-now", "friend-later", "local-now", "local-later", "--now")
 
 	// Who uses an image is told, and what is used stays.
 	do("Untagged: docker.io/library/busybox:1", "rm", "busybox:1")

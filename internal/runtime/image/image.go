@@ -64,12 +64,12 @@ type Image struct {
 	// Remote images came from a registry, and can be had from there again: not those
 	// that were imported or built here.
 	Remote bool
-	// given are those of RepoTags that no pull brought.
+	// given are the names, canonical, that were given here: see GivenHere.
 	given []string
 }
 
-// GivenHere tells whether the image has a name, canonical or not, because it was
-// imported, built or tagged under it, and not pulled.
+// GivenHere tells whether the image has a name, canonical or not, because somebody
+// imported, built, tagged or pulled it under that by hand, and not because a pod did.
 func (i *Image) GivenHere(name string) bool {
 	n, err := ParseName(name)
 	return err == nil && contains(i.given, n.String())

@@ -231,9 +231,15 @@ func TestGivenHere(t *testing.T) {
 	if err := s.Tag(t.Context(), "reg.example/web:1", "other"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := s.publish(lease, s.entryOf(img), []string{"reg.example/web:2"}, publication{remote: true, pulled: "sha256:" + strings.Repeat("1", 64)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Give("reg.example/web:2"), s.Give("reg.example/none")); err != nil {
+		t.Fatal(err)
+	}
 	for _, when := range []string{"now", "after a restart"} {
 		for name, want := range map[string]bool{
-			"web:1": true, "docker.io/library/web:1": true, "other:latest": true, "other": true, "reg.example/web:1": false, "web:2": false, img.ID: false,
+			"web:1": true, "docker.io/library/web:1": true, "other:latest": true, "other": true, "reg.example/web:1": false, "reg.example/web:2": true, "web:2": false, img.ID: false,
 		} {
 			got, err := s.Resolve(t.Context(), img.ID)
 			if err != nil || got.GivenHere(name) != want {

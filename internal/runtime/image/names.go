@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 
@@ -28,8 +30,26 @@ func (s *Store) Tag(ctx context.Context, ref, name string) error {
 		return err
 	}
 	e := s.entryOf(img)
-	e.Annotations[annTagged] = "true"
+	e.Annotations[annGiven] = "true"
 	return s.save(s.withEntry(e, n.String(), ""))
+}
+
+// Give marks the name of an image, if there is one of that name, as given here.
+func (s *Store) Give(name string) error {
+	n, err := ParseName(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.entries, func(e v1.Descriptor) bool { return e.Annotations[annName] == n.String() })
+	if i < 0 || s.entries[i].Annotations[annGiven] != "" {
+		return nil
+	}
+	after := slices.Clone(s.entries)
+	after[i].Annotations = maps.Clone(after[i].Annotations)
+	after[i].Annotations[annGiven] = "true"
+	return s.save(after)
 }
 
 // entryOf returns an entry of img without its names; s.mu is held.

@@ -77,7 +77,7 @@ const (
 	annPulled = "dev.skiff.image.digest"            // what the registry called it: an index, maybe
 	annPinned = "dev.skiff.image.pinned"
 	annRemote = "dev.skiff.image.remote"
-	annTagged = "dev.skiff.image.tagged" // the name was given here
+	annGiven  = "dev.skiff.image.given" // the name was given here, whatever brought the image
 )
 
 // Open opens the store in dir and makes it where there is none. It removes what
@@ -293,9 +293,9 @@ func (s *Store) derive() {
 		}
 		if n.Digest == "" {
 			img.RepoTags = append(img.RepoTags, full)
-			if e.Annotations[annRemote] == "" || e.Annotations[annTagged] != "" {
-				img.given = append(img.given, full)
-			}
+		}
+		if e.Annotations[annRemote] == "" || e.Annotations[annGiven] != "" {
+			img.given = append(img.given, full)
 		}
 		n.Tag, n.Digest = "", e.Digest.String()
 		if d := e.Annotations[annPulled]; d != "" {
