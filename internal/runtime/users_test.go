@@ -204,6 +204,12 @@ func TestUserNamespaceShared(t *testing.T) {
 	if got := said(t, config, "unmasked"); got != "1\n" {
 		t.Errorf("unmasked says %q", got)
 	}
+	term := shared("term", "stty -onlcr; test -t 1 && echo terminal; stat -c %u:%g $(tty); echo end; sleep 1000")
+	term.Tty = true
+	run(term)
+	if got := said(t, config, "term"); got != "terminal\n0:5\n" {
+		t.Errorf("with a terminal: %q", got)
+	}
 	// The next instance of the first, as a user of the image.
 	again := shared("again", "id; echo through > /dev/stdout; echo end; sleep 1000")
 	again.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}

@@ -151,6 +151,13 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 	}
 	c.is("pod/shared", readyPath, "True")
 	has(c.t, c.kubectl("exec", "shared", "-c", "two", "--", "/bin/busybox", "ps", "-o", "args"), "sleep 54322")
+	s := c.onTerminal(24, 80, "exec", "-it", "shared", "-c", "two", "--", "sh", "-c", "/bin/busybox stty size; /bin/busybox stat -c 'of %u:%g' $(/bin/busybox tty); read l; exit 7")
+	s.says("24 80")
+	s.says("of 0:5")
+	s.types("\n")
+	if code := s.exits(); code != 7 {
+		c.t.Errorf("the command ended with %d", code)
+	}
 	c.kubectl("debug", "own", "--image=busybox:1", "--target=main", "-c", "look", "--quiet", "--", "sh", "-c", "cat /proc/self/uid_map; /bin/busybox ps -o args | /bin/busybox grep -c '[s]leep 54321$'; sleep 10000")
 	c.eventually("an ephemeral container has the pod's IDs", func() (bool, string) {
 		out, err := c.kubectlErr("logs", "own", "-c", "look")
