@@ -477,6 +477,6 @@ void ct_exec(struct conn *cn, struct msg *m, const char *seq)
 	for (int i = 0; i < 3; i++) /* programs expect stdio that blocks */
 		if (fds[i] >= 0)
 			fcntl(fds[i], F_SETFL, fcntl(fds[i], F_GETFL) & ~O_NONBLOCK);
-	if (launch(c, starter, argv, fds, 0))
+	if (launch(c, starter, argv, fds, own_users)) /* as at the start */
 		fail(c, strerror(errno));
 }

@@ -11,6 +11,7 @@
 #define MSG_MAX 32768  /* bytes of one packet */
 #define FDS_MAX 4      /* descriptors with one packet */
 #define LINE_MAX_LOG 16384 /* bytes of one CRI log record's content */
+#define USERNS_FD 20       /* our descriptor of the pod's user namespace, where it has one */
 #define ATTACH_SECONDS 10  /* how long a stuck attached client holds a stream */
 
 /* What epoll hands back: the first member of everything that is watched. */
@@ -136,6 +137,7 @@ int serve(int listener, int keeper);
 int listen_at(const char *name);
 
 /* pod.c */
+extern int own_users; /* the pod has a user namespace, at USERNS_FD */
 int pod_setup(int argc, char **argv, char *errbuf, size_t n);
 
 #endif

@@ -14,7 +14,7 @@ import (
 // mountImage makes an image ready to be bound into the container. What an image
 // has in place of the part that is asked for, a link to the host say, is looked up
 // inside the image.
-func mountImage(i startspec.Image) error {
+func mountImage(i startspec.Image, users *os.File) error {
 	// A file system of its own takes the mount points: a part may be a file.
 	if err := unix.Mount("tmpfs", i.At, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return &os.PathError{Op: "mount tmpfs", Path: i.At, Err: err}
@@ -23,7 +23,7 @@ func mountImage(i startspec.Image) error {
 	if err := os.Mkdir(root, 0o700); err != nil {
 		return err
 	}
-	if err := mountOverlay(root, &startspec.Overlay{Lower: i.Lower}); err != nil {
+	if err := mountOverlay(root, &startspec.Overlay{Lower: i.Lower}, users); err != nil {
 		return err
 	}
 	if i.Sub == "" {

@@ -15,6 +15,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // or device rules are refused
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -80,13 +82,24 @@ func run(root, id, bundle string) (int, error) {
 	if err := startspec.Read(filepath.Join(bundle, startspec.File), &s); err != nil {
 		return 0, err
 	}
+	var users *os.File
+	var err error
+	if s.Users != "" {
+		if users, err = os.Open(s.Users); err != nil {
+			return 0, fmt.Errorf("user namespace: %w", err)
+		}
+		defer users.Close()
+		if err := makeRoot(s.OCI.Root.Path); err != nil {
+			return 0, err
+		}
+	}
 	if s.Overlay != nil {
-		if err := mountOverlay(s.OCI.Root.Path, s.Overlay); err != nil {
+		if err := mountOverlay(s.OCI.Root.Path, s.Overlay, users); err != nil {
 			return 0, fmt.Errorf("mount root file system: %w", err)
 		}
 	}
 	for _, i := range s.Images {
-		if err := mountImage(i); err != nil {
+		if err := mountImage(i, users); err != nil {
 			return 0, fmt.Errorf("mount image: %w", err)
 		}
 	}
@@ -100,7 +113,6 @@ func run(root, id, bundle string) (int, error) {
 		}
 		s.OCI.Linux.Seccomp = p
 	}
-	var err error
 	if s.OCI.Process.User, err = lookUp(s.OCI.Root.Path, s.User); err != nil {
 		return 0, err
 	}
@@ -117,6 +129,11 @@ func run(root, id, bundle string) (int, error) {
 	}
 	if config.Seccomp, err = compileFilter(config.Seccomp, s.Filters); err != nil {
 		return 0, err
+	}
+	if users != nil {
+		if err := giveStdio(config); err != nil {
+			return 0, err
+		}
 	}
 	c, err := libcontainer.Create(root, id, config)
 	if err != nil {
@@ -143,6 +160,13 @@ func execIn(root, id, file string) (int, error) {
 	}
 	if x.As != nil {
 		if x.User, err = lookUpIn(c, *x.As); err != nil {
+			return 0, err
+		}
+	}
+	config := c.Config()
+	if config.Namespaces.Contains(configs.NEWUSER) {
+		// libcontainer begins there, also for this.
+		if err := errors.Join(makeRoot(config.Rootfs), giveStdio(&config)); err != nil {
 			return 0, err
 		}
 	}

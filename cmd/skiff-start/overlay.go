@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -11,12 +12,23 @@ import (
 )
 
 // mountOverlay mounts o at target. What the container writes never outlives it:
-// nothing is synced to disk at its end ("volatile"), where the kernel can.
-func mountOverlay(target string, o *startspec.Overlay) error {
+// nothing is synced to disk at its end ("volatile"), where the kernel can. With users,
+// the owners of what is in the layers are mapped.
+func mountOverlay(target string, o *startspec.Overlay, users *os.File) error {
 	if len(o.Lower) == 0 {
 		return errors.New("no layers")
 	}
-	if o.Upper == "" && len(o.Lower) == 1 {
+	single := o.Upper == "" && len(o.Lower) == 1
+	if users != nil && single {
+		return mountMapped(o.Lower[0], target, users, unix.MOUNT_ATTR_RDONLY)
+	}
+	if users != nil {
+		var err error
+		if o, err = mapLayers(target, o, users); err != nil {
+			return err
+		}
+	}
+	if single {
 		if err := unix.Mount(o.Lower[0], target, "", unix.MS_BIND, ""); err != nil {
 			return err
 		}

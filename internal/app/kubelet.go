@@ -3,6 +3,7 @@ package app
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"path/filepath"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"skiff/internal/kubelet"
 	"skiff/internal/kubelet/eviction"
 	"skiff/internal/kubelet/pullrecord"
+	"skiff/internal/kubelet/userns"
 )
 
 // kubeletSettings are a cli.KubeletConfig that was completed and checked.
@@ -24,6 +26,7 @@ type kubeletSettings struct {
 	PullPolicy  pullrecord.Policy
 	// ParallelPulls is 0 where nothing was said.
 	ParallelPulls int
+	IDsPerPod     uint32
 }
 
 // The room that the usual shares of a disk keep free for images at most: collection
@@ -123,6 +126,18 @@ func (c *Config) kubelet() (s kubeletSettings, err error) {
 	}
 	if serial {
 		s.ParallelPulls = 1
+	}
+	if u := k.UserNamespaces; u != nil && u.IDsPerPod != nil {
+		switch n := *u.IDsPerPod; {
+		case n < userns.Unit:
+			return wrong("userNamespaces.idsPerPod", "%d: must not be less than %d", n, userns.Unit)
+		case n%userns.Unit != 0:
+			return wrong("userNamespaces.idsPerPod", "%d: must be a multiple of %d", n, userns.Unit)
+		case n > math.MaxUint32:
+			return wrong("userNamespaces.idsPerPod", "%d: must not be more than %d", n, int64(math.MaxUint32))
+		default:
+			s.IDsPerPod = uint32(n)
+		}
 	}
 	if k.StaticPodPath != "" && !filepath.IsAbs(k.StaticPodPath) {
 		return wrong("staticPodPath", "%q: must be an absolute path", k.StaticPodPath)

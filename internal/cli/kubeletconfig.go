@@ -32,6 +32,8 @@ type KubeletConfig struct {
 	// (5) are kept of it.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize,omitempty"`
 	ContainerLogMaxFiles *int32 `json:"containerLogMaxFiles,omitempty"`
+	// UserNamespaces are settings of pods with a user namespace of their own.
+	UserNamespaces *UserNamespaces `json:"userNamespaces,omitempty"`
 	// ImagePullCredentialsVerificationPolicy says which images that are present a pod may
 	// use only with credentials of its own: NeverVerifyPreloadedImages (those that a pod
 	// pulled; the default), NeverVerify, AlwaysVerify or NeverVerifyAllowlistedImages, with
@@ -44,4 +46,11 @@ type KubeletConfig struct {
 	// StaticPodPath is a directory of manifests of pods that run on this node by
 	// themselves.
 	StaticPodPath string `json:"staticPodPath,omitempty"`
+}
+
+// UserNamespaces are settings of pods with hostUsers false.
+type UserNamespaces struct {
+	// IDsPerPod is how many user and group IDs each has, a multiple of 65536, which is
+	// the default. Such pods that ran with another number cannot start again.
+	IDsPerPod *int64 `json:"idsPerPod,omitempty"`
 }

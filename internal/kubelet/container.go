@@ -55,7 +55,7 @@ type cgroupError struct{ error }
 func (e *cgroupError) Unwrap() error { return e.error }
 
 // sandboxConfig is the CRI form of a pod.
-func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+func (w *worker) sandboxConfig(ctx context.Context, pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
 	l := labels(pod)
 	for k, v := range pod.Labels {
 		if _, ok := l[k]; !ok {
@@ -97,7 +97,11 @@ func (w *worker) sandboxConfig(pod *corev1.Pod, attempt uint32) (*runtimeapi.Pod
 			return nil, &cgroupError{err}
 		}
 	}
-	sandboxSecurity(pod, c.Linux)
+	users, err := w.userNamespace(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	sandboxSecurity(pod, users, c.Linux)
 	c.Linux.Resources, c.Linux.Overhead = w.k.sandboxResources(pod)
 	return c, nil
 }
@@ -134,9 +138,16 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observ
 	if err := os.MkdirAll(logDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create container log directory for container %s failed: %w", c.Name, err)
 	}
-	security, err := containerSecurity(pod, c, uid, user)
+	users, err := w.userNamespace(ctx, pod)
 	if err != nil {
 		return nil, err
+	}
+	security, err := containerSecurity(pod, users, c, uid, user)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range mounts {
+		m.UidMappings, m.GidMappings = users.Uids, users.Gids
 	}
 	if s.ephemeral != nil && s.ephemeral.TargetContainerName != "" {
 		t := o.latest(s.ephemeral.TargetContainerName)

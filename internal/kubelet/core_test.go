@@ -256,16 +256,6 @@ func TestRuntimeLies(t *testing.T) {
 	})
 }
 
-func TestUnsupported(t *testing.T) {
-	run(t, nil, func(w *world) {
-		p := newPod("web", "a")
-		p.Spec.HostUsers = ptr(false)
-		w.create(p)
-		w.wantEvent(`FailedCreatePodSandBox: Failed to create pod sandbox: failed to create sandbox: user namespaces are not supported on this node`)
-		w.wantPhase("web", corev1.PodPending)
-	})
-}
-
 // TestRuntimeClass: the pod waits for its class, then runs with the class's handler.
 func TestRuntimeClass(t *testing.T) {
 	run(t, nil, func(w *world) {

@@ -22,9 +22,12 @@ import (
 
 // figures are what /metrics tells, counted since the start of the process.
 type figures struct {
-	podStart   *metrics.Histogram
-	podsTotal  atomic.Uint64
-	podErrors  atomic.Uint64
+	podStart  *metrics.Histogram
+	podsTotal atomic.Uint64
+	podErrors atomic.Uint64
+	// Of these, those with a user namespace of their own.
+	usersTotal, usersErrors atomic.Uint64
+
 	mu         sync.Mutex
 	operations map[string]*operation
 	pulls      map[string]*metrics.Histogram // by the size of the image
@@ -151,6 +154,8 @@ func (k *Kubelet) Collect(ch chan<- prometheus.Metric) {
 	f := k.figures
 	value(counter, "started_pods_total", "Cumulative number of pods started")(float64(f.podsTotal.Load()))
 	value(counter, "started_pods_errors_total", "Cumulative number of errors when starting pods")(float64(f.podErrors.Load()))
+	value(counter, "started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started")(float64(f.usersTotal.Load()))
+	value(counter, "started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces")(float64(f.usersErrors.Load()))
 	histogram := func(name, help string, h *metrics.Histogram, labels []string, values ...string) {
 		ch <- h.Metric(prometheus.NewDesc("kubelet_"+name, help, labels, nil), values...)
 	}

@@ -52,6 +52,7 @@ import (
 	"skiff/internal/kubelet/devices"
 	"skiff/internal/kubelet/eviction"
 	"skiff/internal/kubelet/pullrecord"
+	"skiff/internal/kubelet/userns"
 )
 
 // Events records events about objects. It does not block.
@@ -183,6 +184,9 @@ type Deps struct {
 	// AllowedUnsafeSysctls are sysctls, or prefixes of such that end in *, that pods
 	// may set beside the safe ones.
 	AllowedUnsafeSysctls []string
+	// IDsPerPod is how many IDs a pod with a user namespace of its own has, a multiple of
+	// 65536, which is the default.
+	IDsPerPod uint32
 	// MaxRestartPeriod is the longest back-off of a container that keeps ending
 	// (KEP-4603); 5 minutes by default.
 	MaxRestartPeriod time.Duration
@@ -197,6 +201,7 @@ type Kubelet struct {
 	sources     *Sources
 	refs        *references
 	devices     *devices.Devices
+	users       *userns.Allocator
 	runtimeName string
 	memory      int64 // capacity in bytes
 	node        *nodeState
@@ -298,6 +303,9 @@ func New(d Deps) (*Kubelet, error) {
 	}
 	k.refs = newReferences(d.Client, d.Log)
 	k.node = newNodeState()
+	if err := k.newUserNamespaces(); err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
 	k.sources.used.changed = k.node.lookNow
 	k.sources.used.reported = k.sources.changed
 	var err error
@@ -553,6 +561,8 @@ func (k *Kubelet) adoptLeftovers(ctx context.Context, known map[types.UID]bool) 
 			k.d.Log.Warn("remove volumes of a pod that is gone", "uid", uid, "err", err)
 		} else if err := os.RemoveAll(filepath.Join(pods, string(uid))); err != nil {
 			k.d.Log.Warn("remove directory of a pod that is gone", "uid", uid, "err", err)
+		} else if err := k.users.Release(uid); err != nil {
+			k.d.Log.Warn("release the IDs of a pod that is gone", "uid", uid, "err", err)
 		}
 	}
 	for _, name := range dirs(k.d.PodLogDir) {

@@ -94,8 +94,8 @@ func (k *Kubelet) imageUser(ctx context.Context, image string) (*int64, string, 
 	return &zero, "", nil
 }
 
-func namespaces(pod *corev1.Pod) *runtimeapi.NamespaceOption {
-	n := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+func namespaces(pod *corev1.Pod, users *runtimeapi.UserNamespace) *runtimeapi.NamespaceOption {
+	n := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, UsernsOptions: users}
 	if pod.Spec.HostNetwork {
 		n.Network = runtimeapi.NamespaceMode_NODE
 	}
@@ -153,11 +153,11 @@ func groupsPolicy(p *corev1.PodSecurityContext) runtimeapi.SupplementalGroupsPol
 }
 
 // sandboxSecurity fills in a sandbox's security context and sysctls.
-func sandboxSecurity(pod *corev1.Pod, l *runtimeapi.LinuxPodSandboxConfig) {
+func sandboxSecurity(pod *corev1.Pod, users *runtimeapi.UserNamespace, l *runtimeapi.LinuxPodSandboxConfig) {
 	s := &runtimeapi.LinuxSandboxSecurityContext{
 		Privileged:       privilegedPod(pod),
 		Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-		NamespaceOptions: namespaces(pod),
+		NamespaceOptions: namespaces(pod, users),
 	}
 	l.SecurityContext = s
 	p := pod.Spec.SecurityContext
@@ -180,7 +180,7 @@ func sandboxSecurity(pod *corev1.Pod, l *runtimeapi.LinuxPodSandboxConfig) {
 }
 
 // containerSecurity is the CRI form of a container's security context.
-func containerSecurity(pod *corev1.Pod, c *corev1.Container, uid *int64, user string) (*runtimeapi.LinuxContainerSecurityContext, error) {
+func containerSecurity(pod *corev1.Pod, users *runtimeapi.UserNamespace, c *corev1.Container, uid *int64, user string) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	e := effectiveSecurity(pod, c)
 	s := &runtimeapi.LinuxContainerSecurityContext{
 		RunAsUser: int64Value(e.RunAsUser), RunAsGroup: int64Value(e.RunAsGroup),
@@ -188,7 +188,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, uid *int64, user st
 		ReadonlyRootfs:   e.ReadOnlyRootFilesystem != nil && *e.ReadOnlyRootFilesystem,
 		NoNewPrivs:       e.AllowPrivilegeEscalation != nil && !*e.AllowPrivilegeEscalation,
 		SelinuxOptions:   selinux(e.SELinuxOptions),
-		NamespaceOptions: namespaces(pod),
+		NamespaceOptions: namespaces(pod, users),
 		MaskedPaths:      maskedPaths, ReadonlyPaths: readonlyPaths,
 	}
 	if e.ProcMount != nil && *e.ProcMount == corev1.UnmaskedProcMount {

@@ -143,7 +143,7 @@ func (w *worker) ready(ctx context.Context, pod *corev1.Pod, o *observed, a acti
 			}
 		}
 		var err error
-		if config, err = w.sandboxConfig(pod, a.attempt); err != nil {
+		if config, err = w.sandboxConfig(ctx, pod, a.attempt); err != nil {
 			if c := (*cgroupError)(nil); errors.As(err, &c) {
 				w.event(pod, corev1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
 			} else {
@@ -184,12 +184,15 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, o *observed
 	var id string
 	handler, err := w.k.runtimeHandler(cctx, pod)
 	if err == nil {
-		err = unsupported(pod)
-	}
-	if err == nil {
 		id, err = w.k.d.Runtime.RunPodSandbox(cctx, config, handler)
 	}
 	w.k.figures.podsTotal.Add(1)
+	if ownUsers(pod) {
+		w.k.figures.usersTotal.Add(1)
+		if err != nil {
+			w.k.figures.usersErrors.Add(1)
+		}
+	}
 	if err != nil {
 		w.k.figures.podErrors.Add(1)
 		w.holdSandbox()
@@ -235,14 +238,6 @@ func (k *Kubelet) runtimeHandler(ctx context.Context, pod *corev1.Pod) (string, 
 		return "", fmt.Errorf("failed to lookup RuntimeClass %s: %w", *name, err)
 	}
 	return c.Handler, nil
-}
-
-// unsupported refuses what a pod asks for and would not get.
-func unsupported(pod *corev1.Pod) error {
-	if u := pod.Spec.HostUsers; u != nil && !*u {
-		return errors.New("failed to create sandbox: user namespaces are not supported on this node")
-	}
-	return nil
 }
 
 // mounted is a pod without the volumes that none of its containers mounts: they are

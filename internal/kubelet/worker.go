@@ -399,6 +399,9 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, gone bool) (again,
 				return retry("remove cgroup", err)
 			}
 		}
+		if err := w.k.users.Release(w.uid); err != nil {
+			return retry("release IDs", err)
+		}
 		w.k.refs.drop(w)
 		w.cleaned = true
 		close(w.cleanup)

@@ -124,7 +124,7 @@ func (p *plan) security() error {
 		case name == "label" && value == "disable":
 		case name == "systempaths" && value == "unconfined":
 			mount := corev1.UnmaskedProcMount
-			sc.ProcMount = &mount
+			sc.ProcMount, p.pod.Spec.HostUsers = &mount, &no // pods have the one only with the other
 		default:
 			return fmt.Errorf("--security-opt %q: not known; no-new-privileges, seccomp=unconfined, apparmor=unconfined and systempaths=unconfined are", o)
 		}

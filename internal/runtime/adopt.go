@@ -48,6 +48,9 @@ func (r *Runtime) adoptSandbox(ctx context.Context, id, dir string) error {
 	if err == nil {
 		err = proto.Unmarshal(s.rec.Config, s.config)
 	}
+	if err == nil {
+		s.users, err = usersOf(s.config)
+	}
 	if err != nil || s.rec.Phase == phaseCreating {
 		// Nobody knows its ID: RunPodSandbox never answered.
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -115,6 +115,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if spec.Images, err = r.mountedImages(ctx, c); err != nil {
 		return nil, err
 	}
+	if err := s.own(root.Upper); err != nil {
+		return nil, fmt.Errorf("root file system: %w", err)
+	}
 	for _, d := range []string{c.dir, r.rootfsDir(id)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("container directory: %w", err)

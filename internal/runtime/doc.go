@@ -26,6 +26,10 @@
 //	cgroup <parent>/pod-processes          all skiff-pod processes
 //	cgroup <the kubelet's>/<container>     a container
 //
+// A pod may have a user namespace of its own (users.go). The pod process is not in
+// it, since it starts what only the host's root may, but the pod's other namespaces
+// belong to it, and it is found by a descriptor of that process.
+//
 // A root file system is never mounted in the host's mount namespace: it goes
 // with the container's last process, whoever lives or dies. The records need to
 // outlive this process, not the machine: after another boot (the boot ID stands

@@ -294,6 +294,12 @@ func TestPodProcessKilled(t *testing.T) {
 	}
 }
 
+// both runs a test for an ordinary pod and for one in a user namespace.
+func both(t *testing.T, name string, f func(*testing.T, func(bench, testing.TB, string) *runtimeapi.PodSandboxConfig)) {
+	t.Run(name, func(t *testing.T) { f(t, bench.config) })
+	t.Run(name+" of a pod in a user namespace", func(t *testing.T) { f(t, bench.usersConfig) })
+}
+
 // Each step of the recovery table: the runtime is killed there, and the next one
 // is whole.
 func TestRecoveryTable(t *testing.T) {
@@ -321,12 +327,12 @@ func TestRecoveryTable(t *testing.T) {
 		{"remove-removed", 1, 0, 0},
 		{"remove-emptied", 1, 0, 0},
 	} {
-		t.Run(tc.step, func(t *testing.T) {
+		both(t, tc.step, func(t *testing.T, configOf func(bench, testing.TB, string) *runtimeapi.PodSandboxConfig) {
 			b := newBench(t)
 			c := b.child(t, tc.step)
 			ctx, cancel := context.WithTimeout(t.Context(), critest.Wait)
 			defer cancel()
-			config := b.config(t, "p")
+			config := configOf(b, t, "p")
 			sb, _, err := pod(ctx, c.Services, config, containerConfig("c", "sleep", "1000"))
 			if err == nil {
 				err = c.Runtime.StopPodSandbox(ctx, sb)

@@ -57,14 +57,16 @@ type Runtime struct {
 	runtimeapi.UnimplementedImageServiceServer
 
 	Deps
-	cg       *cgroup.Host
-	boot     string
-	stream   streaming.Server
-	streamLn net.Listener
-	socketLn net.Listener // nil without a socket
-	events   broadcaster
-	stopping chan struct{} // closed when Run ends
-	bg       struct {
+	cg   *cgroup.Host
+	boot string
+	// userNamespaces: pods can have their own.
+	userNamespaces bool
+	stream         streaming.Server
+	streamLn       net.Listener
+	socketLn       net.Listener // nil without a socket
+	events         broadcaster
+	stopping       chan struct{} // closed when Run ends
+	bg             struct {
 		sync.Mutex
 		sync.WaitGroup
 		over bool
@@ -94,7 +96,7 @@ func New(ctx context.Context, d Deps) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{
-		Deps: d, cg: cg, boot: bootID(), stopping: make(chan struct{}),
+		Deps: d, cg: cg, boot: bootID(), userNamespaces: userNamespaces(), stopping: make(chan struct{}),
 		sandboxes: map[string]*sandbox{}, conts: map[string]*container{}, names: map[string]string{}, execs: map[string]chan pod.Process{},
 	}
 	if err := r.prepareHost(); err != nil {

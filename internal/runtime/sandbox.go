@@ -26,11 +26,12 @@ import (
 const cleanupTime = 30 * time.Second
 
 // sandbox is a pod. op serialises what changes it as a whole; the rest is
-// guarded by Runtime.mu, but for what never changes: id, dir, config.
+// guarded by Runtime.mu, but for what never changes: id, dir, config, users.
 type sandbox struct {
 	id     string
 	dir    string
 	config *runtimeapi.PodSandboxConfig
+	users  *pod.Users // nil: the host's
 	op     sync.Mutex
 
 	rec     sandboxRecord
@@ -81,11 +82,15 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if !slices.Contains(handlers, req.GetRuntimeHandler()) {
 		return nil, status.Errorf(codes.InvalidArgument, "failed to get sandbox runtime: no runtime for %q is configured", req.GetRuntimeHandler())
 	}
-	if u := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
-		return nil, status.Error(codes.Unimplemented, "sandbox config: user namespaces are not supported")
+	users, err := usersOf(config)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "sandbox config: %v", err)
+	}
+	if users != nil && !r.userNamespaces {
+		return nil, status.Error(codes.Unimplemented, "sandbox config: "+noUserNamespaces)
 	}
 	id := newID()
-	s := &sandbox{id: id, dir: filepath.Join(podsDir(r.Instance), id), config: config}
+	s := &sandbox{id: id, dir: filepath.Join(podsDir(r.Instance), id), config: config, users: users}
 	raw, err := encode(config)
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "sandbox config: %v", err)
@@ -154,6 +159,7 @@ func (r *Runtime) spawn(ctx context.Context, s *sandbox) error {
 		IPC:         ns.GetIpc() != runtimeapi.NamespaceMode_NODE,
 		UTS:         !s.hostNetwork(),
 		PID:         ns.GetPid() == runtimeapi.NamespaceMode_POD,
+		Users:       s.users,
 		Hostname:    r.hostname(s),
 		Sysctls:     map[string]string{},
 		OOMScoreAdj: -998,
@@ -161,7 +167,7 @@ func (r *Runtime) spawn(ctx context.Context, s *sandbox) error {
 	if o.Net {
 		// Every program may bind low ports and ping in its pod's own network.
 		o.Sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
-		o.Sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
+		o.Sysctls["net.ipv4.ping_group_range"] = s.pingGroups()
 	}
 	for k, v := range s.config.GetLinux().GetSysctls() {
 		o.Sysctls[strings.ReplaceAll(k, "/", ".")] = v
@@ -228,7 +234,9 @@ func (r *Runtime) mountShm(s *sandbox) error {
 	if err := os.MkdirAll(dir, 0o1777); err != nil {
 		return fmt.Errorf("shared memory: %w", err)
 	}
-	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=65536k"); err != nil {
+	uid, gid := s.root()
+	options := fmt.Sprintf("mode=1777,size=65536k,uid=%d,gid=%d", uid, gid)
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount shared memory: %w", err)
 	}
 	return nil

@@ -31,7 +31,11 @@ func (r *Runtime) writeFiles(s *sandbox) error {
 	for name, content := range map[string][]byte{
 		"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(r.hostname(s) + "\n"),
 	} {
-		if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o644); err != nil {
+		path := filepath.Join(s.dir, name)
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return err
+		}
+		if err := s.own(path); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/runtime/image"
+	"skiff/internal/runtime/pod"
 	"skiff/internal/runtime/startspec"
 )
 
@@ -32,7 +33,7 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 	}
 	oci := &specs.Spec{
 		Version: specs.Version,
-		Root:    &specs.Root{Path: r.rootfsDir(c.id), Readonly: sec.GetReadonlyRootfs()},
+		Root:    &specs.Root{Path: r.rootPath(c), Readonly: sec.GetReadonlyRootfs()},
 		Process: &specs.Process{
 			Args: args, Env: environment(c, img, r.hostname(c.sb)), Cwd: first(c.config.GetWorkingDir(), img.Config.Config.WorkingDir, "/"),
 			Terminal: c.config.GetTty(), Capabilities: caps, NoNewPrivileges: sec.GetNoNewPrivs(),
@@ -73,7 +74,7 @@ func (r *Runtime) containerSpec(c *container, img *image.Image) (*startspec.Spec
 			oci.Linux.RootfsPropagation = "rshared"
 		}
 	}
-	s := &startspec.Spec{OCI: oci, User: user(sec, img), Filters: filtersDir(r.Instance)}
+	s := &startspec.Spec{OCI: oci, User: user(sec, img), Filters: filtersDir(r.Instance), Users: r.usersPath(c.sb)}
 	s.User.Extra = append(s.User.Extra, oci.Process.User.AdditionalGids...)
 	if err := seccomp(sec, s); err != nil {
 		return nil, err
@@ -165,6 +166,9 @@ func (r *Runtime) namespaces(c *container) ([]specs.LinuxNamespace, error) {
 		return specs.LinuxNamespace{Type: t, Path: fmt.Sprintf("/proc/%d/ns/%s", pid, file)}
 	}
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if c.sb.users != nil {
+		out = append(out, specs.LinuxNamespace{Type: specs.UserNamespace, Path: pod.UsersPath(pid)})
+	}
 	if !c.sb.hostNetwork() {
 		out = append(out, of(pid, specs.NetworkNamespace, "net"), of(pid, specs.UTSNamespace, "uts"))
 	}

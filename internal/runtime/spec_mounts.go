@@ -48,7 +48,7 @@ func (r *Runtime) mounts(c *container) ([]specs.Mount, error) {
 
 	extra := make([]specs.Mount, 0, len(c.config.GetMounts()))
 	for i, m := range c.config.GetMounts() {
-		bind := bindMount
+		bind := c.sb.bindMount
 		if m.GetImage().GetImage() != "" {
 			bind = func(m *runtimeapi.Mount) (specs.Mount, error) { return imageMount(m, r.imageDir(c.id, i)) }
 		}
@@ -69,7 +69,7 @@ func (r *Runtime) mounts(c *container) ([]specs.Mount, error) {
 	return append(base, extra...), nil
 }
 
-func bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
+func (s *sandbox) bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	var zero specs.Mount
 	src, dst := m.GetHostPath(), filepath.Clean("/"+m.GetContainerPath())
 	switch {
@@ -77,8 +77,6 @@ func bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 		return zero, fmt.Errorf("mount of %q: container_path %q: must name a place below the root", src, m.GetContainerPath())
 	case !filepath.IsAbs(src):
 		return zero, fmt.Errorf("mount at %q: host_path %q: must be an absolute path", dst, src)
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return zero, fmt.Errorf("mount at %q: ID mappings are not supported", dst)
 	}
 	if _, err := os.Stat(src); errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(src, 0o755); err != nil {
@@ -114,6 +112,7 @@ func bindMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	default:
 		o.Options = append(o.Options, "rw")
 	}
+	s.mapIDs(&o, m)
 	return o, nil
 }
 

@@ -17,11 +17,13 @@ import (
 // A host with cgroup v2 alone. Where a v1 hierarchy holds the controllers, v2
 // has none of them, so no limits are asked for here: what is tested is that
 // containers start, are counted, and end.
-func TestUnified(t *testing.T) {
+func TestUnified(t *testing.T) { both(t, "v2", testUnified) }
+
+func testUnified(t *testing.T, configOf func(bench, testing.TB, string) *runtimeapi.PodSandboxConfig) {
 	b := newBench(t)
 	c := b.childOf(t, childSpec{Instance: b.inst, Programs: b.set, Unified: true})
 	ctx := t.Context()
-	config := b.config(t, "v2")
+	config := configOf(b, t, "v2")
 	sb, id, err := pod(ctx, c.Services, config, containerConfig("c", "sh", "-c", "cat /proc/self/cgroup; ls /sys/fs/cgroup/cgroup.procs; mknod /tmp/d b 7 0; cat /tmp/d 2>/dev/null || echo denied; sleep 1000"))
 	if err != nil {
 		t.Fatal(err)

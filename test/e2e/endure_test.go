@@ -264,7 +264,7 @@ func (w *worn) unharmed() {
 
 // TestKillAtEachStep: skiff is killed at each step of a pod's start and of its end.
 // The next one brings the pod up, or away; its container is never started twice, and
-// nothing is left.
+// nothing is left. So with a pod that has a user namespace of its own.
 func TestKillAtEachStep(t *testing.T) {
 	if !apart(t) {
 		return
@@ -281,22 +281,25 @@ func TestKillAtEachStep(t *testing.T) {
 		w.dies(pid, step)
 		w.up()
 	}
-	for _, step := range startSteps {
-		name := "start-" + step
-		at(step, func() { w.create(name) })
-		w.runs(name)
-		w.delete(name)
-		w.gone(name)
+	own := false
+	for kind, edit := range map[string]func(*corev1.Pod){"": func(*corev1.Pod) {}, "users-": func(p *corev1.Pod) { p.Spec.HostUsers = &own }} {
+		for _, step := range startSteps {
+			name := kind + "start-" + step
+			at(step, func() { w.create(name, edit) })
+			w.runs(name)
+			w.delete(name)
+			w.gone(name)
+		}
+		w.unharmed()
+		for _, step := range endSteps {
+			name := kind + "end-" + step
+			w.create(name, edit)
+			w.runs(name)
+			at(step, func() { w.delete(name) })
+			w.gone(name)
+		}
+		w.unharmed()
 	}
-	w.unharmed()
-	for _, step := range endSteps {
-		name := "end-" + step
-		w.create(name)
-		w.runs(name)
-		at(step, func() { w.delete(name) })
-		w.gone(name)
-	}
-	w.unharmed()
 }
 
 // TestEndure kills skiff, or has another release take over, at random moments while

@@ -29,7 +29,7 @@ func TestPodSpec(t *testing.T) {
 		{"environment", podEnvironment}, {"security", podSecurity}, {"names", podNames}, {"host", podHost},
 		{"volumes", podVolumes}, {"update", podUpdate}, {"sidecars", podSidecars}, {"hooks", podHooks}, {"grpc", podGRPC},
 		{"ends", podEnds}, {"conditions", podConditions}, {"refused", podRefused}, {"restartrules", podRestartRules},
-		{"resources", podResources},
+		{"resources", podResources}, {"users", podUsers},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(c.within(t, s.name)) })
 	}

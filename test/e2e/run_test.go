@@ -82,6 +82,7 @@ func TestRun(t *testing.T) {
 			{"input", "x\n", []string{"run", "-i", "--rm", "busybox:1", "cat"}, "x\n", "", 0},
 			{"no input", "x\n", []string{"run", "--rm", "busybox:1", "cat"}, "", "", 0},
 			{"environment", "", []string{"run", "--rm", "-e", "A=$(B) $$", "-w", "/etc", "busybox:1", "sh", "-c", "echo \"$A\"; echo '$(A)'; exec head -n1 passwd"}, "$(B) $$\n$(A)\nroot:x:0:0:root:/:/bin/sh\n", "", 0},
+			{"nothing hidden", "", []string{"run", "--rm", "--security-opt", "systempaths=unconfined", "--cap-add", "NET_ADMIN", "busybox:1", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward && echo writable"}, "writable\n", "", 0},
 			{"not there", "", []string{"run", "--rm", "busybox:1", "nonesuch"}, "", "not found", 127},
 			{"no program", "", []string{"run", "--rm", "busybox:1", "/etc/passwd"}, "", "permission denied", 126},
 			{"no image", "", []string{"run", "--rm", "--pull", "never", "nonesuch:1"}, "", "ErrImageNeverPull", 125},

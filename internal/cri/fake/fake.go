@@ -71,6 +71,7 @@ type Runtime struct {
 	streams    map[chan *runtimeapi.ContainerEventResponse]bool
 	nextIP     int
 	networkUp  bool
+	userns     bool
 }
 
 type fault struct {
@@ -283,6 +284,13 @@ func (r *Runtime) SetNetworkReady(up bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.networkUp = up
+}
+
+// SetUserNamespaces has the runtime say that it gives pods user namespaces.
+func (r *Runtime) SetUserNamespaces(on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.userns = on
 }
 
 // enter counts a call and applies its faults; the func it returns must be called

@@ -33,10 +33,43 @@ type Options struct {
 	// Namespaces of its own: of net, ipc, uts, pid (one for all containers).
 	Net, IPC, UTS, PID bool
 	Hostname           string
+	// Users, where set, gives the pod a user namespace of its own, to which the other
+	// namespaces belong.
+	Users *Users
 	// Sysctls are set inside the namespaces.
 	Sysctls     map[string]string
 	OOMScoreAdj int
 }
+
+// Users are the IDs of a user namespace, as uid_map(5) and gid_map(5) have them.
+type Users struct{ UIDs, GIDs []IDRange }
+
+// IDRange is a range of IDs: Inside, as the namespace has its first, and Outside, as
+// the host does.
+type IDRange struct{ Inside, Outside, Length uint32 }
+
+// Outside is what the host has for an ID of the namespace.
+func Outside(ranges []IDRange, id uint32) (uint32, bool) {
+	for _, r := range ranges {
+		if id >= r.Inside && id-r.Inside < r.Length {
+			return r.Outside + id - r.Inside, true
+		}
+	}
+	return 0, false
+}
+
+func idMap(ranges []IDRange) string {
+	var b strings.Builder
+	for _, r := range ranges {
+		fmt.Fprintf(&b, "%d %d %d\n", r.Inside, r.Outside, r.Length)
+	}
+	return b.String()
+}
+
+// UsersPath is where a pod's user namespace is found while the pod process lives. It must
+// not begin with the process's directory as everyone writes it: libcontainer would take
+// the namespace for the one that the process is in.
+func UsersPath(pid int) string { return fmt.Sprintf("/proc/./%d/fd/20", pid) }
 
 // Spawn starts a pod process and returns when it answers. It is a child of init
 // then, not of the caller. NSInit is PID 1 of the pod's PID namespace, 0 without.
@@ -50,6 +83,9 @@ func Spawn(ctx context.Context, program string, o Options) (pid, nsinit int, err
 	args := []string{"pod", o.Dir, "ns=" + strings.Join(ns, ","), "oom=" + strconv.Itoa(o.OOMScoreAdj)}
 	if o.Hostname != "" {
 		args = append(args, "hostname="+o.Hostname)
+	}
+	if o.Users != nil {
+		args = append(args, "uidmap="+idMap(o.Users.UIDs), "gidmap="+idMap(o.Users.GIDs))
 	}
 	for k, v := range o.Sysctls {
 		args = append(args, "sysctl."+k+"="+v)

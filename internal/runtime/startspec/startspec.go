@@ -57,6 +57,9 @@ type Spec struct {
 	// DefaultSeccomp asks for the RuntimeDefault profile, which depends on the
 	// capabilities in OCI.
 	DefaultSeccomp bool `json:"defaultSeccomp,omitempty"`
+	// Users is the user namespace that the container joins, "" for the host's. Overlay
+	// and Images are mounted with the IDs mapped that it has.
+	Users string `json:"users,omitempty"`
 	// Filters is a directory, root's alone, where compiled seccomp filters are
 	// kept for the next container; "" for none.
 	Filters string `json:"filters,omitempty"`
