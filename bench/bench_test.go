@@ -110,7 +110,7 @@ func TestObjectsAreJSON(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"config map": configMap("a", "b"), "pod": pod("a", nobody, shape{}), "pod on hollow nodes": pod("a", "s", shape{Placement: onHollow}),
 		"pod by zone": pod("a", "s", inZones(1, 10)), "pod spread": pod("a", "s", spread(1, 10)), "pod near": pod("a", "s", near(1, 10)),
-		"pod apart": pod("a", "s", apart(1, 10)), "pod with a class": pod("a", "s", ranked("c")(1, 10)),
+		"pod apart": pod("a", "s", apart(1, 10)), "pod with a class": pod("a", "s", ranked("c", 4)(1, 10)),
 		"job": job("a"), "priority class": priorityClass("a", 3), "deployment": deployment("a", 3), "real pod": realPod("a", "i", nil), "real pod with a command": realPod("a", "i", []string{"/x", `"`}),
 	} {
 		if !json.Valid(b) {

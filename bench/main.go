@@ -79,6 +79,7 @@ func flags(o *options, stderr io.Writer) *flag.FlagSet {
 	f.IntVar(&o.Bind, "bind", 5000, "schedule, bind: pods")
 	f.IntVar(&o.Replicas, "replicas", 3000, "deployment, rollout: replicas")
 	f.IntVar(&o.Jobs, "jobs", 1000, "jobs: Jobs")
+	f.IntVar(&o.Fillers, "fillers", 4, "preempt: pods of low priority that fill each node")
 	f.StringVar(&o.Image, "image", "busybox:1", "podstart: an image that the node has")
 	f.StringVar(&o.command, "command", "", "podstart: what to run in it, instead of a shell that exits on TERM (comma-separated)")
 	f.IntVar(&o.Serial, "serial", 20, "podstart: pods one by one")
@@ -130,7 +131,7 @@ func (o *options) parse(args []string, stderr io.Writer) ([]string, error) {
 	}
 	for name, n := range map[string]int{
 		"starts": o.Starts, "count": o.Count, "pods": o.Pods, "lists": o.Lists, "watchers": o.Watchers, "events": o.Events,
-		"nodes": o.Nodes, "bind": o.Bind, "replicas": o.Replicas, "jobs": o.Jobs, "serial": o.Serial, "burst": o.Burst,
+		"nodes": o.Nodes, "bind": o.Bind, "replicas": o.Replicas, "jobs": o.Jobs, "fillers": o.Fillers, "serial": o.Serial, "burst": o.Burst,
 	} {
 		if n < 1 {
 			return nil, fmt.Errorf("--%s %d: must be at least 1", name, n)

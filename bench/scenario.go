@@ -19,6 +19,7 @@ type sizes struct {
 	Bind     int // pods bound on them
 	Replicas int // of the Deployment on them
 	Jobs     int
+	Fillers  int // pods of low priority on each node
 	Image    string
 	Command  []string
 	Serial   int // pods started one after the other

@@ -45,14 +45,11 @@ func apart(i, n int) shape {
 		`{"topologyKey":"kubernetes.io/hostname","labelSelector":{"matchLabels":{"group":"` + g + `"}}}]}},`}
 }
 
-// fillers are the pods of low priority on each node of the preempt scenario; there
+// ranked is a pod that takes a fillers-th part of a node, with a priority class; there
 // is no room for one more.
-const fillers = 4
-
-// ranked is a pod that takes its part of a node, with a priority class.
-func ranked(class string) func(i, n int) shape {
+func ranked(class string, fillers int) func(i, n int) shape {
 	return func(_, _ int) shape {
-		return shape{CPU: "7500m", Placement: `"priorityClassName":"` + class + `",` + onHollow}
+		return shape{CPU: strconv.Itoa(30_000/fillers) + "m", Placement: `"priorityClassName":"` + class + `",` + onHollow}
 	}
 }
 
@@ -83,14 +80,14 @@ func preemptRound(ctx context.Context, s *side, z sizes, ns string, h *hollow) (
 			}
 		}()
 	}
-	filled := fillers * z.Nodes
-	if _, err := createPods(ctx, s, z, ns, "low-", filled, ranked(low)); err != nil {
+	filled := z.Fillers * z.Nodes
+	if _, err := createPods(ctx, s, z, ns, "low-", filled, ranked(low, z.Fillers)); err != nil {
 		return nil, err
 	}
 	if _, _, err := h.wait(ctx, filled); err != nil {
 		return nil, err
 	}
-	o, err := createPods(ctx, s, z, ns, "high-", z.Nodes, ranked(high))
+	o, err := createPods(ctx, s, z, ns, "high-", z.Nodes, ranked(high, z.Fillers))
 	if err != nil {
 		return nil, err
 	}
