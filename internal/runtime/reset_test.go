@@ -3,7 +3,12 @@ package runtime_test
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"skiff/internal/cri"
 	"skiff/internal/cri/critest"
@@ -45,5 +50,29 @@ func TestReset(t *testing.T) {
 	r, _ = b.start(t, nil)
 	if l, err := cri.InProcess(r).Runtime.ListPodSandbox(t.Context(), nil); err != nil || len(l) != 0 {
 		t.Errorf("sandboxes = %v, %v", l, err)
+	}
+}
+
+// A keeper that ends already, and can no longer be reached, is waited for.
+func TestResetWhileKeeperEnds(t *testing.T) {
+	b := newBench(t)
+	dir := keeper.Dir(b.inst)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var ended atomic.Bool
+	time.AfterFunc(100*time.Millisecond, func() {
+		ended.Store(true)
+		lock.Close()
+	})
+	if err := runtime.Reset(t.Context(), b.inst); err != nil || !ended.Load() {
+		t.Errorf("reset: %v; ended before: %v", err, ended.Load())
 	}
 }
