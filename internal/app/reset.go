@@ -38,10 +38,10 @@ func reset(ctx context.Context, i host.Instance, say func(string)) error {
 	if err != nil {
 		return err
 	}
-	if k, err := keeper.Connect(i.Run("keeper")); err == nil {
-		if err := k.Shutdown(ctx); err != nil {
-			return fmt.Errorf("end the keeper of sockets: %w", err)
-		}
+	switch lived, err := keeper.End(ctx, keeper.Dir(i)); {
+	case err != nil:
+		return fmt.Errorf("end the keeper of sockets: %w", err)
+	case lived:
 		say("ended the keeper of sockets")
 	}
 	// Plugins want to see the namespaces that they leave.

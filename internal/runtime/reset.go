@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -47,7 +46,7 @@ func Reset(ctx context.Context, i host.Instance) error {
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("reset pods: %w", err)
 	}
-	if err := endKeeper(ctx, keeper.Dir(i)); err != nil {
+	if _, err := keeper.End(ctx, keeper.Dir(i)); err != nil {
 		return fmt.Errorf("reset: end the keeper: %w", err)
 	}
 	if err := os.RemoveAll(keeper.Dir(i)); err != nil {
@@ -65,32 +64,6 @@ func Reset(ctx context.Context, i host.Instance) error {
 		return fmt.Errorf("reset mounts: %w", err)
 	}
 	return os.RemoveAll(i.Run("runtime"))
-}
-
-// dying bounds how long a process that ends already, and is no longer to be reached,
-// may take.
-const dying = 10 * time.Second
-
-// endKeeper ends the keeper that lives in dir, if there is one, and waits until it is
-// gone.
-func endKeeper(ctx context.Context, dir string) error {
-	ctx, cancel := context.WithTimeout(ctx, dying)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for pod.Alive(dir) {
-		k, err := keeper.Connect(dir)
-		if err == nil {
-			err = k.Shutdown(ctx)
-			k.Close()
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
-		case <-tick.C:
-		}
-	}
-	return nil
 }
 
 // unmountBelow unmounts what is mounted in the entries of dir, and dir itself.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"skiff/internal/host"
 	"skiff/internal/runtime/pod"
@@ -100,6 +101,32 @@ func (k *Keeper) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// dying bounds how long a keeper that ends already, and is no longer to be reached, may
+// take.
+const dying = 10 * time.Second
+
+// End ends the keeper that lives in dir and waits until it is gone; lived tells whether
+// there was one.
+func End(ctx context.Context, dir string) (lived bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dying)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ; pod.Alive(dir); lived = true {
+		k, err := Connect(dir)
+		if err == nil {
+			err = k.Shutdown(ctx)
+			k.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return true, errors.Join(err, ctx.Err())
+		case <-tick.C:
+		}
+	}
+	return lived, nil
 }
 
 // Close ends the connection, not the keeper.
