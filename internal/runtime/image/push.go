@@ -112,27 +112,12 @@ func (s *Store) sources(n Name) map[v1.Hash][]string {
 // compressed stores the image with compressed layers, where it has others, and
 // returns the manifest that it has then.
 func (s *Store) compressed(ctx context.Context, lease *Lease, img *Image, entry v1.Descriptor, m *v1.Manifest, o PushOptions) (v1.Descriptor, *v1.Manifest, error) {
-	if o.Compression == "" {
-		o.Compression = "gzip"
-	}
-	if o.Compression != "gzip" && o.Compression != "zstd" && o.Compression != "none" {
-		return entry, nil, fmt.Errorf("compression %q: must be gzip, zstd or none", o.Compression)
+	layers, changed, err := s.compressLayers(ctx, lease, m.Layers, img.DiffIDs, m.MediaType, o)
+	if err != nil {
+		return entry, nil, err
 	}
 	out := *m
-	out.Layers = append([]v1.Descriptor{}, m.Layers...)
-	changed := false
-	for i, l := range out.Layers {
-		if o.Compression == "none" || l.Digest != img.DiffIDs[i] {
-			continue
-		}
-		o.Progress(Event{Digest: l.Digest, Stage: Preparing})
-		d, err := s.compress(ctx, lease, l.Digest, o.Compression, m.MediaType)
-		if err != nil {
-			return entry, nil, fmt.Errorf("compress layer %s: %w", l.Digest, err)
-		}
-		d.Annotations = l.Annotations
-		out.Layers[i], changed = d, true
-	}
+	out.Layers = layers
 	if !changed {
 		return entry, m, nil
 	}
@@ -145,6 +130,31 @@ func (s *Store) compressed(ctx context.Context, lease *Lease, img *Image, entry 
 		return entry, nil, err
 	}
 	return desc, &out, s.restate(entry.Digest, desc)
+}
+
+// compressLayers stores layers that have no compression with the one that o says, for a
+// manifest of that media type. changed tells whether there were any.
+func (s *Store) compressLayers(ctx context.Context, lease *Lease, layers []v1.Descriptor, diffIDs []v1.Hash, manifest types.MediaType, o PushOptions) (out []v1.Descriptor, changed bool, err error) {
+	if o.Compression == "" {
+		o.Compression = "gzip"
+	}
+	if o.Compression != "gzip" && o.Compression != "zstd" && o.Compression != "none" {
+		return nil, false, fmt.Errorf("compression %q: must be gzip, zstd or none", o.Compression)
+	}
+	out = append([]v1.Descriptor{}, layers...)
+	for i, l := range out {
+		if o.Compression == "none" || l.Digest != diffIDs[i] {
+			continue
+		}
+		o.Progress(Event{Digest: l.Digest, Stage: Preparing})
+		d, err := s.compress(ctx, lease, l.Digest, o.Compression, manifest)
+		if err != nil {
+			return nil, false, fmt.Errorf("compress layer %s: %w", l.Digest, err)
+		}
+		d.Annotations = l.Annotations
+		out[i], changed = d, true
+	}
+	return out, changed, nil
 }
 
 // restate makes every name of one manifest a name of another, which is the same
