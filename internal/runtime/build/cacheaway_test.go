@@ -530,3 +530,30 @@ func TestCacheRequest(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a config says, no layer is named that the manifest does not have.
+func FuzzReadCache(f *testing.F) {
+	hash := "sha256:" + strings.Repeat("ab", 32)
+	key := strings.Repeat("0", 64)
+	for _, seed := range []string{
+		`{"rootfs":{"diff_ids":["` + hash + `"]},"dev.skiff.build.cache.v1":{"steps":[{"key":"` + key + `","layer":0,"created":"2026-01-01T00:00:00Z"}]}}`,
+		`{"rootfs":{"diff_ids":[null]},"dev.skiff.build.cache.v1":{"steps":[{"key":"` + key + `"}]}}`,
+		`{"dev.skiff.build.cache.v1":null}`, `[]`, ``,
+	} {
+		f.Add([]byte(seed), 1)
+	}
+	f.Fuzz(func(t *testing.T, config []byte, layers int) {
+		steps, diffIDs, err := readCache(config, layers)
+		if err != nil {
+			return
+		}
+		if len(diffIDs) != layers {
+			t.Errorf("%d diff IDs for %d layers", len(diffIDs), layers)
+		}
+		for _, s := range steps {
+			if len(s.Key) != 64 || s.Layer != nil && (*s.Layer < 0 || *s.Layer >= layers) {
+				t.Errorf("%+v", s)
+			}
+		}
+	})
+}

@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 )
 
 // Parcel is a manifest that goes elsewhere without being an image of the store.
@@ -102,15 +103,20 @@ func (s *Store) WriteParcel(ctx context.Context, dir, tag string, p Parcel, o Pu
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755); err != nil {
+		return err
+	}
+	unlock, err := lockLayout(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	index, err := readIndex(dir)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, ErrNotFound) {
 		index, err = &v1.IndexManifest{}, nil
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755); err != nil {
-		return err
 	}
 	for _, d := range append(ready.blobs(), ready.desc) {
 		if err := s.copyBlob(ctx, d, filepath.Join(dir, blobName(d.Digest))); err != nil {
@@ -139,7 +145,7 @@ func (s *Store) WriteParcel(ctx context.Context, dir, tag string, p Parcel, o Pu
 	if err := writeAtomic(filepath.Join(dir, "index.json"), data); err != nil {
 		return err
 	}
-	for _, f := range []string{"oci-layout", "index.json"} { // others may read it, as a layout is there to be passed on
+	for _, f := range []string{"oci-layout", "index.json"} { // a layout is there to be read by others
 		if err := os.Chmod(filepath.Join(dir, f), 0o644); err != nil {
 			return err
 		}
@@ -148,6 +154,19 @@ func (s *Store) WriteParcel(ctx context.Context, dir, tag string, p Parcel, o Pu
 		return nil
 	}
 	return dropOld(dir, old, ready)
+}
+
+// lockLayout waits until nobody else writes to a layout directory. Where its file system
+// has no locks, there is none.
+func lockLayout(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	return func() { f.Close() }, nil
 }
 
 // copyBlob writes a blob of the store to a file, unless that is there.

@@ -146,10 +146,13 @@ func (s *Store) compressLayers(ctx context.Context, lease *Lease, layers []v1.De
 		if o.Compression == "none" || l.Digest != diffIDs[i] {
 			continue
 		}
-		o.Progress(Event{Digest: l.Digest, Stage: Preparing})
-		d, err := s.compress(ctx, lease, l.Digest, o.Compression, manifest)
-		if err != nil {
-			return nil, false, fmt.Errorf("compress layer %s: %w", l.Digest, err)
+		as := compression{l.Digest, o.Compression, manifest}
+		d, ok := s.compressedBefore(lease, as)
+		if !ok {
+			o.Progress(Event{Digest: l.Digest, Stage: Preparing})
+			if d, err = s.compress(ctx, lease, as); err != nil {
+				return nil, false, fmt.Errorf("compress layer %s: %w", l.Digest, err)
+			}
 		}
 		d.Annotations = l.Annotations
 		out[i], changed = d, true
@@ -180,9 +183,30 @@ func (s *Store) restate(old v1.Hash, desc v1.Descriptor) error {
 	return s.save(entries)
 }
 
+// compression is a blob that is compressed, how (gzip or zstd), and for a manifest of
+// which media type.
+type compression struct {
+	blob     v1.Hash
+	how      string
+	manifest types.MediaType
+}
+
+// compressedBefore is what compress made of the same, if that is still there; lease
+// then holds it.
+func (s *Store) compressedBefore(lease *Lease, c compression) (v1.Descriptor, bool) {
+	s.mu.Lock()
+	d, ok := s.compressions[c]
+	s.mu.Unlock()
+	if !ok {
+		return d, false
+	}
+	lease.Hold(d.Digest)
+	return d, s.HasBlob(d.Digest)
+}
+
 // compress stores a blob compressed. The same content gives the same bytes.
-func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how string, manifest types.MediaType) (v1.Descriptor, error) {
-	f, err := s.OpenBlob(blob)
+func (s *Store) compress(ctx context.Context, lease *Lease, c compression) (v1.Descriptor, error) {
+	f, err := s.OpenBlob(c.blob)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -195,7 +219,7 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 	var z io.WriteCloser
 	mt := types.OCILayer
 	switch {
-	case how == "zstd":
+	case c.how == "zstd":
 		// One goroutine: where frames are cut depends on how many work.
 		if z, err = zstd.NewWriter(w, zstd.WithEncoderConcurrency(1)); err != nil {
 			return v1.Descriptor{}, err
@@ -203,7 +227,7 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 		mt = types.OCILayerZStd
 	default:
 		z = gzip.NewWriter(w)
-		if strings.HasPrefix(string(manifest), "application/vnd.docker.") {
+		if strings.HasPrefix(string(c.manifest), "application/vnd.docker.") {
 			mt = types.DockerLayer
 		}
 	}
@@ -214,5 +238,12 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 		return v1.Descriptor{}, err
 	}
 	h, err := w.Commit(v1.Hash{})
-	return v1.Descriptor{MediaType: mt, Digest: h, Size: w.Size()}, err
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	d := v1.Descriptor{MediaType: mt, Digest: h, Size: w.Size()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.compressions[c] = d
+	return d, nil
 }
