@@ -15,6 +15,11 @@
 // restarts and the removal of images; Prune drops those long unused. An image
 // whose steps all come from the cache has the same ID as before.
 //
+// The keys are the same wherever the same is built, so that a cache can travel: in the
+// config of an image, or of a manifest that is nothing else, the keys stand beside the
+// layers that they found (CacheTo), and a store that lacks a record takes it and its
+// layer from there (CacheFrom).
+//
 // # Different from Docker
 //
 // docs/dockerfile.md lists every instruction and flag, and what is refused and

@@ -161,7 +161,10 @@ func TestCacheInline(t *testing.T) {
 	if !strings.Contains(rawConfig(t, b, again), cacheField) || strings.Contains(rawConfig(t, b, again), "moby.buildkit") {
 		t.Errorf("config: %s", rawConfig(t, b, again))
 	}
-	// From now on the store has it itself, over a restart, and the layers as they were fetched.
+	// From now on the store has it itself, over a restart and without the image.
+	if err := b.images.Remove(t.Context(), again.ID); err != nil {
+		t.Fatal(err)
+	}
 	b.close(t)
 	b.open(t)
 	reg.fetched()
@@ -432,7 +435,7 @@ func TestCacheHostile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps, _, err := readCache(src.Config, len(src.Layers))
+	steps, _, err := parseCache(src.Config, len(src.Layers))
 	if err != nil || len(steps) != 1 {
 		t.Fatal(steps, err)
 	}
@@ -532,7 +535,7 @@ func TestCacheRequest(t *testing.T) {
 }
 
 // Whatever a config says, no layer is named that the manifest does not have.
-func FuzzReadCache(f *testing.F) {
+func FuzzParseCache(f *testing.F) {
 	hash := "sha256:" + strings.Repeat("ab", 32)
 	key := strings.Repeat("0", 64)
 	for _, seed := range []string{
@@ -543,7 +546,7 @@ func FuzzReadCache(f *testing.F) {
 		f.Add([]byte(seed), 1)
 	}
 	f.Fuzz(func(t *testing.T, config []byte, layers int) {
-		steps, diffIDs, err := readCache(config, layers)
+		steps, diffIDs, err := parseCache(config, layers)
 		if err != nil {
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -78,14 +79,29 @@ var keyRE = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // errNoCache is that an image carries no cache.
 var errNoCache = errors.New("it carries no cache: build it with --cache-to")
 
-// readCache reads the cache that a config carries, and its layers' diff IDs, of which
-// there must be so many. Whatever the config says, the result names none but these.
-func readCache(config []byte, layers int) ([]travelStep, []v1.Hash, error) {
+// remoteCache is a cache that was read.
+type remoteCache struct {
+	*image.Elsewhere
+	name    string
+	steps   []travelStep
+	diffIDs []v1.Hash // of its layers
+	lost    bool      // it is not asked any more; imports.mu guards it
+}
+
+// newRemoteCache reads what an image elsewhere carries of a cache.
+func newRemoteCache(name string, e *image.Elsewhere) (*remoteCache, error) {
+	steps, diffIDs, err := parseCache(e.Config, len(e.Layers))
+	return &remoteCache{Elsewhere: e, name: name, steps: steps, diffIDs: diffIDs}, err
+}
+
+// parseCache reads the cache that a config carries, and its layers' diff IDs, of which
+// there must be so many. Whatever the config says, steps name none but these.
+func parseCache(config []byte, layers int) ([]travelStep, []v1.Hash, error) {
 	var c struct {
 		RootFS struct {
 			DiffIDs []v1.Hash `json:"diff_ids"`
 		} `json:"rootfs"`
-		Cache *travelling `json:"dev.skiff.build.cache.v1"`
+		Cache *travelling `json:"dev.skiff.build.cache.v1"` // cacheField
 	}
 	if err := json.Unmarshal(config, &c); err != nil {
 		return nil, nil, fmt.Errorf("%w: config: %w", image.ErrCorrupt, err)
@@ -111,22 +127,50 @@ func readCache(config []byte, layers int) ([]travelStep, []v1.Hash, error) {
 type imports struct {
 	mu      sync.Mutex
 	offers  map[string][]offer // by key, in the order of the flags
-	refused bool
+	refused bool               // something was fetched and not taken, or may have been
 }
 
 // offer is what one cache has for a key.
 type offer struct {
 	from    *remoteCache
 	layer   int // -1 where the instruction changed nothing
-	diffID  v1.Hash
 	created time.Time
 }
 
-// remoteCache is a cache that was read.
-type remoteCache struct {
-	*image.Elsewhere
-	name string
-	lost bool // it is not asked any more
+func (im *imports) add(c *remoteCache) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.offers == nil {
+		im.offers = map[string][]offer{}
+	}
+	for _, s := range c.steps {
+		o := offer{from: c, layer: -1, created: s.Created}
+		if s.Layer != nil {
+			o.layer = *s.Layer
+		}
+		im.offers[s.Key] = append(im.offers[s.Key], o)
+	}
+}
+
+// next is the first offer for a key of a cache that is still asked.
+func (im *imports) next(key string) (offer, bool) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for _, o := range im.offers[key] {
+		if !o.from.lost {
+			return o, true
+		}
+	}
+	return offer{}, false
+}
+
+// lose asks a cache no more; first tells whether it was asked until now.
+func (im *imports) lose(c *remoteCache) (first bool) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	first = !c.lost
+	c.lost, im.refused = true, true
+	return first
 }
 
 // readCaches learns what the caches of --cache-from have. One that cannot be had is
@@ -135,16 +179,18 @@ func (r *run) readCaches(ctx context.Context) error {
 	if r.req.NoCache {
 		return nil
 	}
-	for _, c := range r.req.CacheFrom {
-		n := r.begin("importing cache manifest from " + c.String())
-		err := r.readCache(ctx, c)
+	for _, from := range r.req.CacheFrom {
+		n := r.begin("importing cache manifest from " + from.String())
+		c, err := r.findCache(ctx, from)
 		r.end(ctx, n, false, err)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			r.warnCache(c.String(), err)
+			r.warnCache(from.String(), err)
+			continue
 		}
+		r.imports.add(c)
 	}
 	return nil
 }
@@ -153,28 +199,7 @@ func (r *run) warnCache(name string, err error) {
 	r.req.Progress.Warn("--cache-from "+name, 0, err.Error())
 }
 
-func (r *run) readCache(ctx context.Context, c CacheFrom) error {
-	e, steps, diffIDs, err := r.findCache(ctx, c)
-	if err != nil {
-		return err
-	}
-	src := &remoteCache{Elsewhere: e, name: c.String()}
-	r.imports.mu.Lock()
-	defer r.imports.mu.Unlock()
-	if r.imports.offers == nil {
-		r.imports.offers = map[string][]offer{}
-	}
-	for _, s := range steps {
-		o := offer{from: src, layer: -1, created: s.Created}
-		if s.Layer != nil {
-			o.layer, o.diffID = *s.Layer, diffIDs[*s.Layer]
-		}
-		r.imports.offers[s.Key] = append(r.imports.offers[s.Key], o)
-	}
-	return nil
-}
-
-func (r *run) findCache(ctx context.Context, c CacheFrom) (*image.Elsewhere, []travelStep, []v1.Hash, error) {
+func (r *run) findCache(ctx context.Context, c CacheFrom) (*remoteCache, error) {
 	images := r.b.deps.Images
 	if c.Type == "local" {
 		tag := c.Tag
@@ -183,15 +208,15 @@ func (r *run) findCache(ctx context.Context, c CacheFrom) (*image.Elsewhere, []t
 		}
 		e, err := images.LookLayout(ctx, c.Src, tag, c.Digest)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
-		steps, diffIDs, err := readCache(e.Config, len(e.Layers))
-		return e, steps, diffIDs, err
+		return newRemoteCache(c.String(), e)
 	}
+	// An image that is here serves only if a cache is in it.
 	if img, err := images.Resolve(ctx, c.Ref); err == nil && !r.req.Pull {
 		if e, err := images.LookHere(ctx, img); err == nil {
-			if steps, diffIDs, err := readCache(e.Config, len(e.Layers)); err == nil {
-				return e, steps, diffIDs, nil
+			if known, err := newRemoteCache(c.String(), e); err == nil {
+				return known, nil
 			}
 		}
 	}
@@ -201,10 +226,9 @@ func (r *run) findCache(ctx context.Context, c CacheFrom) (*image.Elsewhere, []t
 	}
 	e, err := images.Look(ctx, c.Ref, v1.Platform{OS: r.platform.os, Architecture: r.platform.arch, Variant: r.platform.variant}, access)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	steps, diffIDs, err := readCache(e.Config, len(e.Layers))
-	return e, steps, diffIDs, err
+	return newRemoteCache(c.String(), e)
 }
 
 // imported is what a cache from elsewhere has for a key: its layer is fetched and
@@ -212,15 +236,10 @@ func (r *run) findCache(ctx context.Context, c CacheFrom) (*image.Elsewhere, []t
 // A cache of which that fails is not asked again. The error is that ctx ended, or
 // that the store cannot be written.
 func (s *step) imported(ctx context.Context, key string) (record, bool, error) {
-	s.imports.mu.Lock()
-	offers := s.imports.offers[key]
-	s.imports.mu.Unlock()
-	for _, o := range offers {
-		s.imports.mu.Lock()
-		lost := o.from.lost
-		s.imports.mu.Unlock()
-		if lost {
-			continue
+	for {
+		o, ok := s.imports.next(key)
+		if !ok {
+			return record{}, false, nil
 		}
 		rec, err := s.accept(ctx, o)
 		if err == nil {
@@ -229,15 +248,10 @@ func (s *step) imported(ctx context.Context, key string) (record, bool, error) {
 		if ctx.Err() != nil {
 			return record{}, false, context.Cause(ctx)
 		}
-		s.imports.mu.Lock()
-		warned := o.from.lost
-		o.from.lost, s.imports.refused = true, true
-		s.imports.mu.Unlock()
-		if !warned {
-			s.warnCache(o.from.name, fmt.Errorf("not used any more: %w", err))
+		if s.imports.lose(o.from) {
+			s.warnCache(o.from.name, fmt.Errorf("not asked any more: %w", err))
 		}
 	}
-	return record{}, false, nil
 }
 
 func (s *step) accept(ctx context.Context, o offer) (record, error) {
@@ -245,18 +259,19 @@ func (s *step) accept(ctx context.Context, o offer) (record, error) {
 	if o.layer < 0 {
 		return rec, nil
 	}
-	s.lease.Hold(o.diffID)
-	d, size, err := o.from.Layer(ctx, s.lease, o.layer, o.diffID)
+	diffID := o.from.diffIDs[o.layer]
+	s.lease.Hold(diffID)
+	d, size, err := o.from.Layer(ctx, s.lease, o.layer, diffID)
 	if err != nil {
 		return rec, err
 	}
 	rec.Layer = &d
-	if d.Digest != o.diffID {
-		rec.Unpacked = &unpacked{DiffID: o.diffID, Size: size}
+	if d.Digest != diffID {
+		rec.Unpacked = &unpacked{DiffID: diffID, Size: size}
 	}
 	top := *s.image()
-	top.DiffIDs = append(append([]v1.Hash{}, top.DiffIDs...), o.diffID)
-	top.Layers = append(append([]v1.Descriptor{}, top.Layers...), d)
+	top.DiffIDs = append(slices.Clone(top.DiffIDs), diffID)
+	top.Layers = append(slices.Clone(top.Layers), d)
 	return rec, s.b.deps.Snapshots.Unpack(ctx, &top)
 }
 
