@@ -214,7 +214,7 @@ func TestCacheFromStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	reg.fail(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }) // nobody is asked
-	img := e.mustBuild(t, df, nil, cacheFrom(CacheFrom{Type: "registry", Ref: "app:1"}), cacheTo(CacheTo{Type: "inline"}))
+	img := e.mustBuild(t, df, nil, cacheFrom(CacheFrom{Type: "registry", Ref: "app:1"}), args(argInline, "1"))
 	if e.ran() != "" || img.ID != first.ID || len(e.log.warned) > 0 {
 		t.Errorf("ran %q, warned %v", e.ran(), e.log.warned)
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strconv"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -86,7 +88,7 @@ func (r *Request) checkCaches() error {
 			return err
 		}
 	}
-	if r.inlineCache() && r.Output.filesOnly() {
+	if slices.ContainsFunc(r.CacheTo, inline) && r.Output.filesOnly() {
 		return fmt.Errorf("--cache-to: type=inline needs an image to be in, and output type %s has none", r.Output.Type)
 	}
 	return nil
@@ -99,20 +101,20 @@ func (r *Request) cacheSteps() int {
 		n = len(r.CacheFrom)
 	}
 	for _, c := range r.CacheTo {
-		if c.Type != "inline" {
+		if !inline(c) {
 			n++
 		}
 	}
 	return n
 }
 
+func inline(c CacheTo) bool { return c.Type == "inline" }
+
+// inlineCache tells whether the image gets its cache: also by the argument that docker
+// has for it.
 func (r *Request) inlineCache() bool {
-	for _, c := range r.CacheTo {
-		if c.Type == "inline" {
-			return true
-		}
-	}
-	return false
+	arg, err := strconv.ParseBool(r.Args[argInline])
+	return slices.ContainsFunc(r.CacheTo, inline) || err == nil && arg
 }
 
 // travel lists results, each key once, with layers by their place in diffIDs.
@@ -181,7 +183,7 @@ func (r *run) parcel(made []madeBy) (image.Parcel, error) {
 // that the image is.
 func (r *run) writeCaches(ctx context.Context, st *stage) error {
 	for _, c := range r.req.CacheTo {
-		if c.Type == "inline" {
+		if inline(c) {
 			continue // the config has it
 		}
 		n := r.begin("exporting cache to " + c.String())

@@ -94,13 +94,14 @@ func (r *run) tempDir() (string, error) {
 }
 
 // ownArgs are arguments that the builder itself takes, without ARG.
-var ownArgs = []string{argCacheNamespace, argHostname, argCheck, argEpoch}
+var ownArgs = []string{argCacheNamespace, argHostname, argCheck, argEpoch, argInline}
 
 const (
 	argCacheNamespace = "BUILDKIT_CACHE_MOUNT_NS"
 	argHostname       = "BUILDKIT_SANDBOX_HOSTNAME"
 	argCheck          = "BUILDKIT_DOCKERFILE_CHECK"
 	argEpoch          = "SOURCE_DATE_EPOCH"
+	argInline         = "BUILDKIT_INLINE_CACHE"
 )
 
 func (r *run) warnUnusedArgs() {
