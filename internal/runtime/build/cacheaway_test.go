@@ -204,6 +204,31 @@ func TestCacheInline(t *testing.T) {
 	}
 }
 
+// Layers that remove, replace and link what is below them, and those that do not depend
+// on it, are the same where they come to.
+func TestCacheLayers(t *testing.T) {
+	reg := serveAway(t)
+	a, b := reg.machine(t), reg.machine(t)
+	df := "FROM busybox\nRUN rm /etc/group && ln /etc/passwd /etc/hard && rm -r /usr && mkdir /usr && echo x > /usr/x\n" +
+		"COPY --link f /linked/f\nADD a.tar /a/\nRUN chown 3:4 /linked/f && mknod /null c 1 3\n"
+	files := map[string]string{"f": "f", "a.tar": tarOf("in/f", "f")}
+	to := CacheTo{Type: "registry", Ref: reg.host + "/team/cache:1"}
+	dirs := []string{"/etc", "/usr", "/linked", "/a"}
+	first := a.mustBuild(t, df, files, cacheTo(to))
+	again := b.mustBuild(t, df, files, cacheFrom(CacheFrom{Type: "registry", Ref: to.Ref}))
+	if b.ran() != "" || again.ID != first.ID {
+		t.Errorf("ran %q", b.ran())
+	}
+	if got, want := b.tree(t, again, dirs...), a.tree(t, first, dirs...); got != want || strings.Contains(got, "/etc/group") || !strings.Contains(got, "/usr/x = x") {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	// A command on top of them, which mounts them.
+	img := b.mustBuild(t, df+"RUN stat -c '%u:%g %h' /linked/f /etc/hard > /stat\n", files)
+	if got := b.read(t, img, "/stat"); b.ran() != "RUN stat -c '%u:%g %h' /linked/f /etc/hard > /stat" || got != "3:4 1\n0:0 2\n" {
+		t.Errorf("ran %q: %q", b.ran(), got)
+	}
+}
+
 // docker's classic --cache-from IMAGE: an image of the store itself.
 func TestCacheFromStored(t *testing.T) {
 	reg := serveAway(t)
