@@ -35,8 +35,33 @@ type BuildRequest struct {
 	// OutputType and OutputDest take the result elsewhere than into the store.
 	OutputType string `json:"outputType,omitempty"`
 	OutputDest string `json:"outputDest,omitempty"`
+	// CacheFrom and CacheTo are caches that others read or made.
+	CacheFrom []CacheFrom `json:"cacheFrom,omitempty"`
+	CacheTo   []CacheTo   `json:"cacheTo,omitempty"`
 	// Check builds nothing: the checks of the Dockerfile are warnings.
 	Check bool `json:"check,omitempty"`
+}
+
+// CacheFrom is a cache that a build reads. The fields are those of build.CacheFrom.
+type CacheFrom struct {
+	Type   string `json:"type"`
+	Ref    string `json:"ref,omitempty"`
+	Src    string `json:"src,omitempty"`
+	Tag    string `json:"tag,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	Auth   *Auth  `json:"auth,omitempty"`
+}
+
+// CacheTo is where a build's results go. The fields are those of build.CacheTo.
+type CacheTo struct {
+	Type        string `json:"type"`
+	Ref         string `json:"ref,omitempty"`
+	Dest        string `json:"dest,omitempty"`
+	Tag         string `json:"tag,omitempty"`
+	Mode        string `json:"mode,omitempty"`
+	Compression string `json:"compression,omitempty"`
+	IgnoreError bool   `json:"ignoreError,omitempty"`
+	Auth        *Auth  `json:"auth,omitempty"`
 }
 
 // BuildEvent is one line of a build's progress. One of its fields is set, Excerpt

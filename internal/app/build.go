@@ -64,6 +64,17 @@ func buildRequest(req admin.BuildRequest, p build.Progress) build.Request {
 	if req.OutputType != "" {
 		out.Output = &build.Output{Type: req.OutputType, Dest: req.OutputDest}
 	}
+	for _, c := range req.CacheFrom {
+		out.CacheFrom = append(out.CacheFrom, build.CacheFrom{
+			Type: c.Type, Ref: c.Ref, Src: c.Src, Tag: c.Tag, Digest: c.Digest, Auth: registryAuth(c.Auth),
+		})
+	}
+	for _, c := range req.CacheTo {
+		out.CacheTo = append(out.CacheTo, build.CacheTo{
+			Type: c.Type, Ref: c.Ref, Dest: c.Dest, Tag: c.Tag, Mode: c.Mode, Compression: c.Compression,
+			IgnoreError: c.IgnoreError, Auth: registryAuth(c.Auth),
+		})
+	}
 	return out
 }
 

@@ -43,6 +43,14 @@ func (p *layerProgress) take() []admin.LayerEvent {
 // progressPeriod is how often progress is told.
 const progressPeriod = 100 * time.Millisecond
 
+// registryAuth are credentials as the image store has them; nil for none.
+func registryAuth(a *admin.Auth) *image.Auth {
+	if a == nil {
+		return nil
+	}
+	return &image.Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
+}
+
 // transfer runs a pull or push and sends its progress as lines of JSON.
 func transfer(w http.ResponseWriter, r *http.Request, run func(context.Context, admin.TransferRequest, image.Access, image.Progress) (*admin.Transfer, error)) {
 	var req admin.TransferRequest
@@ -50,10 +58,7 @@ func transfer(w http.ResponseWriter, r *http.Request, run func(context.Context, 
 		http.Error(w, "request: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	access := image.Access{Insecure: req.Insecure}
-	if a := req.Auth; a != nil {
-		access.Auth = &image.Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
-	}
+	access := image.Access{Insecure: req.Insecure, Auth: registryAuth(req.Auth)}
 	p := &layerProgress{latest: map[string]admin.LayerEvent{}}
 	type result struct {
 		done *admin.Transfer

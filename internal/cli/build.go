@@ -21,7 +21,7 @@ import (
 type buildFlags struct {
 	file, progress, iidFile, metadataFile, call, shmSize     string
 	args, labels, annotations, secrets, ssh, contexts, hosts []string
-	allow, outputs                                           []string
+	allow, outputs, cacheFrom, cacheTo                       []string
 	quiet, check, load, push                                 bool
 }
 
@@ -37,7 +37,9 @@ the Dockerfile from standard input, without a context. docs/dockerfile.md lists
 what of the language and of docker's flags there is.`,
 		Example: `  skiff build -t web:1 .
   skiff build --secret id=token,env=TOKEN --target test .
-  skiff build -o out .     # the files of the last stage, into a directory`,
+  skiff build -o out .     # the files of the last stage, into a directory
+  skiff build --push -t registry.example.com/app:1 --cache-from registry.example.com/app:cache \
+    --cache-to type=registry,ref=registry.example.com/app:cache,mode=max .`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."
@@ -45,6 +47,9 @@ what of the language and of docker's flags there is.`,
 				dir = args[0]
 			}
 			if err := b.fill(&req, dir, os.Stdin); err != nil {
+				return err
+			}
+			if err := c.cacheCredentials(cmd.Context(), &req); err != nil {
 				return err
 			}
 			return c.runBuild(cmd.Context(), req, b)
@@ -63,6 +68,8 @@ what of the language and of docker's flags there is.`,
 	f.StringArrayVar(&b.contexts, "build-context", nil, "NAME=DIRECTORY|docker-image://IMAGE: a further context")
 	f.BoolVar(&req.NoCache, "no-cache", false, "run every instruction")
 	f.StringSliceVar(&req.NoCacheFilter, "no-cache-filter", nil, "stages whose instructions all run")
+	f.StringArrayVar(&b.cacheFrom, "cache-from", nil, "IMAGE, type=registry,ref=IMAGE or type=local,src=DIRECTORY: take results from what --cache-to wrote")
+	f.StringArrayVar(&b.cacheTo, "cache-to", nil, "type=inline (into the image), type=registry,ref=IMAGE or type=local,dest=DIRECTORY; with mode=max the results of all stages")
 	f.BoolVar(&req.Pull, "pull", false, "ask registries for base images even where they are stored")
 	f.StringArrayVarP(&b.outputs, "output", "o", nil, "type=local|tar|oci|docker,dest=PATH, or a directory, or - for a tar on standard output")
 	f.BoolVar(&b.load, "load", true, "put the image into the store: what happens anyway")
@@ -120,6 +127,12 @@ func (b *buildFlags) fill(req *admin.BuildRequest, dir string, stdin io.Reader) 
 	}
 	if req.ShmSize, err = byteSize(b.shmSize); err != nil {
 		return fmt.Errorf("--shm-size %q: %w", b.shmSize, err)
+	}
+	if req.CacheFrom, err = cacheSources(b.cacheFrom); err != nil {
+		return err
+	}
+	if req.CacheTo, err = cacheTargets(b.cacheTo); err != nil {
+		return err
 	}
 	for _, a := range b.allow {
 		switch a {

@@ -49,6 +49,14 @@ func (f *fakeLocal) Images(context.Context, host.Instance) (http.Handler, func()
 	return mux, func() error { return nil }, nil
 }
 
+// Credentials has a user of each reference's own name.
+func (f *fakeLocal) Credentials(_ context.Context, ref string) (*admin.Auth, error) {
+	if strings.HasPrefix(ref, "helper/") {
+		return nil, errors.New("no helper")
+	}
+	return &admin.Auth{Username: ref}, nil
+}
+
 func (f *fakeLocal) BuildProgress(_ io.Writer, mode string) (admin.BuildProgress, error) {
 	f.mode = mode
 	return quietProgress{}, nil
@@ -128,6 +136,20 @@ func TestBuildFlags(t *testing.T) {
 		{[]string{"--allow", "security.insecure", "--network", "none", "--add-host", "h:192.0.2.1", "--add-host", "v6=[2001:db8::1]", "--shm-size", "1m"}, func(r *req) {
 			r.Insecure, r.Network, r.Hosts, r.ShmSize = true, "none", map[string]string{"h": "192.0.2.1", "v6": "2001:db8::1"}, 1<<20
 		}},
+		{[]string{"--cache-from", "a:1,b", "--cache-from", "type=registry,ref=c", "--cache-from", "type=local,src=cache,tag=t", "--cache-from", "type=local,src=cache,digest=sha256:0"}, func(r *req) {
+			r.CacheFrom = []admin.CacheFrom{
+				{Type: "registry", Ref: "a:1", Auth: &admin.Auth{Username: "a:1"}}, {Type: "registry", Ref: "b", Auth: &admin.Auth{Username: "b"}},
+				{Type: "registry", Ref: "c", Auth: &admin.Auth{Username: "c"}},
+				{Type: "local", Src: dir + "/cache", Tag: "t"}, {Type: "local", Src: dir + "/cache", Digest: "sha256:0"},
+			}
+		}},
+		{[]string{"--cache-to", "a:1", "--cache-to", "type=inline", "--cache-to", "type=registry,ref=c,mode=max,compression=uncompressed,ignore-error=true,oci-mediatypes=true,image-manifest=true", "--cache-to", "type=local,dest=cache,tag=t,compression=zstd"}, func(r *req) {
+			r.CacheTo = []admin.CacheTo{
+				{Type: "registry", Ref: "a:1", Auth: &admin.Auth{Username: "a:1"}}, {Type: "inline"},
+				{Type: "registry", Ref: "c", Mode: "max", Compression: "none", IgnoreError: true, Auth: &admin.Auth{Username: "c"}},
+				{Type: "local", Dest: dir + "/cache", Tag: "t", Compression: "zstd"},
+			}
+		}},
 		{[]string{"-o", "out"}, func(r *req) { r.OutputType, r.OutputDest = "local", dir+"/out" }},
 		{[]string{"-o", "type=oci,dest=x.tar"}, func(r *req) { r.OutputType, r.OutputDest = "oci", dir+"/x.tar" }},
 		{[]string{"-o", "type=image,name=n:1"}, func(r *req) { r.Tags = []string{"n:1"} }},
@@ -148,6 +170,26 @@ func TestBuildFlags(t *testing.T) {
 	}
 
 	for want, args := range map[string][]string{
+		`--cache-from "type=gha": type "gha" is not supported, being a service's own: must be registry or local`: {"--cache-from", "type=gha"},
+		`--cache-from "type=registry": type=registry needs ref=REFERENCE`:                                        {"--cache-from", "type=registry"},
+		`--cache-from "type=local": type=local needs src=DIRECTORY`:                                              {"--cache-from", "type=local"},
+		`--cache-from "ref=a": type is missing: must be registry or local`:                                       {"--cache-from", "ref=a"},
+		`--cache-from "type=local,src=a,mode=max": type=local has no key "mode" (there are src, tag, digest)`:    {"--cache-from", "type=local,src=a,mode=max"},
+		`--cache-from "a,": a reference is empty`:                                                                {"--cache-from", "a,"},
+		`--cache-from "type=local,src": field "src" must be KEY=VALUE`:                                           {"--cache-from", "type=local,src"},
+		`type "x": must be registry or local`:                                                                    {"--cache-from", "type=x"},
+		`type "s3" is not supported`:                                                                             {"--cache-to", "type=s3,ref=x"},
+		`unknown key "bucket"`:                                                                                   {"--cache-to", "type=s3,bucket=b"},
+		`type=registry needs ref=REFERENCE`:                                                                      {"--cache-to", "type=registry,mode=max"},
+		`type=local needs dest=DIRECTORY`:                                                                        {"--cache-to", "type=local"},
+		`mode "most": must be min or max`:                                                                        {"--cache-to", "type=registry,ref=a,mode=most"},
+		`type=inline has mode=min alone`:                                                                         {"--cache-to", "type=inline,mode=max"},
+		`compression "estargz": must be gzip, zstd or uncompressed`:                                              {"--cache-to", "type=registry,ref=a,compression=estargz"},
+		`image-manifest=false: must be true`:                                                                     {"--cache-to", "type=registry,ref=a,image-manifest=false"},
+		`ignore-error=maybe: must be true or false`:                                                              {"--cache-to", "type=registry,ref=a,ignore-error=maybe"},
+		`--cache-from helper/x: no helper`:                                                                       {"--cache-from", "helper/x"},
+		`--cache-to helper/x: no helper`:                                                                         {"--cache-to", "helper/x"},
+
 		"must be a directory":            {"nothing"},
 		"a repository or URL as":         {"https://example.com/x.git"},
 		"must be NAME=VALUE":             {"--build-arg", "=x"},

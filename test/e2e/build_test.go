@@ -49,7 +49,7 @@ func TestBuild(t *testing.T) {
 	}
 	pushed(t, c, dir)
 	interrupted(t, c, dir)
-	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 2 steps and 1 cache mounts") {
+	if out, err := c.skiff("build", "prune", "-a"); err != nil || !strings.Contains(out, "Removed 3 steps and 1 cache mounts") {
 		t.Errorf("prune: %v\n%s", err, out)
 	}
 }
@@ -90,6 +90,7 @@ func pushed(t *testing.T, c *cluster, dir string) {
 	if out, err := c.skiff("image", "rm", host+"/team/app@"+digest); err != nil {
 		t.Errorf("rm: %v\n%s", err, out)
 	}
+	cached(t, c, dir, host+"/team/cache", config)
 	if err := os.Remove(config + "/config.json"); err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +100,34 @@ func pushed(t *testing.T, c *cluster, dir string) {
 	if out, err := c.skiff("image", "rm", host+"/team/app:3"); err != nil {
 		t.Errorf("what was built is there: %v\n%s", err, out)
 	}
+}
+
+// cached builds in an empty store what another has pushed the cache of.
+func cached(t *testing.T, c *cluster, dir, ref, config string) {
+	other := reserve(t, "build-other")
+	other.importBusybox()
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM busybox:1\nRUN cat /proc/sys/kernel/random/uuid > /id\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := func(c *cluster, want string, args ...string) string {
+		t.Helper()
+		files := t.TempDir()
+		cmd := c.command(append([]string{"build", "--progress", "plain", "-o", files}, append(args, dir)...)...)
+		cmd.Env = append(cmd.Environ(), "DOCKER_CONFIG="+config, "HOME="+config, "XDG_RUNTIME_DIR="+config)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), want) {
+			t.Fatalf("build %v: %v; want %q:\n%s", args, err, want, out)
+		}
+		id, err := os.ReadFile(filepath.Join(files, "id"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(id)
+	}
+	made := build(c, "exporting cache to registry "+ref, "--cache-to", "type=registry,ref="+ref+",mode=max")
+	if got := build(other, "CACHED", "--cache-from", ref); got != made {
+		t.Errorf("the command ran again: %s after %s", got, made)
+	}
+	build(other, "WARN: --cache-from "+ref+":none: ", "--cache-from", "type=registry,ref="+ref+":none")
 }
 
 // interrupted presses ^C in the middle of a command that has daemons.

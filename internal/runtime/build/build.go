@@ -15,6 +15,11 @@
 // restarts and the removal of images; Prune drops those long unused. An image
 // whose steps all come from the cache has the same ID as before.
 //
+// The keys are the same wherever the same is built, so that a cache can travel: in the
+// config of an image, or of a manifest that is nothing else, the keys stand beside the
+// layers that they found (CacheTo), and a store that lacks a record takes it and its
+// layer from there (CacheFrom).
+//
 // # Different from Docker
 //
 // docs/dockerfile.md lists every instruction and flag, and what is refused and
@@ -160,6 +165,10 @@ type Request struct {
 	ShmSize int64
 	// Output takes the result elsewhere than into the image store; may be nil.
 	Output *Output
+	// CacheFrom are further caches, which are asked in turn for what the store's own
+	// lacks; CacheTo are where the build's results go for others.
+	CacheFrom []CacheFrom
+	CacheTo   []CacheTo
 	// Auth gives credentials for a registry; may be nil.
 	Auth func(ref string) *image.Auth
 	// Progress hears what happens; may be nil.
@@ -223,6 +232,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 			return nil, err
 		}
 	}
+	if err := req.checkCaches(); err != nil {
+		return nil, err
+	}
 	for _, t := range req.Tags {
 		n, err := image.ParseName(t)
 		if err != nil {
@@ -236,6 +248,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 	if err != nil {
 		return nil, err
 	}
+	defer r.dropRefused(ctx)
 	defer r.lease.Release()
 	defer r.close()
 	defer r.keepLease()()
@@ -253,6 +266,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 	if err := r.check(); err != nil {
 		return nil, err
 	}
+	if err := r.readCaches(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.buildStages(ctx); err != nil {
 		return nil, err
 	}
@@ -268,9 +284,12 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 		return nil, err
 	}
 	if req.Output.filesOnly() {
-		return nil, r.writeFiles(ctx, st)
+		if err := r.writeFiles(ctx, st); err != nil {
+			return nil, err
+		}
+		return nil, r.writeCaches(ctx, st)
 	}
-	config, err := st.finish(b.now(), epoch)
+	config, err := st.finish(b.now(), epoch, req.inlineCache())
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +299,10 @@ func (b *Builder) Build(ctx context.Context, req Request) (*image.Image, error) 
 	if err != nil {
 		return nil, fmt.Errorf("store image: %w", err)
 	}
-	return img, r.writeImage(ctx, img)
+	if err := r.writeImage(ctx, img); err != nil {
+		return img, err
+	}
+	return img, r.writeCaches(ctx, st)
 }
 
 // start reads the Dockerfile. The caller releases the lease and closes the run.
@@ -292,6 +314,7 @@ func (b *Builder) start(req Request) (*run, error) {
 	r := &run{
 		b: b, req: req, file: file, platform: machinePlatform(), stages: make([]*stage, len(file.stages)), usedArgs: map[string]bool{},
 		images: map[string]*image.Image{}, contexts: map[string]*contextDir{}, triggering: map[instructions.Command]bool{},
+		total: req.cacheSteps(),
 	}
 	if req.Platform != "" {
 		if r.platform, err = parsePlatform(req.Platform); err != nil {

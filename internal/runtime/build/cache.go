@@ -22,10 +22,33 @@ import (
 // record is what the cache knows of an instruction.
 type record struct {
 	image.Ref // keeps the layer's blob
-	// Layer is the layer it made; nil where it changed nothing. Layers are not
-	// compressed: the digest is the diff ID.
+	// Layer is the layer it made; nil where it changed nothing.
 	Layer   *v1.Descriptor `json:"layer,omitempty"`
 	Created time.Time      `json:"created"`
+	// Unpacked is set where the layer came from elsewhere, compressed, as it may be
+	// there; what is made here is not, so that its digest is the diff ID.
+	Unpacked *unpacked `json:"unpacked,omitempty"`
+}
+
+// unpacked is what a compressed layer unpacks to.
+type unpacked struct {
+	DiffID v1.Hash `json:"diffID"`
+	Size   int64   `json:"size"` // bytes
+}
+
+// diffID is the digest of the layer without compression, and size its bytes.
+func (r *record) diffID() v1.Hash {
+	if r.Unpacked != nil {
+		return r.Unpacked.DiffID
+	}
+	return r.Layer.Digest
+}
+
+func (r *record) size() int64 {
+	if r.Unpacked != nil {
+		return r.Unpacked.Size
+	}
+	return r.Layer.Size
 }
 
 // digestOf hashes strings so that no two lists have one hash.
@@ -48,7 +71,7 @@ func (b *Builder) lookup(lease *image.Lease, key string) (record, bool) {
 		return record{}, false
 	}
 	if r.Layer != nil {
-		lease.Hold(r.Layer.Digest)
+		lease.Hold(r.Layer.Digest, r.diffID())
 		if !b.deps.Images.HasBlob(r.Layer.Digest) {
 			return record{}, false
 		}
@@ -63,6 +86,9 @@ func (b *Builder) lookup(lease *image.Lease, key string) (record, bool) {
 func (b *Builder) remember(key string, r record) error {
 	if r.Layer != nil {
 		r.Keep = []v1.Hash{r.Layer.Digest}
+		if r.Unpacked != nil { // the unpacked layer goes by that
+			r.Keep = append(r.Keep, r.Unpacked.DiffID)
+		}
 	}
 	data, err := json.Marshal(r)
 	if err != nil {

@@ -48,8 +48,9 @@ func written(fn func(*writer) error) func(snapshot.Rootfs) error {
 	}
 }
 
-// cachedOr puts the layer on the stage that the cache has under key, or else
-// what fn leaves in the upper directory of a rootfs on top of below.
+// cachedOr puts the layer on the stage that the cache has under key, this store's or
+// one from elsewhere, or else what fn leaves in the upper directory of a rootfs on top
+// of below.
 func (s *step) cachedOr(ctx context.Context, key, text string, below *image.Image, fn func(snapshot.Rootfs) error) (cached bool, err error) {
 	if !s.noCache {
 		// A build that does the same now is waited for.
@@ -58,8 +59,14 @@ func (s *step) cachedOr(ctx context.Context, key, text string, below *image.Imag
 			return false, err
 		}
 		defer unlock()
-		if rec, ok := s.b.lookup(s.lease, key); ok {
-			s.add(rec)
+		rec, ok := s.b.lookup(s.lease, key)
+		if !ok {
+			if rec, ok, err = s.imported(ctx, key); err != nil {
+				return false, err
+			}
+		}
+		if ok {
+			s.add(key, rec)
 			s.addHistory(text, rec.Layer == nil)
 			return true, nil
 		}
@@ -81,7 +88,7 @@ func (s *step) cachedOr(ctx context.Context, key, text string, below *image.Imag
 	if err := s.b.remember(key, rec); err != nil {
 		return false, err
 	}
-	s.add(rec)
+	s.add(key, rec)
 	s.addHistory(text, rec.Layer == nil)
 	return false, nil
 }

@@ -33,6 +33,8 @@ type run struct {
 	finding    keyed                         // images that are looked for, by name
 	total      int                           // steps, as far as known
 
+	imports imports // what caches from elsewhere know
+
 	mu       sync.Mutex              // guards what follows: stages are built side by side
 	images   map[string]*image.Image // that FROM and --from named
 	views    []view
@@ -92,13 +94,14 @@ func (r *run) tempDir() (string, error) {
 }
 
 // ownArgs are arguments that the builder itself takes, without ARG.
-var ownArgs = []string{argCacheNamespace, argHostname, argCheck, argEpoch}
+var ownArgs = []string{argCacheNamespace, argHostname, argCheck, argEpoch, argInline}
 
 const (
 	argCacheNamespace = "BUILDKIT_CACHE_MOUNT_NS"
 	argHostname       = "BUILDKIT_SANDBOX_HOSTNAME"
 	argCheck          = "BUILDKIT_DOCKERFILE_CHECK"
 	argEpoch          = "SOURCE_DATE_EPOCH"
+	argInline         = "BUILDKIT_INLINE_CACHE"
 )
 
 func (r *run) warnUnusedArgs() {
@@ -210,6 +213,13 @@ type stage struct {
 	args    []string // names of declared ARGs, in order
 	cmdSet  bool     // CMD was given in this stage
 	history []v1.History
+	made    []madeBy // what instructions put on top, of stages below too
+}
+
+// madeBy is the result of the instruction with a key.
+type madeBy struct {
+	key string
+	record
 }
 
 // image is the stage's layers as snapshots take them.
@@ -217,8 +227,9 @@ func (s *stage) image() *image.Image {
 	return &image.Image{Config: s.config, DiffIDs: s.config.RootFS.DiffIDs, Layers: s.layers}
 }
 
-// finish completes the config. epoch, where not zero, is when all of it was made.
-func (s *stage) finish(now, epoch time.Time) ([]byte, error) {
+// finish completes the config. epoch, where not zero, is when all of it was made;
+// inline puts the stage's cache into it.
+func (s *stage) finish(now, epoch time.Time, inline bool) ([]byte, error) {
 	c := s.config.DeepCopy()
 	created := s.created
 	if created.IsZero() {
@@ -236,14 +247,23 @@ func (s *stage) finish(now, epoch time.Time) ([]byte, error) {
 		c.History = append(c.History, h)
 	}
 	raw, err := json.Marshal(c)
-	if err != nil || s.startInterval == 0 || c.Config.Healthcheck == nil {
-		return raw, err
+	if err == nil && s.startInterval != 0 && c.Config.Healthcheck != nil {
+		raw, err = s.withStartInterval(raw)
 	}
+	if err == nil && inline {
+		raw, err = withCache(raw, s.made, c.RootFS.DiffIDs)
+	}
+	return raw, err
+}
+
+// withStartInterval puts into a config what v1.HealthConfig lacks.
+func (s *stage) withStartInterval(raw []byte) ([]byte, error) {
 	var all, conf, check map[string]json.RawMessage
 	if err := errors.Join(json.Unmarshal(raw, &all), json.Unmarshal(all["config"], &conf), json.Unmarshal(conf["Healthcheck"], &check)); err != nil {
 		return nil, err
 	}
 	check["StartInterval"] = json.RawMessage(fmt.Sprint(int64(s.startInterval)))
+	var err error
 	if conf["Healthcheck"], err = json.Marshal(check); err != nil {
 		return nil, err
 	}
@@ -312,23 +332,24 @@ func (s *stage) next() *stage {
 	n := &stage{
 		config: s.config.DeepCopy(), startInterval: s.startInterval, layers: append([]v1.Descriptor{}, s.layers...), size: s.size,
 		chain: s.chain, created: s.created, history: append([]v1.History{}, s.history...),
-		vars: slices.Clone(s.vars), args: slices.Clone(s.args),
+		vars: slices.Clone(s.vars), args: slices.Clone(s.args), made: slices.Clone(s.made),
 	}
 	n.config.Config.OnBuild = nil
 	return n
 }
 
-// add puts a layer on top; none where diffID is zero.
-func (s *stage) add(l record) {
+// add puts what an instruction with that key made on top.
+func (s *stage) add(key string, l record) {
+	s.made = append(s.made, madeBy{key, l})
 	if l.Created.After(s.created) {
 		s.created = l.Created
 	}
 	if l.Layer == nil {
 		return
 	}
-	s.config.RootFS.DiffIDs = append(s.config.RootFS.DiffIDs, l.Layer.Digest)
+	s.config.RootFS.DiffIDs = append(s.config.RootFS.DiffIDs, l.diffID())
 	s.layers = append(s.layers, *l.Layer)
-	s.size += l.Layer.Size
+	s.size += l.size()
 	s.chain = chainOf(s.config.RootFS.DiffIDs)
 }
 

@@ -144,6 +144,11 @@ func (s *Store) collectBlobs(ctx context.Context) (Layers, error) {
 			}
 		}
 	}
+	for c, d := range s.compressions {
+		if !keep[d.Digest] {
+			delete(s.compressions, c)
+		}
+	}
 	return s.layers, nil
 }
 

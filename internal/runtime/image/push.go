@@ -112,27 +112,12 @@ func (s *Store) sources(n Name) map[v1.Hash][]string {
 // compressed stores the image with compressed layers, where it has others, and
 // returns the manifest that it has then.
 func (s *Store) compressed(ctx context.Context, lease *Lease, img *Image, entry v1.Descriptor, m *v1.Manifest, o PushOptions) (v1.Descriptor, *v1.Manifest, error) {
-	if o.Compression == "" {
-		o.Compression = "gzip"
-	}
-	if o.Compression != "gzip" && o.Compression != "zstd" && o.Compression != "none" {
-		return entry, nil, fmt.Errorf("compression %q: must be gzip, zstd or none", o.Compression)
+	layers, changed, err := s.compressLayers(ctx, lease, m.Layers, img.DiffIDs, m.MediaType, o)
+	if err != nil {
+		return entry, nil, err
 	}
 	out := *m
-	out.Layers = append([]v1.Descriptor{}, m.Layers...)
-	changed := false
-	for i, l := range out.Layers {
-		if o.Compression == "none" || l.Digest != img.DiffIDs[i] {
-			continue
-		}
-		o.Progress(Event{Digest: l.Digest, Stage: Preparing})
-		d, err := s.compress(ctx, lease, l.Digest, o.Compression, m.MediaType)
-		if err != nil {
-			return entry, nil, fmt.Errorf("compress layer %s: %w", l.Digest, err)
-		}
-		d.Annotations = l.Annotations
-		out.Layers[i], changed = d, true
-	}
+	out.Layers = layers
 	if !changed {
 		return entry, m, nil
 	}
@@ -145,6 +130,34 @@ func (s *Store) compressed(ctx context.Context, lease *Lease, img *Image, entry 
 		return entry, nil, err
 	}
 	return desc, &out, s.restate(entry.Digest, desc)
+}
+
+// compressLayers stores layers that have no compression with the one that o says, for a
+// manifest of that media type. changed tells whether there were any.
+func (s *Store) compressLayers(ctx context.Context, lease *Lease, layers []v1.Descriptor, diffIDs []v1.Hash, manifest types.MediaType, o PushOptions) (out []v1.Descriptor, changed bool, err error) {
+	if o.Compression == "" {
+		o.Compression = "gzip"
+	}
+	if o.Compression != "gzip" && o.Compression != "zstd" && o.Compression != "none" {
+		return nil, false, fmt.Errorf("compression %q: must be gzip, zstd or none", o.Compression)
+	}
+	out = append([]v1.Descriptor{}, layers...)
+	for i, l := range out {
+		if o.Compression == "none" || l.Digest != diffIDs[i] {
+			continue
+		}
+		as := compression{l.Digest, o.Compression, manifest}
+		d, ok := s.compressedBefore(lease, as)
+		if !ok {
+			o.Progress(Event{Digest: l.Digest, Stage: Preparing})
+			if d, err = s.compress(ctx, lease, as); err != nil {
+				return nil, false, fmt.Errorf("compress layer %s: %w", l.Digest, err)
+			}
+		}
+		d.Annotations = l.Annotations
+		out[i], changed = d, true
+	}
+	return out, changed, nil
 }
 
 // restate makes every name of one manifest a name of another, which is the same
@@ -170,9 +183,30 @@ func (s *Store) restate(old v1.Hash, desc v1.Descriptor) error {
 	return s.save(entries)
 }
 
+// compression is a blob that is compressed, how (gzip or zstd), and for a manifest of
+// which media type.
+type compression struct {
+	blob     v1.Hash
+	how      string
+	manifest types.MediaType
+}
+
+// compressedBefore is what compress made of the same, if that is still there; lease
+// then holds it.
+func (s *Store) compressedBefore(lease *Lease, c compression) (v1.Descriptor, bool) {
+	s.mu.Lock()
+	d, ok := s.compressions[c]
+	s.mu.Unlock()
+	if !ok {
+		return d, false
+	}
+	lease.Hold(d.Digest)
+	return d, s.HasBlob(d.Digest)
+}
+
 // compress stores a blob compressed. The same content gives the same bytes.
-func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how string, manifest types.MediaType) (v1.Descriptor, error) {
-	f, err := s.OpenBlob(blob)
+func (s *Store) compress(ctx context.Context, lease *Lease, c compression) (v1.Descriptor, error) {
+	f, err := s.OpenBlob(c.blob)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -185,7 +219,7 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 	var z io.WriteCloser
 	mt := types.OCILayer
 	switch {
-	case how == "zstd":
+	case c.how == "zstd":
 		// One goroutine: where frames are cut depends on how many work.
 		if z, err = zstd.NewWriter(w, zstd.WithEncoderConcurrency(1)); err != nil {
 			return v1.Descriptor{}, err
@@ -193,7 +227,7 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 		mt = types.OCILayerZStd
 	default:
 		z = gzip.NewWriter(w)
-		if strings.HasPrefix(string(manifest), "application/vnd.docker.") {
+		if strings.HasPrefix(string(c.manifest), "application/vnd.docker.") {
 			mt = types.DockerLayer
 		}
 	}
@@ -204,5 +238,12 @@ func (s *Store) compress(ctx context.Context, lease *Lease, blob v1.Hash, how st
 		return v1.Descriptor{}, err
 	}
 	h, err := w.Commit(v1.Hash{})
-	return v1.Descriptor{MediaType: mt, Digest: h, Size: w.Size()}, err
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	d := v1.Descriptor{MediaType: mt, Digest: h, Size: w.Size()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.compressions[c] = d
+	return d, nil
 }

@@ -49,6 +49,8 @@ type Store struct {
 	images  map[string]*Image // by ID, derived from entries
 	names   map[string]string // name to ID, derived from entries
 	layers  Layers
+	// compressions are what compress made, as far as it is stored.
+	compressions map[compression]v1.Descriptor
 }
 
 // Layers is what the store tells about and asks of the unpacked layers.
@@ -87,6 +89,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	s := &Store{
 		dir: dir, now: opts.Now, log: opts.Log, registry: opts.Registry,
 		leases: map[*Lease]bool{}, records: map[v1.Hash]*record{},
+		compressions: map[compression]v1.Descriptor{},
 	}
 	if s.now == nil {
 		s.now = time.Now
