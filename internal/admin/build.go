@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -40,6 +41,9 @@ type BuildRequest struct {
 	CacheTo   []CacheTo   `json:"cacheTo,omitempty"`
 	// Check builds nothing: the checks of the Dockerfile are warnings.
 	Check bool `json:"check,omitempty"`
+	// Answers says that the client answers BuildAsk. The credentials of one that does
+	// not are those of the server's user.
+	Answers bool `json:"answers,omitempty"`
 }
 
 // CacheFrom is a cache that a build reads. The fields are those of build.CacheFrom.
@@ -49,7 +53,6 @@ type CacheFrom struct {
 	Src    string `json:"src,omitempty"`
 	Tag    string `json:"tag,omitempty"`
 	Digest string `json:"digest,omitempty"`
-	Auth   *Auth  `json:"auth,omitempty"`
 }
 
 // CacheTo is where a build's results go. The fields are those of build.CacheTo.
@@ -61,7 +64,6 @@ type CacheTo struct {
 	Mode        string `json:"mode,omitempty"`
 	Compression string `json:"compression,omitempty"`
 	IgnoreError bool   `json:"ignoreError,omitempty"`
-	Auth        *Auth  `json:"auth,omitempty"`
 }
 
 // BuildEvent is one line of a build's progress. One of its fields is set, Excerpt
@@ -71,6 +73,7 @@ type BuildEvent struct {
 	Output  *BuildOutput `json:"output,omitempty"`
 	Done    *BuildDone   `json:"done,omitempty"`
 	Warn    *BuildWarn   `json:"warn,omitempty"`
+	Ask     *BuildAsk    `json:"ask,omitempty"`
 	Image   *Image       `json:"image,omitempty"`
 	Ended   bool         `json:"ended,omitempty"`
 	Error   string       `json:"error,omitempty"`
@@ -103,6 +106,18 @@ type BuildWarn struct {
 	Text string
 }
 
+// BuildAsk asks for the credentials of an image's registry. The build waits for a
+// BuildAnswer at /build/answers/ID.
+type BuildAsk struct {
+	ID, Ref string
+}
+
+// BuildAnswer is what the client's user keeps there; nothing, or why it cannot be told.
+type BuildAnswer struct {
+	Auth  *Auth  `json:"auth,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
 // BuildProgress hears what a build does.
 type BuildProgress interface {
 	Start(n, total int, name string)
@@ -122,9 +137,32 @@ type BuildError struct {
 
 func (e *BuildError) Error() string { return e.Message }
 
-// Build builds an image and reports to p. The image is nil where the result went
-// elsewhere, or nothing was built. A failure of the build is a *BuildError.
-func (c *Client) Build(ctx context.Context, req BuildRequest, p BuildProgress) (*Image, error) {
+// Credentials finds what a user keeps for the registry of an image; nil for none.
+type Credentials func(ctx context.Context, ref string) (*Auth, error)
+
+// answer tells the server what it asked for.
+func (c *Client) answer(ctx context.Context, ask BuildAsk, credentials Credentials) error {
+	var a BuildAnswer
+	var err error
+	if a.Auth, err = credentials(ctx, ask.Ref); err != nil {
+		a.Error = err.Error()
+	}
+	body, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(ctx, http.MethodPost, "/build/answers/"+url.PathEscape(ask.ID), nil, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Build builds an image and reports to p; credentials are asked for what the build needs
+// of registries. The image is nil where the result went elsewhere, or nothing was built.
+// A failure of the build is a *BuildError.
+func (c *Client) Build(ctx context.Context, req BuildRequest, p BuildProgress, credentials Credentials) (*Image, error) {
+	req.Answers = true
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, err
@@ -153,6 +191,10 @@ func (c *Client) Build(ctx context.Context, req BuildRequest, p BuildProgress) (
 			p.Done(e.Done.N, e.Done.Cached, err)
 		case e.Warn != nil:
 			p.Warn(e.Warn.File, e.Warn.Line, e.Warn.Text)
+		case e.Ask != nil:
+			if err := c.answer(ctx, *e.Ask, credentials); err != nil {
+				return nil, err
+			}
 		case e.Image != nil:
 			return e.Image, nil
 		case e.Ended:

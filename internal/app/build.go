@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -66,30 +67,77 @@ func buildRequest(req admin.BuildRequest, p build.Progress) build.Request {
 	}
 	for _, c := range req.CacheFrom {
 		out.CacheFrom = append(out.CacheFrom, build.CacheFrom{
-			Type: c.Type, Ref: c.Ref, Src: c.Src, Tag: c.Tag, Digest: c.Digest, Auth: registryAuth(c.Auth),
+			Type: c.Type, Ref: c.Ref, Src: c.Src, Tag: c.Tag, Digest: c.Digest,
 		})
 	}
 	for _, c := range req.CacheTo {
 		out.CacheTo = append(out.CacheTo, build.CacheTo{
 			Type: c.Type, Ref: c.Ref, Dest: c.Dest, Tag: c.Tag, Mode: c.Mode, Compression: c.Compression,
-			IgnoreError: c.IgnoreError, Auth: registryAuth(c.Auth),
+			IgnoreError: c.IgnoreError,
 		})
 	}
 	return out
 }
 
-// credentials are what this process's user keeps for the registry of a base
-// image; without any, the registry says whether that will do.
-func credentials(ctx context.Context, ref string) *image.Auth {
+// credentials are what this process's user keeps for the registry of an image.
+func credentials(ctx context.Context, ref string) (*image.Auth, error) {
 	n, err := image.ParseName(ref)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	a, err := registry.Credentials(ctx, n)
-	if err != nil {
-		return nil
+	return registry.Credentials(ctx, n)
+}
+
+// asks are the questions of builds that wait for their clients' answers. The zero value
+// is ready.
+type asks struct {
+	mu      sync.Mutex
+	waiting map[string]chan admin.BuildAnswer
+}
+
+// ask asks the client that hears s for its credentials.
+func (a *asks) ask(ctx context.Context, s *buildStream, ref string) (*image.Auth, error) {
+	id, ch := rand.Text(), make(chan admin.BuildAnswer, 1)
+	a.mu.Lock()
+	if a.waiting == nil {
+		a.waiting = map[string]chan admin.BuildAnswer{}
 	}
-	return a
+	a.waiting[id] = ch
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.waiting, id)
+	}()
+	s.send(admin.BuildEvent{Ask: &admin.BuildAsk{ID: id, Ref: ref}})
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case answer := <-ch:
+		if answer.Error != "" {
+			return nil, errors.New(answer.Error)
+		}
+		return registryAuth(answer.Auth), nil
+	}
+}
+
+// answer takes a client's answer.
+func (a *asks) answer(w http.ResponseWriter, r *http.Request) {
+	var in admin.BuildAnswer
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		http.Error(w, "answer: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	a.mu.Lock()
+	ch := a.waiting[r.PathValue("id")]
+	delete(a.waiting, r.PathValue("id"))
+	a.mu.Unlock()
+	if ch == nil {
+		http.Error(w, "nobody asks that, or not any more", http.StatusNotFound)
+		return
+	}
+	ch <- in
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (h *imageHandler) build(w http.ResponseWriter, r *http.Request) {
@@ -107,7 +155,10 @@ func (h *imageHandler) build(w http.ResponseWriter, r *http.Request) {
 	s := &buildStream{enc: json.NewEncoder(w), f: f}
 	req := buildRequest(in, s)
 	end := admin.BuildEvent{Ended: true}
-	req.Auth = func(ref string) *image.Auth { return credentials(r.Context(), ref) }
+	req.Auth = credentials
+	if in.Answers {
+		req.Auth = func(ctx context.Context, ref string) (*image.Auth, error) { return h.asks.ask(ctx, s, ref) }
+	}
 	if in.Check {
 		if err := h.builder.Check(r.Context(), req); err != nil {
 			end = failure(err)

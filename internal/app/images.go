@@ -25,6 +25,7 @@ type imageHandler struct {
 	builder *build.Builder
 	// users tells which containers need an image, by its ID.
 	users func() (map[string][]runtime.ImageUser, error)
+	asks  asks
 }
 
 func (h *imageHandler) handler() http.Handler {
@@ -40,6 +41,7 @@ func (h *imageHandler) handler() http.Handler {
 	mux.HandleFunc("GET /images/inspect", h.inspect)
 	mux.HandleFunc("GET /images/history", h.history)
 	mux.HandleFunc("POST /build", h.build)
+	mux.HandleFunc("POST /build/answers/{id}", h.asks.answer)
 	mux.HandleFunc("POST /build/prune", h.pruneBuild)
 	return mux
 }

@@ -49,9 +49,6 @@ what of the language and of docker's flags there is.`,
 			if err := b.fill(&req, dir, os.Stdin); err != nil {
 				return err
 			}
-			if err := c.cacheCredentials(cmd.Context(), &req); err != nil {
-				return err
-			}
 			return c.runBuild(cmd.Context(), req, b)
 		},
 	}
@@ -289,7 +286,7 @@ func (c *command) runBuild(ctx context.Context, req admin.BuildRequest, b buildF
 	var made *admin.Image
 	err = c.withImages(ctx, func(a *admin.Client) error {
 		var err error
-		made, err = a.Build(ctx, req, warned)
+		made, err = a.Build(ctx, req, warned, c.local.Credentials)
 		return err
 	})
 	if cerr := p.Close(); err == nil {

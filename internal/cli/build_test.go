@@ -24,6 +24,8 @@ type fakeLocal struct {
 	got    admin.BuildRequest
 	events []admin.BuildEvent
 	mode   string
+	// answers to what events ask, by ID.
+	answers map[string]admin.BuildAnswer
 }
 
 func (*fakeLocal) Version() string { return "v0" }
@@ -43,6 +45,14 @@ func (f *fakeLocal) Images(context.Context, host.Instance) (http.Handler, func()
 			json.NewEncoder(w).Encode(e)
 		}
 	})
+	mux.HandleFunc("POST /build/answers/{id}", func(w http.ResponseWriter, r *http.Request) {
+		var a admin.BuildAnswer
+		if err := json.NewDecoder(r.Body).Decode(&a); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		f.answers[r.PathValue("id")] = a
+	})
 	mux.HandleFunc("POST /build/prune", func(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(admin.BuildPruned{Steps: 3, Caches: 1, Bytes: 2 << 20})
 	})
@@ -51,8 +61,11 @@ func (f *fakeLocal) Images(context.Context, host.Instance) (http.Handler, func()
 
 // Credentials has a user of each reference's own name.
 func (f *fakeLocal) Credentials(_ context.Context, ref string) (*admin.Auth, error) {
-	if strings.HasPrefix(ref, "helper/") {
+	switch {
+	case strings.HasPrefix(ref, "helper/"):
 		return nil, errors.New("no helper")
+	case strings.HasPrefix(ref, "none/"):
+		return nil, nil
 	}
 	return &admin.Auth{Username: ref}, nil
 }
@@ -138,15 +151,15 @@ func TestBuildFlags(t *testing.T) {
 		}},
 		{[]string{"--cache-from", "a:1,b", "--cache-from", "type=registry,ref=c", "--cache-from", "type=local,src=cache,tag=t", "--cache-from", "type=local,src=cache,digest=sha256:0"}, func(r *req) {
 			r.CacheFrom = []admin.CacheFrom{
-				{Type: "registry", Ref: "a:1", Auth: &admin.Auth{Username: "a:1"}}, {Type: "registry", Ref: "b", Auth: &admin.Auth{Username: "b"}},
-				{Type: "registry", Ref: "c", Auth: &admin.Auth{Username: "c"}},
+				{Type: "registry", Ref: "a:1"}, {Type: "registry", Ref: "b"},
+				{Type: "registry", Ref: "c"},
 				{Type: "local", Src: dir + "/cache", Tag: "t"}, {Type: "local", Src: dir + "/cache", Digest: "sha256:0"},
 			}
 		}},
 		{[]string{"--cache-to", "a:1", "--cache-to", "type=inline", "--cache-to", "type=registry,ref=c,mode=max,compression=uncompressed,ignore-error=true,oci-mediatypes=true,image-manifest=true", "--cache-to", "type=local,dest=cache,tag=t,compression=zstd"}, func(r *req) {
 			r.CacheTo = []admin.CacheTo{
-				{Type: "registry", Ref: "a:1", Auth: &admin.Auth{Username: "a:1"}}, {Type: "inline"},
-				{Type: "registry", Ref: "c", Mode: "max", Compression: "none", IgnoreError: true, Auth: &admin.Auth{Username: "c"}},
+				{Type: "registry", Ref: "a:1"}, {Type: "inline"},
+				{Type: "registry", Ref: "c", Mode: "max", Compression: "none", IgnoreError: true},
 				{Type: "local", Dest: dir + "/cache", Tag: "t", Compression: "zstd"},
 			}
 		}},
@@ -157,7 +170,7 @@ func TestBuildFlags(t *testing.T) {
 		{[]string{"--check"}, func(r *req) { r.Check = true }},
 		{[]string{"--call", "check"}, func(r *req) { r.Check = true }},
 	} {
-		want := req{Context: dir}
+		want := req{Context: dir, Answers: true}
 		tc.want(&want)
 		f := &fakeLocal{events: []admin.BuildEvent{image}}
 		if _, _, err := skiffBuild(t, f, tc.args...); err != nil {
@@ -187,8 +200,6 @@ func TestBuildFlags(t *testing.T) {
 		`compression "estargz": must be gzip, zstd or uncompressed`:                                              {"--cache-to", "type=registry,ref=a,compression=estargz"},
 		`image-manifest=false: must be true`:                                                                     {"--cache-to", "type=registry,ref=a,image-manifest=false"},
 		`ignore-error=maybe: must be true or false`:                                                              {"--cache-to", "type=registry,ref=a,ignore-error=maybe"},
-		`--cache-from helper/x: no helper`:                                                                       {"--cache-from", "helper/x"},
-		`--cache-to helper/x: no helper`:                                                                         {"--cache-to", "helper/x"},
 
 		"must be a directory":            {"nothing"},
 		"a repository or URL as":         {"https://example.com/x.git"},
@@ -239,6 +250,15 @@ func TestBuildFlags(t *testing.T) {
 	}
 	if out, _, err := skiffBuild(t, f, "--progress", "plain"); err != nil || out != "Built 0123456789ab a:1 (1.0KiB)\n" || f.mode != "plain" {
 		t.Errorf("built: %q, %s, %v", out, f.mode, err)
+	}
+	// What it asks for in between is answered.
+	f.events = []admin.BuildEvent{{Ask: &admin.BuildAsk{ID: "1", Ref: "a/b"}}, {Ask: &admin.BuildAsk{ID: "2", Ref: "helper/x"}}, {Ask: &admin.BuildAsk{ID: "3", Ref: "none/x"}}, image}
+	f.answers = map[string]admin.BuildAnswer{}
+	if _, _, err := skiffBuild(t, f); err != nil {
+		t.Error(err)
+	}
+	if want := map[string]admin.BuildAnswer{"1": {Auth: &admin.Auth{Username: "a/b"}}, "2": {Error: "no helper"}, "3": {}}; !reflect.DeepEqual(f.answers, want) {
+		t.Errorf("answers %+v, want %+v", f.answers, want)
 	}
 	f.events = []admin.BuildEvent{{Warn: &admin.BuildWarn{Text: "w"}}, {Ended: true}}
 	var code exitCode

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/csv"
 	"fmt"
 	"path/filepath"
@@ -180,23 +179,4 @@ func (v cacheValue) target() (admin.CacheTo, error) {
 		return c, v.errorf("ignore-error=%s: must be true or false", given)
 	}
 	return c, nil
-}
-
-// cacheCredentials finds what the user keeps for the registries of caches.
-func (c *command) cacheCredentials(ctx context.Context, req *admin.BuildRequest) (err error) {
-	for i := range req.CacheFrom {
-		if f := &req.CacheFrom[i]; f.Type == "registry" {
-			if f.Auth, err = c.local.Credentials(ctx, f.Ref); err != nil {
-				return fmt.Errorf("--cache-from %s: %w", f.Ref, err)
-			}
-		}
-	}
-	for i := range req.CacheTo {
-		if t := &req.CacheTo[i]; t.Type == "registry" {
-			if t.Auth, err = c.local.Credentials(ctx, t.Ref); err != nil {
-				return fmt.Errorf("--cache-to %s: %w", t.Ref, err)
-			}
-		}
-	}
-	return nil
 }

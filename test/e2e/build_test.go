@@ -90,6 +90,21 @@ func pushed(t *testing.T, c *cluster, dir string) {
 	if out, err := c.skiff("image", "rm", host+"/team/app@"+digest); err != nil {
 		t.Errorf("rm: %v\n%s", err, out)
 	}
+	// A base image is pulled with what the user of the command keeps.
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+host+"/team/app:2\nLABEL c=d\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.skiff("build", "-t", "onprivate:1", dir); err == nil || !strings.Contains(out, "unauthorized") {
+		t.Errorf("a private base image without credentials: %v\n%s", err, out)
+	}
+	if out, err := build("-t", "onprivate:1", dir); err != nil {
+		t.Errorf("a private base image: %v\n%s", err, out)
+	}
+	for _, ref := range []string{"onprivate:1", host + "/team/app:2"} {
+		if out, err := c.skiff("image", "rm", ref); err != nil {
+			t.Errorf("rm: %v\n%s", err, out)
+		}
+	}
 	cached(t, c, dir, host+"/team/cache", config)
 	if err := os.Remove(config + "/config.json"); err != nil {
 		t.Fatal(err)

@@ -169,8 +169,8 @@ type Request struct {
 	// lacks; CacheTo are where the build's results go for others.
 	CacheFrom []CacheFrom
 	CacheTo   []CacheTo
-	// Auth gives credentials for a registry; may be nil.
-	Auth func(ref string) *image.Auth
+	// Auth finds credentials for the registry of an image, nil for none; may be nil.
+	Auth func(ctx context.Context, ref string) (*image.Auth, error)
 	// Progress hears what happens; may be nil.
 	Progress Progress
 }

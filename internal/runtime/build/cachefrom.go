@@ -26,8 +26,6 @@ type CacheFrom struct {
 	// Src is an absolute path. The manifest in it is that with Digest, or else with
 	// Tag; DefaultTag where empty.
 	Src, Tag, Digest string
-	// Auth are credentials in place of those of Request.Auth; may be nil.
-	Auth *image.Auth
 }
 
 // DefaultTag is what caches in a layout directory are known by.
@@ -220,9 +218,9 @@ func (r *run) findCache(ctx context.Context, c CacheFrom) (*remoteCache, error) 
 			}
 		}
 	}
-	access := image.Access{Auth: c.Auth}
-	if c.Auth == nil && r.req.Auth != nil {
-		access.Auth = r.req.Auth(c.Ref)
+	access, err := r.access(ctx, c.Ref)
+	if err != nil {
+		return nil, err
 	}
 	e, err := images.Look(ctx, c.Ref, v1.Platform{OS: r.platform.os, Architecture: r.platform.arch, Variant: r.platform.variant}, access)
 	if err != nil {

@@ -31,8 +31,6 @@ type CacheTo struct {
 	Compression string
 	// IgnoreError makes a failure a warning.
 	IgnoreError bool
-	// Auth are credentials in place of those of Request.Auth; may be nil.
-	Auth *image.Auth
 }
 
 func (c CacheTo) String() string {
@@ -212,7 +210,7 @@ func (r *run) writeCache(ctx context.Context, c CacheTo, st *stage) error {
 	if err != nil {
 		return err
 	}
-	o := image.PushOptions{Access: image.Access{Auth: c.Auth}, Compression: c.Compression}
+	o := image.PushOptions{Compression: c.Compression}
 	if c.Type == "local" {
 		tag := c.Tag
 		if tag == "" {
@@ -220,8 +218,8 @@ func (r *run) writeCache(ctx context.Context, c CacheTo, st *stage) error {
 		}
 		return r.b.deps.Images.WriteParcel(ctx, c.Dest, tag, p, o)
 	}
-	if c.Auth == nil && r.req.Auth != nil {
-		o.Auth = r.req.Auth(c.Ref)
+	if o.Access, err = r.access(ctx, c.Ref); err != nil {
+		return err
 	}
 	return r.b.deps.Images.PushParcel(ctx, c.Ref, p, o)
 }

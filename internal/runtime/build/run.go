@@ -155,13 +155,22 @@ func (r *run) baseImage(ctx context.Context, name string, want *platform) (*imag
 	return img, nil
 }
 
+// access is with what the registry of an image is asked.
+func (r *run) access(ctx context.Context, ref string) (a image.Access, err error) {
+	if r.req.Auth != nil {
+		a.Auth, err = r.req.Auth(ctx, ref)
+	}
+	return a, err
+}
+
 // pull asks the registry. An image for another platform does not take the name
 // from the one that had it: that is what pods on this machine mean.
 func (r *run) pull(ctx context.Context, name string, had *image.Image, want *platform) (*image.Image, error) {
-	var o image.PullOptions
-	if r.req.Auth != nil {
-		o.Auth = r.req.Auth(name)
+	access, err := r.access(ctx, name)
+	if err != nil {
+		return nil, err
 	}
+	o := image.PullOptions{Access: access}
 	if want != nil && !want.same(machinePlatform()) {
 		o.Platform = &v1.Platform{OS: want.os, Architecture: want.arch, Variant: want.variant}
 	}
