@@ -12,7 +12,7 @@ import (
 	"skiff/internal/runtime/image"
 )
 
-// killedChild prepares without end until it is killed.
+// killedChild prepares, or moves, without end until it is killed.
 func killedChild() {
 	d := os.Getenv("SKIFF_TEST_KILLED")
 	images, err := image.Open(filepath.Join(d, "images"), image.Options{LockWait: 10 * time.Second})
@@ -23,6 +23,10 @@ func killedChild() {
 	snaps, err := Open(filepath.Join(d, "snapshots"), images)
 	if err != nil {
 		fmt.Println(err)
+		os.Exit(1)
+	}
+	if os.Getenv("SKIFF_TEST_MOVES") != "" {
+		fmt.Println(movingChild(images, snaps))
 		os.Exit(1)
 	}
 	ctx := context.Background()
