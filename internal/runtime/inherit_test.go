@@ -51,19 +51,26 @@ func (b bench) lives(t *testing.T, s cri.Services, config *runtimeapi.PodSandbox
 // ends runs a container to its end, and returns what it said.
 func (l *lives) ends(c *runtimeapi.ContainerConfig) (id, out string) {
 	l.t.Helper()
+	id = l.begins(c)
+	return id, l.said(id, c)
+}
+
+// begins makes a container and starts it.
+func (l *lives) begins(c *runtimeapi.ContainerConfig) (id string) {
+	l.t.Helper()
 	id, err := l.s.Runtime.CreateContainer(l.t.Context(), l.sb, c, l.config)
+	if err == nil {
+		err = l.s.Runtime.StartContainer(l.t.Context(), id)
+	}
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return id, l.goes(id, c)
+	return id
 }
 
-// goes starts what is created.
-func (l *lives) goes(id string, c *runtimeapi.ContainerConfig) string {
+// said waits for the end, and returns what was said until then.
+func (l *lives) said(id string, c *runtimeapi.ContainerConfig) string {
 	l.t.Helper()
-	if err := l.s.Runtime.StartContainer(l.t.Context(), id); err != nil {
-		l.t.Fatal(err)
-	}
 	critest.Until(l.t, "it ends", func() bool {
 		return status(l.t, l.s, id).GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
 	})
@@ -152,13 +159,7 @@ func TestInherit(t *testing.T) {
 		t.Errorf("after an ordinary one: %q", out)
 	}
 
-	run, err := s.Runtime.CreateContainer(ctx, p.sb, keeping(6, second, "sleep", "1000"), p.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Runtime.StartContainer(ctx, run); err != nil {
-		t.Fatal(err)
-	}
+	run := p.begins(keeping(6, second, "sleep", "1000"))
 	p.refused("of one that runs", keeping(7, run, "true"), "is running")
 	q := b.lives(t, s, b.config(t, "q"))
 	q.refused("of another pod", keeping(0, third, "true"), "belongs to another pod")
@@ -204,13 +205,7 @@ func TestHold(t *testing.T) {
 	ctx := t.Context()
 	p := b.lives(t, s, b.config(t, "p"))
 	first, _ := p.ends(keeping(0, "", "sh", "-c", "echo one > /kept"))
-	run, err := s.Runtime.CreateContainer(ctx, p.sb, keeping(1, "", "sleep", "1000"), p.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Runtime.StartContainer(ctx, run); err != nil {
-		t.Fatal(err)
-	}
+	run := p.begins(keeping(1, "", "sleep", "1000"))
 	for id, want := range map[string]codes.Code{"nobody": codes.NotFound, run: codes.FailedPrecondition, first: codes.OK} {
 		if err := r.Hold(ctx, id, time.Minute); grpcstatus.Code(err) != want {
 			t.Errorf("hold %s: %v, want %s", id, err, want)
@@ -320,7 +315,10 @@ func TestInheritKilled(t *testing.T) {
 				var id, out string
 				if len(list) == 1 {
 					id = list[0].GetId()
-					out = p.goes(id, second)
+					if err := p.s.Runtime.StartContainer(ctx, id); err != nil {
+						t.Fatal(err)
+					}
+					out = p.said(id, second)
 				} else {
 					id, out = p.ends(second)
 				}
@@ -389,13 +387,7 @@ func TestReboot(t *testing.T) {
 	ended, _ := p.ends(keeping(0, "", "sh", "-c", "echo one > /kept; exit 3"))
 	ended, _ = p.ends(keeping(1, ended, "sh", "-c", reads+"; exit 4"))
 	q := b.lives(t, s, b.config(t, "q"))
-	running, err := s.Runtime.CreateContainer(ctx, q.sb, keeping(0, "", "sh", "-c", "echo two > /kept; touch /done; sleep 1000"), q.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Runtime.StartContainer(ctx, running); err != nil {
-		t.Fatal(err)
-	}
+	running := q.begins(keeping(0, "", "sh", "-c", "echo two > /kept; touch /done; sleep 1000"))
 	critest.Until(t, "it has written", func() bool {
 		_, _, err := s.Runtime.ExecSync(ctx, running, []string{"cat", "/done"}, 0)
 		return err == nil

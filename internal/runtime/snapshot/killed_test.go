@@ -57,6 +57,30 @@ func killedChild() {
 	}
 }
 
+// killed has a process work with the closed store for that long, until it is killed.
+func (e *env) killed(t *testing.T, after time.Duration, environ ...string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), append(environ, "SKIFF_TEST_KILLED="+e.dir)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 200)
+	n, _ := out.Read(line)
+	if string(line[:n]) != "ready\n" {
+		t.Fatalf("child: %s", line[:n])
+	}
+	time.Sleep(after) // not waiting for anything: the moment to kill
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+}
+
 // kill -9 at any moment: what is seen afterwards is whole.
 func TestKilled(t *testing.T) {
 	e := setup(t)
@@ -68,25 +92,7 @@ func TestKilled(t *testing.T) {
 	want := view(t, e, e.mustResolve(t, "base"))
 	e.close(t)
 	for round := range 15 {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "SKIFF_TEST_KILLED="+e.dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line := make([]byte, 200)
-		n, _ := out.Read(line)
-		if string(line[:n]) != "ready\n" {
-			t.Fatalf("child: %s", line[:n])
-		}
-		time.Sleep(time.Duration(3+round*2) * time.Millisecond) // not waiting for anything: the moment to kill
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Wait()
+		e.killed(t, time.Duration(3+round*2)*time.Millisecond)
 		e.open(t)
 		if left, _ := os.ReadDir(e.snaps.path("tmp")); len(left) != 0 {
 			t.Errorf("left in tmp: %v", left)

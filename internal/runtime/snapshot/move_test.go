@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -172,25 +171,7 @@ func TestMoveKilled(t *testing.T) {
 	e.close(t)
 	moved := map[string]bool{}
 	for round := range 15 {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "SKIFF_TEST_KILLED="+e.dir, "SKIFF_TEST_MOVES=1")
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line := make([]byte, 200)
-		n, _ := out.Read(line)
-		if string(line[:n]) != "ready\n" {
-			t.Fatalf("child: %s", line[:n])
-		}
-		time.Sleep(time.Duration(1+round) * time.Millisecond) // not waiting for anything: the moment to kill
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Wait()
+		e.killed(t, time.Duration(1+round)*time.Millisecond, "SKIFF_TEST_MOVES=1")
 		e.open(t)
 		keys, err := e.snaps.Keys(t.Context())
 		if err != nil || len(keys) != 1 {
