@@ -3,10 +3,13 @@ package app
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"path/filepath"
+	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"skiff/internal/cli"
@@ -27,7 +30,35 @@ type kubeletSettings struct {
 	// ParallelPulls is 0 where nothing was said.
 	ParallelPulls int
 	IDsPerPod     uint32
+	Reserved      kubelet.Reserved
 }
+
+// reservation reads quantities by the name of their resource.
+func reservation(m map[string]string) (corev1.ResourceList, error) {
+	out := corev1.ResourceList{}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		switch r := corev1.ResourceName(name); r {
+		case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, kubelet.ResourcePIDs:
+			q, err := resource.ParseQuantity(m[name])
+			if err != nil {
+				return nil, fmt.Errorf("failed to parse quantity %q for %q resource: %w", m[name], name, err)
+			}
+			if q.Sign() < 0 {
+				return nil, fmt.Errorf("resource quantity for %q cannot be negative: %s", name, m[name])
+			}
+			out[r] = q
+		default:
+			return nil, fmt.Errorf("cannot reserve %q resource", name)
+		}
+	}
+	return out, nil
+}
+
+// Enforcements of KubeletConfiguration that there are here.
+const (
+	enforcePods = "pods"
+	enforceNone = "none"
+)
 
 // The room that the usual shares of a disk keep free for images at most: collection
 // begins before pods are evicted.
@@ -126,6 +157,21 @@ func (c *Config) kubelet() (s kubeletSettings, err error) {
 	}
 	if serial {
 		s.ParallelPulls = 1
+	}
+	if s.Reserved.System, err = reservation(k.SystemReserved); err != nil {
+		return wrong("systemReserved", "%v", err)
+	}
+	if s.Reserved.Kube, err = reservation(k.KubeReserved); err != nil {
+		return wrong("kubeReserved", "%v", err)
+	}
+	for _, e := range k.EnforceNodeAllocatable {
+		switch {
+		case e != enforcePods && e != enforceNone:
+			return wrong("enforceNodeAllocatable", "%q: must be %q or %q", e, enforcePods, enforceNone)
+		case e == enforceNone && len(k.EnforceNodeAllocatable) > 1:
+			return wrong("enforceNodeAllocatable", "may not contain additional enforcements when %q is specified", enforceNone)
+		}
+		s.Reserved.Unenforced = e == enforceNone
 	}
 	if u := k.UserNamespaces; u != nil && u.IDsPerPod != nil {
 		switch n := *u.IDsPerPod; {

@@ -165,7 +165,7 @@ func (n *node) run(ctx context.Context) error {
 		ParallelPulls: n.set.parallelPulls(), DockerConfigs: dockerConfigs(n.set.Instance),
 
 		AllowedUnsafeSysctls: n.set.AllowedUnsafeSysctls, MaxRestartPeriod: restartPeriod,
-		IDsPerPod: n.set.kubelet.IDsPerPod,
+		IDsPerPod: n.set.kubelet.IDsPerPod, Reserved: n.set.kubelet.Reserved,
 	})
 	if err != nil {
 		return err

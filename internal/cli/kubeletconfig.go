@@ -32,6 +32,12 @@ type KubeletConfig struct {
 	// (5) are kept of it.
 	ContainerLogMaxSize  string `json:"containerLogMaxSize,omitempty"`
 	ContainerLogMaxFiles *int32 `json:"containerLogMaxFiles,omitempty"`
+	// SystemReserved and KubeReserved are kept from pods: cpu, memory, ephemeral-storage
+	// and pid. EnforceNodeAllocatable says whether all pods together are held to what is
+	// left: pods (the default) or none.
+	SystemReserved         map[string]string `json:"systemReserved,omitempty"`
+	KubeReserved           map[string]string `json:"kubeReserved,omitempty"`
+	EnforceNodeAllocatable []string          `json:"enforceNodeAllocatable,omitempty"`
 	// UserNamespaces are settings of pods with a user namespace of their own.
 	UserNamespaces *UserNamespaces `json:"userNamespaces,omitempty"`
 	// ImagePullCredentialsVerificationPolicy says which images that are present a pod may

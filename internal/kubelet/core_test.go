@@ -19,6 +19,7 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/client/clienttest"
+	"skiff/internal/kubelet/cgroup"
 )
 
 func TestPodRunsAndEnds(t *testing.T) {
@@ -198,8 +199,10 @@ func TestStatusConflicts(t *testing.T) {
 
 // cgroups is a Cgroups that fails while told to.
 type cgroups struct {
-	fail  atomic.Bool
-	calls atomic.Int64
+	fail   atomic.Bool
+	calls  atomic.Int64
+	memory atomic.Int64 // what all pods have
+	all    atomic.Pointer[cgroup.Limits]
 }
 
 func (c *cgroups) Ensure(*corev1.Pod) (string, error) {
@@ -212,6 +215,14 @@ func (c *cgroups) Ensure(*corev1.Pod) (string, error) {
 func (c *cgroups) Remove(types.UID) error     { return nil }
 func (c *cgroups) Pods() ([]types.UID, error) { return nil, nil }
 func (c *cgroups) Version() int               { return 2 }
+func (c *cgroups) Memory() (int64, error)     { return c.memory.Load(), nil }
+func (c *cgroups) LimitAll(l cgroup.Limits) error {
+	if c.memory.Load() > l.Memory {
+		return errors.New("device or resource busy")
+	}
+	c.all.Store(&l)
+	return nil
+}
 
 func TestCgroupsFail(t *testing.T) {
 	c := &cgroups{}

@@ -49,6 +49,7 @@ import (
 
 	"skiff/internal/client"
 	"skiff/internal/host"
+	"skiff/internal/kubelet/cgroup"
 	"skiff/internal/kubelet/devices"
 	"skiff/internal/kubelet/eviction"
 	"skiff/internal/kubelet/pullrecord"
@@ -97,6 +98,12 @@ type Cgroups interface {
 	Remove(pod types.UID) error
 	// Pods lists the pods that have a cgroup.
 	Pods() ([]types.UID, error)
+	// LimitAll sets what all pods together may use. It fails where they have more memory
+	// already.
+	LimitAll(cgroup.Limits) error
+	// Memory is what they have, in bytes, without file pages that can go at once; 0
+	// before there was a pod.
+	Memory() (int64, error)
 	// Version is that of the hierarchy with the controllers: 1 or 2.
 	Version() int
 }
@@ -157,6 +164,8 @@ type Deps struct {
 	LogMaxFiles int
 	// Eviction is what the node must have left; by default nothing is asked.
 	Eviction eviction.Config
+	// Reserved is what is kept from the pods.
+	Reserved Reserved
 	// Observe measures that; by default the machine.
 	Observe func() eviction.Observations
 	// ImageDir is a directory on the file system of images and of what containers
@@ -280,6 +289,10 @@ func New(d Deps) (*Kubelet, error) {
 	if k.d.Observe == nil {
 		k.d.Observe = k.observeMachine
 	}
+	all, _ := k.capacity(diskOf(d.Host.DataDir))
+	if err := d.Reserved.check(all, d.Eviction.Reserved(all)); err != nil {
+		return nil, fmt.Errorf("kubelet: %w", err)
+	}
 	if d.notify == nil {
 		k.d.notify = k.notify
 	}
@@ -342,6 +355,9 @@ func (k *Kubelet) Run(ctx context.Context) error {
 	if !k.d.NoNode {
 		g.Go(func() error { return k.runNode(ctx) })
 		g.Go(func() error { return k.runLease(ctx) })
+		if k.d.Cgroups != nil {
+			g.Go(func() error { k.limitPods(ctx); return nil })
+		}
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {

@@ -164,9 +164,11 @@ func (k *Kubelet) capacity(d disk) (all, pods corev1.ResourceList) {
 		huge += size * n
 	}
 	pods = all.DeepCopy()
-	kept := k.d.Eviction.Reserved(all)
-	pods[corev1.ResourceMemory] = bytes(max(k.memory-kept.Memory().Value()-huge, 0))
-	pods[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(max(d.size-kept.StorageEphemeral().Value(), 0), resource.DecimalSI)
+	kept, r := k.d.Eviction.Reserved(all), k.d.Reserved
+	memory, storage := r.of(corev1.ResourceMemory), r.of(corev1.ResourceEphemeralStorage)
+	pods[corev1.ResourceCPU] = r.left(corev1.ResourceCPU, all[corev1.ResourceCPU])
+	pods[corev1.ResourceMemory] = bytes(max(k.memory-kept.Memory().Value()-memory.Value()-huge, 0))
+	pods[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(max(d.size-kept.StorageEphemeral().Value()-storage.Value(), 0), resource.DecimalSI)
 	return all, pods
 }
 

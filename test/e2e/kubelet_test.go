@@ -10,10 +10,37 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
+// reserved checks that so much of the CPU, in thousandths, and of the memory is kept
+// from the pods: one by one, and together.
+func (c *cluster) reserved(cpu, memory int64) {
+	c.t.Helper()
+	quantity := func(path string) resource.Quantity {
+		q, err := resource.ParseQuantity(c.jsonpath("node", ".items[0].status."+path))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return q
+	}
+	has, may := quantity("capacity.cpu"), quantity("allocatable.cpu")
+	if kept := has.MilliValue() - may.MilliValue(); kept != cpu {
+		c.t.Errorf("%dm of the CPU are kept, want %dm", kept, cpu)
+	}
+	has, may = quantity("capacity.memory"), quantity("allocatable.memory")
+	const threshold = 100 << 20 // below which pods are evicted
+	if kept := has.Value() - may.Value(); kept != memory+threshold {
+		c.t.Errorf("%d bytes of memory are kept, want %d", kept, memory+threshold)
+	}
+	c.event("one", "NodeAllocatableEnforced Updated Node Allocatable limit across pods\n")
+	limit := strconv.FormatInt(has.Value()-memory, 10)
+	findCgroups(c.t).has(c.t, "/skiff-"+c.name+"/kubepods", []string{"memory.limit_in_bytes " + limit}, []string{"memory.max " + limit})
+}
+
 // TestKubelet sets the node's own side up in the config file: a directory of static
-// pods, small logs, and what a pod may have on the disk.
+// pods, small logs, what is kept from pods, and what a pod may have on the disk.
 func TestKubelet(t *testing.T) {
 	dir := t.TempDir()
 	manifests := filepath.Join(dir, "pods")
@@ -21,12 +48,20 @@ func TestKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "skiff.yaml")
-	text := fmt.Sprintf("kubelet:\n  staticPodPath: %s\n  containerLogMaxSize: 64Ki\n  containerLogMaxFiles: 3\n", manifests)
+	text := fmt.Sprintf(`
+kubelet:
+  staticPodPath: %s
+  containerLogMaxSize: 64Ki
+  containerLogMaxFiles: 3
+  systemReserved: {cpu: 100m, memory: 256Mi}
+  kubeReserved: {memory: 256Mi, pid: "1000"}
+`, manifests)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c := start(t, "kubelet", "--config", config, "--node-name", "one")
 	c.importBusybox()
+	c.reserved(100, 512<<20)
 
 	// A container that writes ten thousand lines a second, for over two rotations.
 	const lines = 220_000

@@ -29,25 +29,37 @@ var modules = []string{
 	"nf_conntrack_netlink",
 }
 
-// programs are what runs in the machine: a package's tests and their flags.
-var programs = []struct{ name, pkg, flags string }{
-	{"runtime-cgroup", "./internal/runtime/cgroup", ""},
-	{"kubelet-cgroup", "./internal/kubelet/cgroup", "-test.skip ^TestRemoveBeside$"}, // it is about hosts that have both
-	{"e2e", "./test/e2e", "-test.run ^TestLimits"},
+// program is what runs in the machine: a package's tests and their flags.
+type program struct{ name, pkg, flags string }
+
+// TestMachine runs what is about cgroups on a machine with cgroup v2 alone.
+func TestMachine(t *testing.T) {
+	boot(t, "SKIFF_V2_KERNEL", []program{
+		{"runtime-cgroup", "./internal/runtime/cgroup", ""},
+		{"kubelet-cgroup", "./internal/kubelet/cgroup", "-test.skip ^TestRemoveBeside$"}, // it is about hosts that have both
+		{"e2e", "./test/e2e", "-test.run ^TestLimits"},
+	})
 }
 
-// TestMachine runs those tests on a machine with cgroup v2 alone.
-func TestMachine(t *testing.T) {
-	kernel := os.Getenv("SKIFF_V2_KERNEL")
+// TestMachineUsers runs pods with a user namespace of their own there. They need a
+// kernel that maps the IDs of a tmpfs (6.3).
+func TestMachineUsers(t *testing.T) {
+	boot(t, "SKIFF_V2_KERNEL_NEW", []program{{"e2e", "./test/e2e", "-test.run ^TestPodSpec$/^(users|resources|security)$"}})
+}
+
+// boot runs programs on a machine with the kernel that is in a directory, which
+// the variable names.
+func boot(t *testing.T, variable string, programs []program) {
+	kernel := os.Getenv(variable)
 	if kernel == "" {
-		t.Skip("no kernel: make test-v2 fetches one and names it in SKIFF_V2_KERNEL")
+		t.Skipf("no kernel: make test-v2 fetches one and names it in %s", variable)
 	}
 	images, err := filepath.Glob(filepath.Join(kernel, "boot/vmlinuz-*"))
 	if err != nil || len(images) != 1 {
 		t.Fatalf("kernels in %s: %v, %v", kernel, images, err)
 	}
 	archive := filepath.Join(t.TempDir(), "initramfs")
-	if err := pack(t, kernel, archive); err != nil {
+	if err := pack(t, kernel, archive, programs); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -114,7 +126,7 @@ func watch(t *testing.T, r io.Reader) (codes map[string]string, ended bool) {
 }
 
 // pack writes the initramfs.
-func pack(t *testing.T, kernel, path string) error {
+func pack(t *testing.T, kernel, path string, programs []program) error {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		return err

@@ -21,7 +21,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 
@@ -32,11 +31,13 @@ import (
 	"skiff/internal/host"
 )
 
-// Limits are what a pod as a whole may use. Zero Quota and Memory mean no limit.
+// Limits are what a pod as a whole, or all pods together, may use. Zero Quota,
+// Memory and PIDs mean no limit.
 type Limits struct {
 	Shares int64 // of the CPU, as in version 1
 	Quota  int64 // microseconds in each 100 ms
 	Memory int64 // bytes
+	PIDs   int64 // processes and threads
 }
 
 // Deps is what Tree needs. Root defaults to /sys/fs/cgroup, Journal may be nil.
@@ -215,9 +216,6 @@ func (t *Tree) prepare() error {
 		if err := t.make(t.path(c)); err != nil {
 			return err
 		}
-	}
-	if err := t.limit(t.path(""), Limits{Shares: int64(runtime.NumCPU()) * 1024}); err != nil {
-		return err
 	}
 	if err := t.limit(t.path("besteffort"), Limits{Shares: 2}); err != nil {
 		return err

@@ -94,6 +94,25 @@ func TestTree(t *testing.T) {
 			t.Errorf("best effort has %s shares", v)
 		}
 	}
+	all := Limits{Shares: 1500, Memory: 2 << 30, PIDs: 5000}
+	if err := tree.LimitAll(all); err != nil {
+		t.Fatal(err)
+	}
+	file, want, pids := "memory.limit_in_bytes", strconv.FormatInt(all.Memory, 10), tree.with("pids")
+	if tree.v2 {
+		file = "memory.max"
+	} else if v := read(t, cpu, parent+"/kubepods", "cpu.shares"); v != "1500" {
+		t.Errorf("all pods have %s shares", v)
+	}
+	if v := read(t, mem, parent+"/kubepods", file); v != want {
+		t.Errorf("all pods may have %s of memory, want %s", v, want)
+	}
+	if v := read(t, pids, parent+"/kubepods", "pids.max"); v != "5000" {
+		t.Errorf("all pods may have %s processes", v)
+	}
+	if v := read(t, pids, path, "pids.max"); v != "max" {
+		t.Errorf("a pod may have %s processes", v)
+	}
 	uids, err := tree.Pods()
 	if err != nil || len(uids) != 3 {
 		t.Errorf("Pods: %v, %v", uids, err)

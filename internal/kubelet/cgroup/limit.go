@@ -46,6 +46,11 @@ func (t *Tree) limit(path string, l Limits) error {
 			{"memory", "memory.limit_in_bytes", strconv.FormatInt(memory, 10)},
 		}
 	}
+	pids := "max"
+	if l.PIDs > 0 {
+		pids = strconv.FormatInt(l.PIDs, 10)
+	}
+	all = append(all, setting{"pids", "pids.max", pids})
 	for _, s := range all {
 		h := t.with(s.controller)
 		if h == nil {
@@ -62,6 +67,50 @@ func (t *Tree) limit(path string, l Limits) error {
 		}
 	}
 	return nil
+}
+
+// LimitAll sets what all pods together may use. It fails where they have more memory
+// already, which only version 1 refuses to take away.
+func (t *Tree) LimitAll(l Limits) error {
+	if err := t.prepare(); err != nil {
+		return err
+	}
+	return t.limit(t.path(""), l)
+}
+
+// Memory is what all pods together have, in bytes, without file pages that have not
+// been used for a while and can go at once; 0 before there was a pod.
+func (t *Tree) Memory() (int64, error) {
+	h := t.with("memory")
+	if h == nil {
+		return 0, errors.New("there is no memory controller")
+	}
+	dir, file, inactive := filepath.Join(h.dir, t.path("")), "memory.usage_in_bytes", "total_inactive_file"
+	if t.v2 {
+		file, inactive = "memory.current", "inactive_file"
+	}
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	used, perr := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err = errors.Join(err, perr); err != nil {
+		return 0, fmt.Errorf("read %s of all pods: %w", file, err)
+	}
+	stat, err := os.ReadFile(filepath.Join(dir, "memory.stat"))
+	if err != nil {
+		return 0, fmt.Errorf("read memory.stat of all pods: %w", err)
+	}
+	for l := range strings.Lines(string(stat)) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(l), " "); name == inactive {
+			n, err := strconv.ParseInt(value, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read memory.stat of all pods: %w", err)
+			}
+			used -= min(used, n)
+		}
+	}
+	return used, nil
 }
 
 // weight is the version 2 form of CPU shares; 1024 shares are a weight of 100.

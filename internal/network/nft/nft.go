@@ -156,24 +156,29 @@ const mostReads = 50
 func (c *Conn) Query(fn func(*nftables.Conn) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	before, err := c.generation()
-	for n := 1; err == nil; n++ {
-		var conn *nftables.Conn
-		if conn, err = c.dial(); err != nil {
+	for range mostReads {
+		before, err := c.generation()
+		if err != nil {
+			return fmt.Errorf("nftables: %w", err)
+		}
+		conn, err := c.dial()
+		if err != nil {
 			return err
 		}
-		if err = fn(conn); err != nil {
+		if err := fn(conn); err != nil {
 			_ = conn.CloseLasting()
 			c.c = nil
+			return fmt.Errorf("nftables: %w", err)
+		}
+		after, err := c.generation()
+		if err != nil {
+			return fmt.Errorf("nftables: %w", err)
+		}
+		if after == before {
 			break
 		}
-		var after uint32
-		if after, err = c.generation(); err == nil && after == before || n == mostReads {
-			return err
-		}
-		before = after
 	}
-	return fmt.Errorf("nftables: %w", err)
+	return nil
 }
 
 // generation is the number of the rules' last transaction in the namespace.
