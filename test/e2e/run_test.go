@@ -234,12 +234,12 @@ func TestRun(t *testing.T) {
 		c := c.of(t)
 		// A container adds a letter whenever it starts.
 		run := func() {
-			c.must("run", "-d", "--name", "keeps", "--restart", "always", "--stop-timeout", "0", "busybox:1", "sh", "-c", "echo $(cat /root/kept 2>/dev/null)x > /root/kept; exec sleep 1000")
+			c.must("run", "-d", "--name", "keeps", "--restart", "always", "--stop-timeout", "0", "busybox:1", "sh", "-c", "echo $(cat /kept 2>/dev/null)x > /kept; exec sleep 1000")
 		}
 		has := func(after, want string) {
 			t.Helper()
 			c.eventually("after "+after+" it has "+want, func() (bool, string) {
-				out, errOut, _ := c.docker(nil, "exec", "keeps", "cat", "/root/kept")
+				out, errOut, _ := c.docker(nil, "exec", "keeps", "cat", "/kept")
 				return out == want+"\n", out + errOut
 			})
 		}
@@ -293,7 +293,7 @@ kind: Pod
 metadata: {name: thief, labels: {run.skiff.io/name: thief}, annotations: {run.skiff.io/rootfs: %s}}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{name: thief, image: "busybox:1", imagePullPolicy: Never, command: [cat, /root/kept]}]
+  containers: [{name: thief, image: "busybox:1", imagePullPolicy: Never, command: [cat, /kept]}]
 `, id))
 		c.eventually("the thief is refused", func() (bool, string) {
 			out := c.kubectl("get", "pod", "thief", "-o", "jsonpath={.status.containerStatuses[0].state.waiting}")
