@@ -164,10 +164,10 @@ func podSecurity(c *cluster) {
   containers: [{name: main, image: "busybox:1", command: `+status("CapEff CapBnd NoNewPrivs Seccomp")+`, securityContext: {allowPrivilegeEscalation: false, seccompProfile: {type: RuntimeDefault}, capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}}}]
 `) + spec("all", `
   restartPolicy: Never
-  containers: [{name: main, image: "busybox:1", command: [sh, -c, 'test -c /dev/kmsg && echo devices; test -w /proc/sys/kernel/hostname && echo writable'], securityContext: {privileged: true}}]
+  containers: [{name: main, image: "busybox:1", command: [sh, -c, 'test -c /dev/kmsg && echo devices; echo renamed > /proc/sys/kernel/hostname; cat /proc/sys/kernel/hostname'], securityContext: {privileged: true}}]
 `) + spec("readonly", `
   restartPolicy: Never
-  containers: [{name: main, image: "busybox:1", command: [sh, -c, 'touch /x; touch /tmp/x && echo fine; test -w /proc/sysrq-trigger && echo bad; test -s /proc/kcore && echo bad; true'], securityContext: {readOnlyRootFilesystem: true}, volumeMounts: [{name: t, mountPath: /tmp}]}]
+  containers: [{name: main, image: "busybox:1", command: [sh, -c, 'touch /x; touch /tmp/x && echo fine; for f in sysrq-trigger sys/kernel/hostname; do (: >> /proc/$f) 2>/dev/null && echo bad; done; test -s /proc/kcore && echo bad; true'], securityContext: {readOnlyRootFilesystem: true}, volumeMounts: [{name: t, mountPath: /tmp}]}]
   volumes: [{name: t, emptyDir: {}}]
 `) + spec("local", `
   restartPolicy: Never
@@ -186,7 +186,7 @@ func podSecurity(c *cluster) {
 	c.says("strict", "uid=1000(web) gid=3000 groups=3000,5000\n")
 	c.says("plain", "CapEff: 00000000a80425fb\nCapBnd: 00000000a80425fb\nNoNewPrivs: 0\nSeccomp: 0\n")
 	c.says("caps", "CapEff: 0000000000000400\nCapBnd: 0000000000000400\nNoNewPrivs: 1\nSeccomp: 2\n")
-	c.says("all", "devices\nwritable\n")
+	c.says("all", "devices\nrenamed\n")
 	c.says("readonly", "touch: /x: Read-only file system\nfine\n")
 	c.says("local", "mkdir: can't create directory '/tmp/d': Operation not supported\n")
 	c.eventually("the missing profile is told", func() (bool, string) {
