@@ -11,9 +11,9 @@ import (
 	"skiff/internal/runtime/startspec"
 )
 
-// mountOverlay mounts o at target. What the container writes never outlives it:
-// nothing is synced to disk at its end ("volatile"), where the kernel can. With users,
-// the owners of what is in the layers are mapped.
+// mountOverlay mounts o at target. Where what the container writes does not outlive it,
+// nothing of it is synced to the disk ("volatile"), if the kernel can do that. With
+// users, the owners of what is in the layers are mapped.
 func mountOverlay(target string, o *startspec.Overlay, users *os.File) error {
 	if len(o.Lower) == 0 {
 		return errors.New("no layers")
@@ -34,7 +34,7 @@ func mountOverlay(target string, o *startspec.Overlay, users *os.File) error {
 		}
 		return unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	}
-	err := mountOverlayFD(target, o, true)
+	err := mountOverlayFD(target, o, !o.Durable)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
 		err = mountOverlayOld(target, o)
 	}

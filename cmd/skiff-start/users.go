@@ -54,7 +54,7 @@ func mapLayers(target string, o *startspec.Overlay, users *os.File) (*startspec.
 	if err := unix.Mount("tmpfs", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755"); err != nil {
 		return nil, &os.PathError{Op: "mount tmpfs", Path: target, Err: err}
 	}
-	out := &startspec.Overlay{Upper: o.Upper, Work: o.Work}
+	out := &startspec.Overlay{Upper: o.Upper, Work: o.Work, Durable: o.Durable}
 	for i, l := range o.Lower {
 		at := filepath.Join(target, strconv.Itoa(i))
 		if err := os.Mkdir(at, 0o755); err != nil {

@@ -24,6 +24,9 @@ type Containers interface {
 	Signal(ctx context.Context, id string, signal int) error
 	// Processes are a container's, by their numbers on the host.
 	Processes(ctx context.Context, id string) ([]int, error)
+	// Hold keeps what a container that has ended wrote for the next pod of its pod's
+	// name, for a while, also when the container is removed.
+	Hold(ctx context.Context, id string) error
 	// Command runs a command in a container for a client that speaks WebSocket, as
 	// exec of the API does. After an error the request is not answered yet.
 	Command(w http.ResponseWriter, r *http.Request, id string, c Command) error
@@ -83,6 +86,13 @@ func serveContainers(mux *http.ServeMux, h Containers) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /containers/{id}/hold", func(w http.ResponseWriter, r *http.Request) {
+		if err := h.Hold(r.Context(), r.PathValue("id")); err != nil {
+			fail(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("GET /containers/{id}/exec", func(w http.ResponseWriter, r *http.Request) {
 		if err := h.Command(w, r, r.PathValue("id"), commandOf(r.URL.Query())); err != nil {
 			fail(w, err)
@@ -113,6 +123,24 @@ func (c *Client) Signal(ctx context.Context, id string, signal int) error {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// Hold keeps what a container that has ended wrote for the next pod of its pod's name.
+// The error is ErrNoContainer where this node has no such container.
+func (c *Client) Hold(ctx context.Context, id string) error {
+	resp, err := c.Do(ctx, http.MethodPost, "/containers/"+url.PathEscape(id)+"/hold", nil, nil)
+	if err != nil {
+		return unknown(err)
+	}
+	return resp.Body.Close()
+}
+
+// unknown is ErrNoContainer where a refusal says that.
+func unknown(err error) error {
+	if err.Error() == ErrNoContainer.Error() {
+		return ErrNoContainer
+	}
+	return err
 }
 
 // Processes are a container's, by their numbers on the host.
@@ -150,10 +178,7 @@ func (c *Client) Command(ctx context.Context, id string, cmd Command, s client.S
 func (c *Client) StartCommand(ctx context.Context, id string, cmd Command) error {
 	resp, err := c.Do(ctx, http.MethodPost, "/containers/"+url.PathEscape(id)+"/exec", cmd.query(), nil)
 	if err != nil {
-		if err.Error() == ErrNoContainer.Error() {
-			return ErrNoContainer
-		}
-		return err
+		return unknown(err)
 	}
 	return resp.Body.Close()
 }

@@ -36,6 +36,19 @@ func (p *Process) Signal(ctx context.Context, id string, signal int) error {
 	return known(r.Signal(ctx, id, syscall.Signal(signal)))
 }
 
+// Hold implements admin.Host.
+func (p *Process) Hold(ctx context.Context, id string) error {
+	r, err := p.own()
+	if err != nil {
+		return err
+	}
+	err = r.Hold(ctx, id, runtime.HoldTime)
+	if status.Code(err) == codes.NotFound {
+		return admin.ErrNoContainer
+	}
+	return err
+}
+
 // Command implements admin.Host.
 func (p *Process) Command(w http.ResponseWriter, req *http.Request, id string, c admin.Command) error {
 	r, err := p.own()

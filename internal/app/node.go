@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"skiff/internal/api/runpod"
 	"skiff/internal/client"
 	"skiff/internal/control"
 	"skiff/internal/cri"
@@ -109,6 +110,9 @@ func (n *node) stopPods(ctx context.Context) error {
 		rm.Go(func() error {
 			if err := rt.StopPodSandbox(ctx, s.Id); err != nil {
 				return err
+			}
+			if runpod.Keeps(s.Labels) {
+				return nil // it finds what it wrote when skiff is there again
 			}
 			return rt.RemovePodSandbox(ctx, s.Id)
 		})

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
+	"skiff/internal/admin"
 	"skiff/internal/api/runpod"
 	"skiff/internal/run"
 )
@@ -131,8 +132,8 @@ func (c *command) startContainers() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "start CONTAINER...", Short: "Start containers of skiff run that have ended", Args: cobra.MinimumNArgs(1),
 		Long: `Start containers of skiff run that have ended. A pod does not run twice: it is made
-anew as it was. Its volumes are there again; what it wrote elsewhere, and the log of
-its last run, are not.`,
+anew as it was. Its volumes are there again, and so is what it wrote elsewhere, if it
+ran on this machine; the log of its last run is not.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.change(cmd.Context(), "start", ns, args, func(p *pods, pod *corev1.Pod) error {
 				if !run.Ended(pod) {
@@ -147,12 +148,36 @@ its last run, are not.`,
 	return cmd
 }
 
+// hold keeps what a pod's container wrote for the pod that is to replace it, where that
+// is on this machine. It returns the container's ID; "" for a new file system.
+func (p *pods) hold(ctx context.Context, pod *corev1.Pod) (string, error) {
+	id := run.Files(pod)
+	if id == "" || !runpod.Keeps(pod.Labels) {
+		return "", nil
+	}
+	err := p.door.Hold(ctx, id)
+	if errors.Is(err, admin.ErrNoContainer) || errors.Is(err, admin.ErrNotRunning) {
+		return "", nil // its files are elsewhere, if anywhere
+	}
+	if err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
 // again replaces a pod that has ended by one like it, and waits until that runs.
 func (c *command) again(ctx context.Context, p *pods, old *corev1.Pod) error {
+	if now, err := p.in(old.Namespace).Get(ctx, old.Name); err == nil && now.UID == old.UID {
+		old = now // with the container that ended last
+	}
+	rootfs, err := p.hold(ctx, old)
+	if err != nil {
+		fmt.Fprintf(c.err, "skiff: %s begins with a new file system: %v\n", old.Name, err)
+	}
 	if err := p.delete(ctx, old, nil); err != nil {
 		return err
 	}
-	pod, err := p.in(old.Namespace).Create(ctx, run.Again(old))
+	pod, err := p.in(old.Namespace).Create(ctx, run.Again(old, rootfs))
 	if err != nil {
 		return err
 	}

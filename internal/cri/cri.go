@@ -30,6 +30,19 @@ const (
 	NetworkNone       = "none"
 )
 
+// AnnotationKeep, with the value "true" in a container's configuration, tells skiff's
+// runtime that another container may begin with what this one writes (AnnotationRootfs):
+// what it has synced outlives a crash of the machine, and the container's record a
+// reboot.
+const AnnotationKeep = "cri.skiff.io/keep"
+
+// AnnotationRootfs in a container's configuration is the ID of one that has ended: the
+// new container begins with all that it wrote, and it loses that. It must be of the same
+// pod, or held for it by the runtime's administrator; otherwise, and where it runs, the
+// container is refused with FailedPrecondition. Where it is not there any more, or was
+// made of another image, the container begins like any other.
+const AnnotationRootfs = "cri.skiff.io/rootfs"
+
 // AnnotationPreloaded, with the value "true" in the Spec of an image's status, says that
 // the name that was asked for was given to the image here: somebody imported, built,
 // tagged or pulled it by hand.

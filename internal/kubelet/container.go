@@ -171,6 +171,7 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, o *observ
 		Stdin:       c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
 		Linux: &runtimeapi.LinuxContainerConfig{Resources: w.k.containerResources(pod, c), SecurityContext: security},
 	}
+	w.keepFiles(pod, o, s, config.Annotations)
 	cdi, err := w.k.devices.CDI(pod, c)
 	if err != nil {
 		return nil, err

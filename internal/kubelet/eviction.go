@@ -235,9 +235,9 @@ func (k *Kubelet) removeDead(ctx context.Context) {
 		st := w.status.current()
 		for i := range o.containers {
 			// Of a pod that goes on, the last attempt of a container is what the next
-			// follows from.
+			// follows from; so it is where somebody may start it again.
 			c := &o.containers[i]
-			if !c.exited() || !final(st.Phase) && o.latest(c.name) == c {
+			if !c.exited() || (!final(st.Phase) || keepsFiles(pod)) && o.latest(c.name) == c {
 				continue
 			}
 			if err := k.d.Runtime.RemoveContainer(ctx, c.id); err != nil {

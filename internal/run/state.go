@@ -3,12 +3,14 @@ package run
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"skiff/internal/api/runpod"
 )
@@ -328,15 +330,25 @@ func Span(d time.Duration) string {
 }
 
 // Again is the pod with which a container that ended starts anew: its own spec, of
-// a new pod.
-func Again(p *corev1.Pod) *corev1.Pod {
+// a new pod. rootfs is the container whose files its node holds for it; "" for a new file
+// system.
+func Again(p *corev1.Pod, rootfs string) *corev1.Pod {
 	n := &corev1.Pod{TypeMeta: p.TypeMeta, Spec: *p.Spec.DeepCopy()}
 	n.APIVersion, n.Kind = "v1", "Pod"
 	n.Name, n.Namespace, n.Labels = p.Name, p.Namespace, p.Labels
 	n.Annotations = map[string]string{}
 	for k, v := range p.Annotations {
-		if k != runpod.AnnotationStart {
+		if k != runpod.AnnotationStart && k != runpod.AnnotationRootfs {
 			n.Annotations[k] = v
+		}
+	}
+	if reflect.DeepEqual(n.Spec.Affinity, onNode(p.Spec.NodeName)) {
+		n.Spec.Affinity = nil // of an earlier time
+	}
+	if rootfs != "" {
+		n.Annotations[runpod.AnnotationRootfs] = rootfs
+		if n.Spec.Affinity == nil {
+			n.Spec.Affinity = onNode(p.Spec.NodeName)
 		}
 	}
 	// What the server, the scheduler and a stop put there.
@@ -352,6 +364,24 @@ func Again(p *corev1.Pod) *corev1.Pod {
 		return v.Projected != nil && strings.HasPrefix(v.Name, "kube-api-access-")
 	})
 	return n
+}
+
+// onNode places a pod where the files of its container are.
+func onNode(name string) *corev1.Affinity {
+	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchFields: []corev1.NodeSelectorRequirement{{
+			Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{name},
+		}}}},
+	}}}
+}
+
+// Files is the container whose files a pod's has, or would have had, had it come that far;
+// "" for none.
+func Files(p *corev1.Pod) string {
+	if id := ID(p); id != "" {
+		return id
+	}
+	return p.Annotations[runpod.AnnotationRootfs]
 }
 
 // Size is a quantity of bytes as docker prints it.

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -96,11 +97,30 @@ func TestAgain(t *testing.T) {
 	one := int64(1)
 	old.UID, old.ResourceVersion, old.Spec.NodeName, old.Spec.ActiveDeadlineSeconds = "u", "5", "node", &one
 	old.Status.Phase = corev1.PodFailed
-	n := Again(old)
+	n := Again(old, "")
 	if n.UID != "" || n.ResourceVersion != "" || n.Spec.NodeName != "" || n.Spec.ActiveDeadlineSeconds != nil || n.Status.Phase != "" {
 		t.Errorf("it has what the old one had: %+v", n)
 	}
 	if n.Name != "web" || n.Spec.RestartPolicy != corev1.RestartPolicyAlways || len(n.Spec.Volumes) != 1 || n.Annotations[runpod.AnnotationStart] != "" || n.Labels[runpod.LabelName] != "web" {
 		t.Errorf("it lacks what the old one had: %+v", n)
+	}
+	if n.Annotations[runpod.AnnotationRootfs] != "" || n.Spec.Affinity != nil {
+		t.Errorf("it begins with what nobody holds: %+v", n)
+	}
+	// With the files of the old one, it is where they are.
+	n = Again(old, "id")
+	if n.Annotations[runpod.AnnotationRootfs] != "id" || !reflect.DeepEqual(n.Spec.Affinity, onNode("node")) {
+		t.Errorf("it does not begin with what is held: %+v", n)
+	}
+	if Files(n) != "id" {
+		t.Errorf("before it has a container its files are %q", Files(n))
+	}
+	n.Spec.NodeName = "node"
+	n.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "web", ContainerID: "skiff://next"}}
+	if Files(n) != "next" {
+		t.Errorf("its files are %q", Files(n))
+	}
+	if n = Again(n, ""); n.Annotations[runpod.AnnotationRootfs] != "" || n.Spec.Affinity != nil {
+		t.Errorf("it is held to what is gone: %+v", n)
 	}
 }

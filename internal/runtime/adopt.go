@@ -20,6 +20,9 @@ import (
 
 // adopt carries out the recovery table (see the package doc).
 func (r *Runtime) adopt(ctx context.Context) error {
+	if err := r.restore(); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(podsDir(r.Instance))
 	if err != nil {
 		return err
@@ -38,6 +41,12 @@ func (r *Runtime) adopt(ctx context.Context) error {
 	}
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	if err := r.adoptInherited(ctx); err != nil {
+		return err
+	}
+	if err := r.adoptHolds(ctx); err != nil {
+		return fmt.Errorf("holds: %w", err)
 	}
 	return r.sweep(ctx)
 }
@@ -268,7 +277,7 @@ func (r *Runtime) sweep(ctx context.Context) error {
 		return fmt.Errorf("list root file systems: %w", err)
 	}
 	for _, k := range keys {
-		if id := keyOwner(k); r.conts[id] == nil && len(id) == len(newID()) {
+		if id := keyOwner(k); r.conts[id] == nil && r.holds[k] == nil && len(id) == len(newID()) {
 			if err := r.Snapshots.Remove(ctx, k); err != nil {
 				return fmt.Errorf("remove root file system %s: %w", k, err)
 			}

@@ -106,16 +106,14 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return nil, fmt.Errorf("failed to generate container %q spec: %w", id, err)
 	}
-	root, err := r.Snapshots.Prepare(ctx, id, img)
-	if err != nil {
-		return nil, fmt.Errorf("prepare root file system: %w", err)
+	if spec.Overlay, err = r.rootfs(ctx, c, img); err != nil {
+		return nil, err
 	}
 	r.Step("container-prepared")
-	spec.Overlay = &startspec.Overlay{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
 	if spec.Images, err = r.mountedImages(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := s.own(root.Upper); err != nil {
+	if err := s.own(spec.Overlay.Upper); err != nil {
 		return nil, fmt.Errorf("root file system: %w", err)
 	}
 	for _, d := range []string{c.dir, r.rootfsDir(id)} {
@@ -135,10 +133,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if !ready {
 		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %q is not running", s.id)
 	}
-	if err := writeRecord(c.dir, containerFile, c.rec); err != nil {
+	if err := r.takeOver(ctx, c); err != nil {
 		return nil, err
 	}
-	r.Step("container-recorded")
 	r.mu.Lock()
 	r.conts[id] = c
 	r.mu.Unlock()
@@ -187,6 +184,9 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 		return nil, status.Errorf(codes.FailedPrecondition, "sandbox container %q is not running", c.sb.id)
 	}
 	if err := os.WriteFile(filepath.Join(c.dir, startedFile), nil, 0o600); err != nil {
+		return nil, fmt.Errorf("start container: %w", err)
+	}
+	if err := r.keepStart(c); err != nil {
 		return nil, fmt.Errorf("start container: %w", err)
 	}
 	r.Step("container-starting")
@@ -290,7 +290,10 @@ func (r *Runtime) processChanged(s *sandbox, p pod.Process) {
 		c.state, event = runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
 		c.begin()
 		close(c.ended)
-		r.background(func() { r.dropCgroup(c) })
+		r.background(func() {
+			r.keepEnd(c, p)
+			r.dropCgroup(c)
+		})
 	default:
 		r.mu.Unlock()
 		return

@@ -144,8 +144,13 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 // removeFiles removes a container from disk: its directory, which makes it
 // exist, goes last.
 func (r *Runtime) removeFiles(ctx context.Context, c *container) error {
-	if err := r.Snapshots.Remove(ctx, c.id); err != nil {
-		return fmt.Errorf("root file system: %w", err)
+	if err := r.dropKept(c); err != nil {
+		return err
+	}
+	if !r.isHeld(c.id) {
+		if err := r.Snapshots.Remove(ctx, c.id); err != nil {
+			return fmt.Errorf("root file system: %w", err)
+		}
 	}
 	if err := unmount(r.rootfsDir(c.id)); err != nil {
 		return err

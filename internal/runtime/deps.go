@@ -71,6 +71,12 @@ type Snapshots interface {
 	// rootfs under key (a container ID). A second call with the same key returns
 	// the same.
 	Prepare(ctx context.Context, key string, img *image.Image) (snapshot.Rootfs, error)
+	// Inherit returns the rootfs that the key to has once Move has given it what is
+	// under the key from, with the layers of img; snapshot.ErrNotFound,
+	// snapshot.ErrOtherImage.
+	Inherit(ctx context.Context, from, to string, img *image.Image) (snapshot.Rootfs, error)
+	// Move gives all that is under the key from to the key to, at once.
+	Move(ctx context.Context, from, to string) error
 	// Remove forgets key and deletes what the container wrote. A key that is not
 	// there is no error.
 	Remove(ctx context.Context, key string) error

@@ -18,6 +18,9 @@
 //	    containers/<container>/            container.json (its record), spec.json,
 //	                                       started (a start was asked for),
 //	                                       process.json (user and so on, resolved)
+//	<data>/runtime/kept/<sandbox>/         the records once more, of containers that keep
+//	                                       what they write for the next one (kept.go)
+//	<data>/runtime/held/<container>.json   what it wrote is held for a pod (hold.go)
 //	<run>/runtime/filters/                 compiled seccomp filters, kept for speed
 //	<run>/runtime/mnt/                     a private tmpfs, mounted once
 //	    shm-<sandbox>/                     the pod's /dev/shm, a tmpfs of 64 MiB
@@ -33,7 +36,8 @@
 // A root file system is never mounted in the host's mount namespace: it goes
 // with the container's last process, whoever lives or dies. The records need to
 // outlive this process, not the machine: after another boot (the boot ID stands
-// in the record) nothing of a pod runs, and its containers ended as Unknown.
+// in the record) nothing of a pod runs, and its containers ended as Unknown. Those
+// that a reboot took are made again of what is kept.
 //
 // # Recovery
 //
@@ -53,7 +57,10 @@
 //	CreateContainer
 //	container-prepared  a snapshot, no record           snapshot swept
 //	  (spec written)    a directory without a record    removed with its snapshot
-//	container-recorded  container.json                  adopted, created
+//	container-recorded  container.json                  adopted, created; the root file
+//	                                                    system that it takes over is
+//	                                                    given to it
+//	container-inherited it has that                     same
 //	StartContainer
 //	container-starting  "started", unknown to skiff-pod adopted, created: "started" is
 //	                                                    removed, it can be started

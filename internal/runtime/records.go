@@ -53,6 +53,8 @@ type containerRecord struct {
 	Cgroup     string `json:"cgroup"`
 	// Resources are LinuxContainerResources after an update; else the config's.
 	Resources []byte `json:"resources,omitempty"`
+	// From is the container whose root file system this one took over, or is about to.
+	From string `json:"from,omitempty"`
 }
 
 // Names of files in the directory of a sandbox or container.
@@ -63,21 +65,41 @@ const (
 	startedFile = "started"
 )
 
-// writeRecord replaces the file at once. Records need to outlive skiff, not the
+// writeRecord replaces the file at once. Most records need to outlive skiff, not the
 // machine: they are not synced.
-func writeRecord(dir, name string, v any) error {
+func writeRecord(dir, name string, v any) error { return replaceRecord(dir, name, v, false) }
+
+// writeSynced is writeRecord for what outlives a crash of the machine.
+func writeSynced(dir, name string, v any) error { return replaceRecord(dir, name, v, true) }
+
+func replaceRecord(dir, name string, v any, sync bool) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", name, err)
 	}
 	tmp := filepath.Join(dir, "."+name)
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("record: %w", err)
+	if err = os.WriteFile(tmp, b, 0o600); err == nil && sync {
+		err = syncPath(tmp)
 	}
-	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(dir, name))
+	}
+	if err == nil && sync {
+		err = syncPath(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	return nil
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 func readRecord(dir, name string, v any) error {

@@ -44,21 +44,30 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const testImage = "docker.io/library/busybox:test"
+const (
+	testImage = "docker.io/library/busybox:test"
+	// otherImage has the same files.
+	otherImage = "docker.io/library/busybox:other"
+)
 
-// images has one image, and nothing to pull from.
+// images has two images, and nothing to pull from.
 type images struct{ dir string }
 
-func (i images) image() *image.Image {
-	sum := sha256.Sum256([]byte(testImage))
+func (i images) image() *image.Image { return i.named(testImage) }
+
+func (images) named(name string) *image.Image {
+	sum := sha256.Sum256([]byte(name))
 	id := "sha256:" + hex.EncodeToString(sum[:])
-	return &image.Image{ID: id, RepoTags: []string{testImage}, Size: 1 << 20, Config: &v1.ConfigFile{Config: v1.Config{Env: []string{"PATH=/bin", "IMAGE=yes"}}}}
+	return &image.Image{ID: id, RepoTags: []string{name}, Size: 1 << 20, Config: &v1.ConfigFile{Config: v1.Config{Env: []string{"PATH=/bin", "IMAGE=yes"}}}}
 }
 
 func (i images) Resolve(_ context.Context, ref string) (*image.Image, error) {
 	img := i.image()
 	if ref == testImage || ref == img.ID {
 		return img, nil
+	}
+	if ref == otherImage {
+		return i.named(otherImage), nil
 	}
 	return nil, image.ErrNotFound
 }
@@ -80,9 +89,30 @@ type snapshots struct{ dir string }
 
 func (s snapshots) lower() string { return filepath.Join(s.dir, "lower") }
 
-func (s snapshots) Prepare(_ context.Context, key string, _ *image.Image) (snapshot.Rootfs, error) {
-	r := snapshot.Rootfs{Lower: []string{s.lower()}, Upper: filepath.Join(s.dir, "keys", key, "upper"), Work: filepath.Join(s.dir, "keys", key, "work")}
-	return r, errors.Join(os.MkdirAll(r.Upper, 0o755), os.MkdirAll(r.Work, 0o700))
+func (s snapshots) rootfs(key string) snapshot.Rootfs {
+	return snapshot.Rootfs{Lower: []string{s.lower()}, Upper: filepath.Join(s.dir, "keys", key, "upper"), Work: filepath.Join(s.dir, "keys", key, "work")}
+}
+func (s snapshots) imageFile(key string) string { return filepath.Join(s.dir, "keys", key, "image") }
+
+func (s snapshots) Prepare(_ context.Context, key string, img *image.Image) (snapshot.Rootfs, error) {
+	r := s.rootfs(key)
+	return r, errors.Join(os.MkdirAll(r.Upper, 0o755), os.MkdirAll(r.Work, 0o700), os.WriteFile(s.imageFile(key), []byte(img.ID), 0o600))
+}
+func (s snapshots) Inherit(_ context.Context, from, to string, img *image.Image) (snapshot.Rootfs, error) {
+	id, err := os.ReadFile(s.imageFile(from))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return snapshot.Rootfs{}, snapshot.ErrNotFound
+	case err == nil && string(id) != img.ID:
+		return snapshot.Rootfs{}, snapshot.ErrOtherImage
+	}
+	return s.rootfs(to), err
+}
+func (s snapshots) Move(_ context.Context, from, to string) error {
+	if err := os.RemoveAll(filepath.Join(s.rootfs(from).Work, "work/incompat")); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(s.dir, "keys", from), filepath.Join(s.dir, "keys", to))
 }
 func (s snapshots) Remove(_ context.Context, key string) error {
 	return os.RemoveAll(filepath.Join(s.dir, "keys", key))
@@ -99,6 +129,9 @@ func (s snapshots) Usage(_ context.Context, key string) (bytes, inodes uint64, e
 		inodes++
 		return err
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = snapshot.ErrNotFound
+	}
 	return bytes, inodes, err
 }
 func (s snapshots) Keys(context.Context) ([]string, error) {

@@ -76,6 +76,10 @@ type Runtime struct {
 	conts     map[string]*container
 	names     map[string]string // reserved name -> ID
 	execs     map[string]chan pod.Process
+	holds     map[string]*hold // by the container's ID
+
+	holdOp       sync.Mutex    // serialises what begins and ends holds
+	holdsChanged chan struct{} // wakes endHolds
 }
 
 // New prepares the instance's directories, adopts what an earlier runtime left
@@ -98,6 +102,7 @@ func New(ctx context.Context, d Deps) (*Runtime, error) {
 	r := &Runtime{
 		Deps: d, cg: cg, boot: bootID(), userNamespaces: userNamespaces(), stopping: make(chan struct{}),
 		sandboxes: map[string]*sandbox{}, conts: map[string]*container{}, names: map[string]string{}, execs: map[string]chan pod.Process{},
+		holds: map[string]*hold{}, holdsChanged: make(chan struct{}, 1),
 	}
 	if err := r.prepareHost(); err != nil {
 		return nil, fmt.Errorf("container runtime: %w", err)
@@ -210,6 +215,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	g.Go(func() error { return r.endHolds(ctx) })
 	gs := grpc.NewServer(grpc.MaxSendMsgSize(16<<20), grpc.MaxRecvMsgSize(16<<20))
 	runtimeapi.RegisterRuntimeServiceServer(gs, r)
 	runtimeapi.RegisterImageServiceServer(gs, r)

@@ -358,6 +358,9 @@ func (r *Runtime) demolish(ctx context.Context, s *sandbox) error {
 		}
 	}
 	r.Step("remove-emptied")
+	if err := os.RemoveAll(r.keptSandbox(s)); err != nil {
+		return err
+	}
 	if err := removeAll(s.dir); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"skiff/internal/runtime/cgroup"
+	"skiff/internal/runtime/snapshot"
 )
 
 func u64(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
@@ -67,7 +68,7 @@ func (r *Runtime) written(ctx context.Context, c *container, age time.Duration) 
 	}
 	begin := time.Now()
 	bytes, inodes, err := r.Snapshots.Usage(ctx, c.id)
-	if err != nil {
+	if err != nil && !errors.Is(err, snapshot.ErrNotFound) { // another container has it now
 		return nil, err
 	}
 	took = time.Since(begin)

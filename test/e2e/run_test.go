@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"skiff/internal/host"
+	"skiff/internal/runtime"
 )
 
 // docker runs skiff as its users type it: streams apart, and the exit code.
@@ -53,14 +57,18 @@ func (c *cluster) saying(what string, args ...string) (*exec.Cmd, *lockedBuffer)
 }
 
 // noneLeft waits until nothing of containers is there: no pod, no process of them, no
-// container's directory.
+// container's directory, nothing that they wrote.
 func (c *cluster) noneLeft() {
 	c.t.Helper()
 	c.eventually("nothing is left", func() (bool, string) {
 		pods, err := c.kubectlErr("get", "pods", "-A", "-o", "name")
-		dirs, gerr := filepath.Glob("/run/skiff/" + c.name + "/runtime/pods/*")
-		logs, lerr := filepath.Glob(c.data + "/logs/*")
-		return err == nil && gerr == nil && lerr == nil && !strings.Contains(pods, "pod/") && len(dirs)+len(logs) == 0, fmt.Sprint(pods, dirs, logs)
+		var left []string
+		for _, place := range []string{"/run/skiff/" + c.name + "/runtime/pods/*", c.data + "/logs/*", c.data + "/snapshots/keys/*", c.data + "/runtime/kept/*", c.data + "/runtime/held/*"} {
+			found, gerr := filepath.Glob(place)
+			err = errors.Join(err, gerr)
+			left = append(left, found...)
+		}
+		return err == nil && !strings.Contains(pods, "pod/") && len(left) == 0, fmt.Sprint(pods, left)
 	})
 }
 
@@ -219,6 +227,85 @@ func TestRun(t *testing.T) {
 		}
 		c.must("rm", "-f", "web")
 		c.kubectl("delete", "pvc", "data")
+		c.noneLeft()
+	})
+
+	t.Run("what it wrote", func(t *testing.T) {
+		c := c.of(t)
+		// A container adds a letter whenever it starts.
+		run := func() {
+			c.must("run", "-d", "--name", "keeps", "--restart", "always", "--stop-timeout", "0", "busybox:1", "sh", "-c", "echo $(cat /kept 2>/dev/null)x > /kept; exec sleep 1000")
+		}
+		has := func(after, want string) {
+			t.Helper()
+			c.eventually("after "+after+" it has "+want, func() (bool, string) {
+				out, errOut, _ := c.docker(nil, "exec", "keeps", "cat", "/kept")
+				return out == want+"\n", out + errOut
+			})
+		}
+		// reboot is a restart of the machine, as far as skiff can tell.
+		reboot := func() {
+			t.Helper()
+			c.kill9()
+			inst, err := host.New(c.name, c.data)
+			if err == nil {
+				err = runtime.Reset(t.Context(), inst)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.up()
+		}
+		run()
+		has("its first start", "x")
+		c.must("kill", "keeps")
+		has("a restart in its pod", "xx")
+		c.must("restart", "keeps")
+		has("restart", "xxx")
+		c.must("stop", "keeps")
+		c.kill9()
+		c.up()
+		c.must("start", "keeps")
+		has("stop, kill -9 of skiff, start", "xxxx")
+		c.kill9()
+		c.up()
+		has("kill -9 of skiff", "xxxx")
+		reboot()
+		has("a reboot", "xxxxx")
+		c.must("stop", "keeps")
+		reboot()
+		if out := c.must("ps", "-a", "--format", "{{.Names}} {{.Status}}"); !strings.HasPrefix(out, "keeps Exited (137) ") {
+			t.Errorf("stopped, after a reboot: %q", out)
+		}
+		c.must("start", "keeps")
+		has("stop, a reboot, start", "xxxxxx")
+		if out, err := c.skiff("down"); err != nil {
+			t.Fatalf("down: %v\n%s", err, out)
+		}
+		c.up()
+		has("down and up", "xxxxxxx")
+
+		// Another pod does not get at it by asking for it.
+		_, id, _ := strings.Cut(c.kubectl("get", "pod", "keeps", "-o", "jsonpath={.status.containerStatuses[0].containerID}"), "://")
+		c.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: thief, labels: {run.skiff.io/name: thief}, annotations: {run.skiff.io/rootfs: %s}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: thief, image: "busybox:1", imagePullPolicy: Never, command: [cat, /kept]}]
+`, id))
+		c.eventually("the thief is refused", func() (bool, string) {
+			out := c.kubectl("get", "pod", "thief", "-o", "jsonpath={.status.containerStatuses[0].state.waiting}")
+			return strings.Contains(out, "CreateContainerError") && strings.Contains(out, "belongs to another pod"), out
+		})
+		c.kubectl("delete", "pod", "thief")
+
+		// What is removed is removed: another container of the name is another.
+		c.kubectl("delete", "pod", "keeps")
+		run()
+		has("it was removed and made anew", "x")
+		c.must("rm", "-f", "keeps")
 		c.noneLeft()
 	})
 

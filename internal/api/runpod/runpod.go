@@ -23,6 +23,10 @@ const (
 	// AnnotationNetwork with the value NetworkNone gives a pod a network of its own
 	// with the loopback device alone.
 	AnnotationNetwork = "run.skiff.io/network"
+	// AnnotationRootfs is the ID of the container that the pod's own begins as: with all
+	// that it wrote. `skiff start` has the node hold that for the pod before it removes
+	// the former one; without a hold the annotation gets nobody anything.
+	AnnotationRootfs = "run.skiff.io/rootfs"
 )
 
 // Values of LabelRemove and AnnotationStart.
@@ -35,6 +39,12 @@ const (
 	StartAttached  = "attached"
 	NetworkNone    = "none"
 )
+
+// Keeps tells of a pod by its labels that its containers, where they are started again,
+// find what they wrote: it is one of `skiff run`, and not removed when it has ended.
+func Keeps(labels map[string]string) bool {
+	return labels[LabelName] != "" && labels[LabelRemove] == ""
+}
 
 // Retries is how often a container that fails is started again at most, by its pod's
 // annotations; ok is false where there is no limit.

@@ -12,7 +12,7 @@ import (
 	"skiff/internal/runtime/image"
 )
 
-// killedChild prepares without end until it is killed.
+// killedChild prepares, or moves, without end until it is killed.
 func killedChild() {
 	d := os.Getenv("SKIFF_TEST_KILLED")
 	images, err := image.Open(filepath.Join(d, "images"), image.Options{LockWait: 10 * time.Second})
@@ -23,6 +23,10 @@ func killedChild() {
 	snaps, err := Open(filepath.Join(d, "snapshots"), images)
 	if err != nil {
 		fmt.Println(err)
+		os.Exit(1)
+	}
+	if os.Getenv("SKIFF_TEST_MOVES") != "" {
+		fmt.Println(movingChild(images, snaps))
 		os.Exit(1)
 	}
 	ctx := context.Background()
@@ -53,6 +57,30 @@ func killedChild() {
 	}
 }
 
+// killed has a process work with the closed store for that long, until it is killed.
+func (e *env) killed(t *testing.T, after time.Duration, environ ...string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), append(environ, "SKIFF_TEST_KILLED="+e.dir)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 200)
+	n, _ := out.Read(line)
+	if string(line[:n]) != "ready\n" {
+		t.Fatalf("child: %s", line[:n])
+	}
+	time.Sleep(after) // not waiting for anything: the moment to kill
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+}
+
 // kill -9 at any moment: what is seen afterwards is whole.
 func TestKilled(t *testing.T) {
 	e := setup(t)
@@ -64,25 +92,7 @@ func TestKilled(t *testing.T) {
 	want := view(t, e, e.mustResolve(t, "base"))
 	e.close(t)
 	for round := range 15 {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "SKIFF_TEST_KILLED="+e.dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line := make([]byte, 200)
-		n, _ := out.Read(line)
-		if string(line[:n]) != "ready\n" {
-			t.Fatalf("child: %s", line[:n])
-		}
-		time.Sleep(time.Duration(3+round*2) * time.Millisecond) // not waiting for anything: the moment to kill
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Wait()
+		e.killed(t, time.Duration(3+round*2)*time.Millisecond)
 		e.open(t)
 		if left, _ := os.ReadDir(e.snaps.path("tmp")); len(left) != 0 {
 			t.Errorf("left in tmp: %v", left)

@@ -62,4 +62,6 @@ var (
 	// has a slash.
 	ErrInvalidKey = errors.New("invalid snapshot key")
 	ErrNotFound   = errors.New("snapshot not found")
+	// ErrOtherImage: what is under a key was written over the layers of another image.
+	ErrOtherImage = errors.New("snapshot of another image")
 )

@@ -29,6 +29,9 @@ type Overlay struct {
 	// read-only.
 	Lower       []string `json:"lower"`
 	Upper, Work string   `json:",omitempty"`
+	// Durable: what is written outlives the container, and a crash of the machine where
+	// the container had it synced. Otherwise nothing is ever synced.
+	Durable bool `json:"durable,omitempty"`
 }
 
 // Image is an image that the container mounts. It is there for the OCI mounts to
