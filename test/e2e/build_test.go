@@ -94,7 +94,7 @@ func pushed(t *testing.T, c *cluster, dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+host+"/team/app:2\nLABEL c=d\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := c.skiff("build", "-t", "onprivate:1", dir); err == nil || !strings.Contains(out, "unauthorized") {
+	if out, err := c.skiff("build", "-t", "onprivate:1", dir); err == nil || !strings.Contains(out, "401 Unauthorized") {
 		t.Errorf("a private base image without credentials: %v\n%s", err, out)
 	}
 	if out, err := build("-t", "onprivate:1", dir); err != nil {
