@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -178,5 +179,35 @@ func TestParent(t *testing.T) {
 	}
 	if _, err := parent("42 (x"); err == nil {
 		t.Error("a stat without a parent has one")
+	}
+}
+
+// Ports for servers are not such as connections get, so that none takes one before its
+// server listens.
+func TestFreePorts(t *testing.T) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(b), &first, &last); err != nil {
+		t.Fatal(err)
+	}
+	if first <= lastPort {
+		t.Skipf("connections get ports from %d here: net.ipv4.ip_local_port_range was changed", first)
+	}
+	seen := map[int]bool{}
+	for range 20 {
+		ports, err := freePorts(5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(seen)
+		for _, p := range ports {
+			if p >= first && p <= last || seen[p] {
+				t.Errorf("ports %v; connections get %d to %d", ports, first, last)
+			}
+			seen[p] = true
+		}
 	}
 }

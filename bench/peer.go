@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ type peer struct {
 	dir, bin   string
 	kubeconfig string
 	etcdURL    string
+	peerURL    string // for other members of etcd; there are none
 	apiPort    int
 	ca         *authority
 	procs      []*process
@@ -78,16 +80,25 @@ func (p *process) stop() {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
+// Ports of servers are below those that the kernel gives to connections by default
+// (net.ipv4.ip_local_port_range): between looking and listening no connection gets one,
+// such as those of an API server that asks for its etcd. NodePorts begin above, too.
+const firstPort, lastPort = 16384, 29999
+
 // freePorts finds ports on loopback that nobody listens on.
 func freePorts(n int) ([]int, error) {
 	var out []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(out) < n; tries++ {
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		if errors.Is(err, syscall.EADDRINUSE) && tries < 1000 {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
+		out = append(out, port)
 	}
 	return out, nil
 }
@@ -101,11 +112,14 @@ func newPeer(dir, bin string) (*peer, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{dir: dir, bin: bin, etcdURL: "https://127.0.0.1:" + strconv.Itoa(ports[0]), apiPort: ports[1]}
+	p := &peer{
+		dir: dir, bin: bin, etcdURL: "https://127.0.0.1:" + strconv.Itoa(ports[0]), apiPort: ports[1],
+		peerURL: "http://127.0.0.1:" + strconv.Itoa(ports[2]),
+	}
 	if p.ca, err = newAuthority(dir); err != nil {
 		return nil, err
 	}
@@ -128,6 +142,11 @@ func newPeer(dir, bin string) (*peer, error) {
 	return p, err
 }
 
+// logOf is the file with what a server writes.
+func (p *peer) logOf(x *process) string {
+	return filepath.Join(p.dir, filepath.Base(x.cmd.Path)+".log")
+}
+
 func (p *peer) spawn(program string, args ...string) error {
 	x, err := spawn(filepath.Join(p.bin, program), filepath.Join(p.dir, program+".log"), args...)
 	if err != nil {
@@ -140,15 +159,9 @@ func (p *peer) spawn(program string, args ...string) error {
 // start etcd and the API server, both at once: the API server waits for etcd.
 func (p *peer) start() error {
 	f := p.ca.path
-	// The peer URL is for other members; there are none, and port 0 is nobody's.
-	ports, err := freePorts(1)
-	if err != nil {
-		return err
-	}
-	peerURL := "http://127.0.0.1:" + strconv.Itoa(ports[0])
 	if err := p.spawn("etcd", "--name=bench", "--data-dir="+f("etcd"), "--logger=zap", "--log-level=warn",
 		"--listen-client-urls="+p.etcdURL, "--advertise-client-urls="+p.etcdURL,
-		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=bench="+peerURL,
+		"--listen-peer-urls="+p.peerURL, "--initial-advertise-peer-urls="+p.peerURL, "--initial-cluster=bench="+p.peerURL,
 		"--cert-file="+f("etcd.crt"), "--key-file="+f("etcd.key"), "--client-cert-auth", "--trusted-ca-file="+f("ca.crt"),
 	); err != nil {
 		return err

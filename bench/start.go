@@ -184,7 +184,16 @@ func upstreamStart(ctx context.Context, bin string) (took time.Duration, m memor
 	if err != nil {
 		return 0, memory{}, err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
+	defer func() {
+		if err = errors.Join(err, p.stop()); err == nil {
+			return
+		}
+		for _, x := range p.procs {
+			if b, rerr := os.ReadFile(p.logOf(x)); rerr == nil {
+				err = fmt.Errorf("%w; the log of %s ends with:\n%s", err, filepath.Base(x.cmd.Path), b[max(0, len(b)-2000):])
+			}
+		}
+	}()
 	start := time.Now()
 	if err := p.start(); err != nil {
 		return 0, memory{}, err
