@@ -205,11 +205,7 @@ func (Local) Images(_ context.Context, i host.Instance) (http.Handler, func() er
 
 // Credentials implements cli.Local.
 func (Local) Credentials(ctx context.Context, ref string) (*admin.Auth, error) {
-	n, err := image.ParseName(ref)
-	if err != nil {
-		return nil, err
-	}
-	a, err := registry.Credentials(ctx, n)
+	a, err := credentials(ctx, ref)
 	if a == nil || err != nil {
 		return nil, err
 	}

@@ -258,7 +258,9 @@ func (k *Kubelet) observeMachine() eviction.Observations {
 	if m := k.measureNode(metav1.NewTime(k.d.Now())).Memory; k.memory > 0 {
 		set(eviction.MemoryAvailable, resource.BinarySI, int64(*m.AvailableBytes), int64(*m.AvailableBytes+*m.WorkingSetBytes))
 	}
-	k.observePods(func(s eviction.Signal, available, capacity int64) { set(s, resource.BinarySI, available, capacity) })
+	if left, may, ok := k.podsMemory(); ok {
+		set(eviction.AllocatableMemoryAvailable, resource.BinarySI, left, may)
+	}
 	disks := func(d disk, bytes, inodes eviction.Signal) {
 		if d.size > 0 {
 			set(bytes, resource.BinarySI, d.free, d.size)

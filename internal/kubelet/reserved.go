@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -62,18 +63,23 @@ func (r Reserved) check(capacity, thresholds corev1.ResourceList) error {
 	return nil
 }
 
+// forPods is what all pods together may have of what the machine has.
+func (r Reserved) forPods(name corev1.ResourceName, has int64) resource.Quantity {
+	all := *resource.NewQuantity(has, resource.DecimalSI)
+	if r.Unenforced {
+		return all
+	}
+	return r.left(name, all)
+}
+
 // podsLimits are those of all pods together. What thresholds of eviction keep is not
 // taken off: pods are to be evicted before the kernel ends them.
 func (k *Kubelet) podsLimits() cgroup.Limits {
 	r := k.d.Reserved
-	if r.Unenforced {
-		r = Reserved{}
-	}
-	all, _ := k.capacity(diskOf(k.d.Host.DataDir))
-	cpu, memory := r.left(corev1.ResourceCPU, all[corev1.ResourceCPU]), r.left(corev1.ResourceMemory, all[corev1.ResourceMemory])
+	cpu, memory := r.forPods(corev1.ResourceCPU, int64(runtime.NumCPU())), r.forPods(corev1.ResourceMemory, k.memory)
 	l := cgroup.Limits{Shares: shares(cpu.MilliValue()), Memory: memory.Value()}
 	if _, most, ok := processes(); ok {
-		pids := r.left(ResourcePIDs, *resource.NewQuantity(most, resource.DecimalSI))
+		pids := r.forPods(ResourcePIDs, most)
 		l.PIDs = pids.Value()
 	}
 	return l
@@ -91,25 +97,25 @@ func (k *Kubelet) limitPods(ctx context.Context) {
 			k.nodeEvent(corev1.EventTypeNormal, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods")
 			return
 		}
-		k.nodeEvent(corev1.EventTypeWarning, "FailedNodeAllocatableEnforcement", fmt.Sprintf("Failed to update Node Allocatable Limits %q: %v", "kubepods", err))
+		k.nodeEvent(corev1.EventTypeWarning, "FailedNodeAllocatableEnforcement", fmt.Sprintf(`Failed to update Node Allocatable Limits "kubepods": %v`, err))
 		if !sleep(ctx, enforcePeriod) {
 			return
 		}
 	}
 }
 
-// observePods measures what all pods together have left of their memory, where a
-// threshold of eviction asks for it.
-func (k *Kubelet) observePods(set func(s eviction.Signal, available, capacity int64)) {
+// podsMemory is what all pods together have left of their memory, and what they may
+// have; false where no threshold of eviction asks for it, or it cannot be told.
+func (k *Kubelet) podsMemory() (left, may int64, ok bool) {
 	asked := slices.ContainsFunc(k.d.Eviction.Thresholds, func(t eviction.Threshold) bool { return t.Signal == eviction.AllocatableMemoryAvailable })
 	if !asked || k.d.Cgroups == nil || k.d.Reserved.Unenforced {
-		return
+		return 0, 0, false
 	}
 	used, err := k.d.Cgroups.Memory()
 	if err != nil {
 		k.d.Log.Warn("measure the memory of all pods", "err", err)
-		return
+		return 0, 0, false
 	}
-	may := k.podsLimits().Memory
-	set(eviction.AllocatableMemoryAvailable, may-used, may)
+	q := k.d.Reserved.forPods(corev1.ResourceMemory, k.memory)
+	return q.Value() - used, q.Value(), true
 }

@@ -58,17 +58,11 @@ func (p *packed) blobs() []v1.Descriptor {
 // PushParcel makes p known as ref in its registry. Errors are PushErrors, or wrap
 // ErrInvalidName.
 func (s *Store) PushParcel(ctx context.Context, ref string, p Parcel, o PushOptions) error {
-	n, err := ParseName(ref)
+	n, err := s.pushName(ref)
 	if err != nil {
 		return err
 	}
-	if n.Digest != "" {
-		return fmt.Errorf("%q: %w: cannot push a digest reference", ref, ErrInvalidName)
-	}
 	full := n.String()
-	if s.registry == nil {
-		return &PushError{full, fmt.Errorf("%w: this store has no access to registries", ErrUnavailable)}
-	}
 	if o.Progress == nil {
 		o.Progress = silent
 	}
@@ -139,7 +133,7 @@ func (s *Store) WriteParcel(ctx context.Context, dir, tag string, p Parcel, o Pu
 	if err != nil {
 		return err
 	}
-	if err := writeAtomic(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`+"\n")); err != nil {
+	if err := writeAtomic(filepath.Join(dir, "oci-layout"), []byte(layoutText)); err != nil {
 		return err
 	}
 	if err := writeAtomic(filepath.Join(dir, "index.json"), data); err != nil {

@@ -32,21 +32,30 @@ func (e *PushError) Error() string { return fmt.Sprintf("failed to push image %q
 
 func (e *PushError) Unwrap() error { return e.Err }
 
+// pushName is what something can be pushed as.
+func (s *Store) pushName(ref string) (Name, error) {
+	n, err := ParseName(ref)
+	if err != nil {
+		return n, err
+	}
+	if n.Digest != "" {
+		return n, fmt.Errorf("%q: %w: cannot push a digest reference", ref, ErrInvalidName)
+	}
+	if s.registry == nil {
+		return n, &PushError{n.String(), fmt.Errorf("%w: this store has no access to registries", ErrUnavailable)}
+	}
+	return n, nil
+}
+
 // Push brings the image named ref to the registry that its name says, and returns
 // it. Layers without compression are compressed first, and the image is from then
 // on stored as it was pushed: its digest, not its ID, is another one.
 func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (*Image, error) {
-	n, err := ParseName(ref)
+	n, err := s.pushName(ref)
 	if err != nil {
 		return nil, err
 	}
 	full := n.String()
-	if n.Digest != "" {
-		return nil, fmt.Errorf("%q: %w: cannot push a digest reference", ref, ErrInvalidName)
-	}
-	if s.registry == nil {
-		return nil, &PushError{full, fmt.Errorf("%w: this store has no access to registries", ErrUnavailable)}
-	}
 	if o.Progress == nil {
 		o.Progress = silent
 	}

@@ -154,6 +154,9 @@ func lockDir(dir string, wait time.Duration) (*os.File, error) {
 	return f, nil
 }
 
+// layoutText is the content of a layout's file oci-layout (OCI image spec, image layout).
+const layoutText = `{"imageLayoutVersion":"1.0.0"}` + "\n"
+
 func (s *Store) load() error {
 	left, err := os.ReadDir(filepath.Join(s.dir, "ingest"))
 	if err != nil {
@@ -166,7 +169,7 @@ func (s *Store) load() error {
 	}
 	layout := filepath.Join(s.dir, "oci-layout")
 	if _, err := os.Stat(layout); errors.Is(err, fs.ErrNotExist) {
-		if err := writeAtomic(layout, []byte(`{"imageLayoutVersion":"1.0.0"}`+"\n")); err != nil {
+		if err := writeAtomic(layout, []byte(layoutText)); err != nil {
 			return err
 		}
 	}

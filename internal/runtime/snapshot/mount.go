@@ -124,12 +124,17 @@ func (r Rootfs) open(flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "rootfs"), nil
 }
 
+// incompat is where overlayfs marks, below its work directory, that it was mounted
+// without syncing anything ("volatile"): it refuses to mount that again while the mark
+// is there.
+const incompat = "work/incompat"
+
 // again lets a writable rootfs be mounted a second time: after a volatile mount
 // overlayfs wants to be told that the machine did not crash in between. Where it
 // did, containers are made anew.
 func (r Rootfs) again() {
 	if r.Work != "" {
-		os.RemoveAll(filepath.Join(r.Work, "work/incompat"))
+		os.RemoveAll(filepath.Join(r.Work, incompat))
 	}
 }
 

@@ -13,10 +13,6 @@ import (
 	"skiff/internal/runtime/image"
 )
 
-// incompat is where overlayfs marks, below a key, that it was mounted without syncing
-// anything ("volatile"): it refuses to mount that again while the mark is there.
-const incompat = "work/work/incompat"
-
 // Inherit returns the rootfs that the key to has once Move has given it what is under
 // the key from, with the layers of img, which it unpacks where they are not. Nothing is
 // changed. The error wraps ErrNotFound where there is no key from, and ErrOtherImage
@@ -67,11 +63,12 @@ func (s *Store) move(ctx context.Context, from, to string) error {
 	}
 	// What was written without being synced may be mounted with: it must be on the disk
 	// before anybody believes that.
-	if _, err := os.Lstat(s.path("keys", from, incompat)); err == nil {
+	mark := s.path("keys", from, "work", incompat)
+	if _, err := os.Lstat(mark); err == nil {
 		if err := s.syncDir(unix.Syncfs, "keys", from); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(s.path("keys", from, incompat)); err != nil {
+		if err := os.RemoveAll(mark); err != nil {
 			return err
 		}
 	}
