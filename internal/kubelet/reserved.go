@@ -77,10 +77,10 @@ func (r Reserved) forPods(name corev1.ResourceName, has int64) resource.Quantity
 func (k *Kubelet) podsLimits() cgroup.Limits {
 	r := k.d.Reserved
 	cpu, memory := r.forPods(corev1.ResourceCPU, int64(runtime.NumCPU())), r.forPods(corev1.ResourceMemory, k.memory)
-	l := cgroup.Limits{Shares: shares(cpu.MilliValue()), Memory: memory.Value()}
+	l := cgroup.Limits{Shares: shares(cpu.MilliValue()), Memory: max(memory.Value(), 1)} // 0 is no limit
 	if _, most, ok := processes(); ok {
 		pids := r.forPods(ResourcePIDs, most)
-		l.PIDs = pids.Value()
+		l.PIDs = max(pids.Value(), 1)
 	}
 	return l
 }

@@ -104,6 +104,17 @@ func TestPodsShortOfMemory(t *testing.T) {
 	})
 }
 
+// Where all is reserved, what all pods together may have is as little as can be said, not
+// without a limit.
+func TestAllReserved(t *testing.T) {
+	run(t, nil, func(w *world) {
+		w.k.d.Reserved = Reserved{System: amounts("memory", "1Ei", "pid", "1Ei")}
+		if l := w.k.podsLimits(); l.Memory != 1 || l.PIDs != 1 {
+			t.Errorf("%+v", l)
+		}
+	})
+}
+
 func TestReservedTooMuch(t *testing.T) {
 	run(t, nil, func(w *world) {
 		d := w.k.d
